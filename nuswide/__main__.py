@@ -1,0 +1,5 @@
+"""Lets `python -m nuswide` run the command line."""
+
+from nuswide.cli import main
+
+main()
