@@ -1,0 +1,181 @@
+"""The configuration of one experiment: a frozen dataclass of flat fields.
+
+Owns defaults, ranges and meanings, YAML reading and the naming of mistakes. Never imports torch or
+mlflow, so that `--help` is instant, and never decides how a field is used.
+
+    config = load_config(Path("experiments/sample.yaml"), {"lr": "1e-4"})
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import click
+
+T = TypeVar("T")
+
+
+def _field(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+) -> Any:
+    """Declare a config field; `low` and `high` are inclusive unless `open_low`."""
+    return field(
+        default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low}
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every choice that defines an experiment; raises ValueError when a field is out of range."""
+
+    # Data
+    data: str = _field("sample", "Folder with train.json and test.json, or `sample`.")
+    val_fraction: float = _field(
+        0.15, "Share of train set aside as val; 0 for none.", low=0, high=0.5
+    )
+    image_size_px: int = _field(
+        256, "Side of the square that pictures are resized to.", low=32, high=1024
+    )
+
+    # Model
+    backbone: str = _field("resnext50_32x4d", "resnet18, resnet50 or resnext50_32x4d.")
+    head: str = _field("linear", "linear.")
+    dropout: float = _field(0.2, "Dropout before the last layer.", low=0, high=0.95)
+    weights: str = _field(
+        "none", "none, imagenet (torchvision's IMAGENET1K_V1), or a .safetensors or .pth file."
+    )
+
+    # Optimization
+    loss: str = _field("bce", "bce.")
+    epochs: int = _field(35, "Passes over train.", low=1)
+    batch_size: int = _field(32, "Images a step.", low=2)
+    lr: float = _field(1e-4, "Learning rate of Adam.", low=0, open_low=True)
+    seed: int = _field(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    device: Literal["auto", "cpu", "cuda"] = _field(
+        "auto", "auto takes the GPU where there is one."
+    )
+
+    # Augmentation, drawn per image
+    hflip: float = _field(0.5, "Probability of a horizontal flip.", low=0, high=1)
+    rotate_deg: float = _field(20.0, "Rotation drawn from +- this.", low=0, high=180)
+    translate: float = _field(0.2, "Shift drawn from +- this share of the side.", low=0, high=1)
+    scale_min: float = _field(0.5, "Least zoom.", low=0, open_low=True)
+    scale_max: float = _field(1.5, "Greatest zoom.", low=0, open_low=True)
+
+    # Evaluation and selection
+    threshold: float = _field(0.5, "A label is predicted at this score or above.", low=0, high=1)
+    select_on: Literal["val", "test", "last"] = _field(
+        "val",
+        "Split whose mAP chooses the best weights; `test` is not honest, `last` chooses none.",
+    )
+    test_freq: int = _field(0, "Evaluate on test every so many steps; 0 for the end only.", low=0)
+
+    # Record
+    registered_model: str = _field(
+        "nuswide-tagger", "Name in the model registry; `none` to leave it out."
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check_range(f.name, getattr(self, f.name), f.metadata, get_args(f.type))
+        if self.scale_min > self.scale_max:
+            raise ValueError(
+                f"scale_min={self.scale_min} is above scale_max={self.scale_max}; swap them"
+            )
+        if self.select_on == "val" and self.val_fraction == 0:
+            raise ValueError(
+                "select_on=val needs a val split, but val_fraction is 0; "
+                "give val_fraction=0.15, or select_on=last"
+            )
+        if self.select_on == "test" and self.test_freq == 0:
+            raise ValueError(
+                "select_on=test needs test_freq, the steps between tests; give e.g. 200"
+            )
+
+
+def _check_range(name: str, value: Any, meta: Mapping[str, Any], choices: tuple[Any, ...]) -> None:
+    if choices and value not in choices:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
+    low, high = meta["low"], meta["high"]
+    # `not (a <= b)` rather than `a > b`: NaN must fail too.
+    too_low = low is not None and not (low < value if meta["open_low"] else low <= value)
+    too_high = high is not None and not value <= high
+    infinite = isinstance(value, float) and value in (float("inf"), float("-inf"))
+    if too_low or too_high or infinite:
+        above = f"{'above' if meta['open_low'] else 'at least'} {low}" if low is not None else ""
+        below = f"at most {high}" if high is not None else ""
+        allowed = " and ".join(filter(None, [above, below, "finite" if infinite else ""]))
+        raise ValueError(f"{name}={value} is out of range; it must be {allowed}")
+
+
+def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config:
+    """Read an experiment file, put `overrides` on top, and check the whole.
+
+    Raises click.UsageError naming the field, the value and what is allowed.
+    """
+    values = {**(_read_experiment(experiment) if experiment else {}), **overrides}
+    known = {f.name: f for f in fields(Config)}
+    for name in values:
+        if name not in known:
+            raise click.UsageError(unknown_name("field", name, known))
+    try:
+        return Config(**{n: _convert(n, v, known[n].type) for n, v in values.items()})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _read_experiment(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"cannot read the experiment file {path}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date of month 13
+        reason = " ".join(str(error).split())
+        raise click.UsageError(f"{path} is not valid YAML: {reason}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise click.UsageError(f"{path} must hold `field: value` lines")
+    return content
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """Convert what YAML or the command line gives to the field's type.
+
+    From text too, because YAML reads `1e-4` as a string. A bool or a fraction is no int.
+    """
+    converter: Callable[[Any], Any] = kind if kind in (int, float, str) else str
+    try:
+        if value is None or isinstance(value, bool | list | dict):
+            raise ValueError
+        if kind is int and not isinstance(value, int):
+            return int(str(value))
+        return converter(value)
+    except (ValueError, TypeError, OverflowError):
+        wanted = {int: "a whole number", float: "a number"}.get(kind, "text")
+        raise ValueError(f"{name}={value!r} is not {wanted}") from None
+
+
+def pick(registry: Mapping[str, T], name: str, value: str) -> T:
+    """Look up a named choice, such as a loss; raises click.UsageError with the nearest name."""
+    if value not in registry:
+        raise click.UsageError(unknown_name(name, value, registry))
+    return registry[value]
+
+
+def unknown_name(kind: str, name: str, known: Mapping[str, Any]) -> str:
+    """Say that `name` is unknown, with the nearest known name, or all of them (40 at most)."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    rest = f" ... ({len(known)} in all)" if len(known) > 40 else ""
+    listed = ", ".join(list(known)[:40]) + rest
+    hint = f"did you mean {near[0]}?" if near else f"known: {listed}"
+    return f"unknown {kind} {name!r}; {hint}"

@@ -1,0 +1,237 @@
+from dataclasses import fields
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from nuswide.config import Config, load_config, pick, unknown_name
+from nuswide.losses import LOSSES
+from nuswide.models import BACKBONES, HEADS
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def error_of(overrides: dict[str, Any], experiment: Path | None = None) -> str:
+    """What a user reads: one line, of a click.UsageError."""
+    with pytest.raises(click.UsageError) as caught:
+        load_config(experiment, overrides)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_an_option_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) -> None:
+    path = write(tmp_path, "lr: 0.01\nepochs: 3\n")
+    config = load_config(path, {"lr": "0.5"})
+    assert (config.lr, config.epochs, config.batch_size) == (0.5, 3, Config().batch_size)
+
+
+def test_no_file_and_no_options_give_the_defaults(tmp_path: Path) -> None:
+    assert load_config(None, {}) == Config()
+    assert load_config(write(tmp_path, "# nothing but a header\n"), {}) == Config()
+
+
+def test_the_config_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        Config().lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "'1e-4'", "1.0e-4"])
+def test_a_number_in_any_spelling_is_a_number_in_yaml(tmp_path: Path, text: str) -> None:
+    config = load_config(write(tmp_path, f"lr: {text}\n"), {})
+    assert config.lr == 1e-4 and isinstance(config.lr, float)
+
+
+def test_options_become_the_types_of_their_fields() -> None:
+    config = load_config(None, {"lr": "1", "epochs": "7", "rotate_deg": 5, "select_on": "last"})
+    assert (config.lr, config.epochs, config.rotate_deg) == (1.0, 7, 5.0)
+    assert isinstance(config.lr, float) and isinstance(config.rotate_deg, float)
+    assert config.select_on == "last"
+
+
+def test_a_number_is_text_where_text_is_wanted() -> None:
+    assert load_config(None, {"data": 2024}).data == "2024"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("epochs", 0, "at least 1"),
+        ("epochs", -1, "at least 1"),
+        ("lr", 0, "above 0"),
+        ("lr", -1e-9, "above 0"),
+        ("dropout", 0.951, "at least 0 and at most 0.95"),
+        ("val_fraction", 0.51, "at most 0.5"),
+        ("image_size_px", 31, "at least 32 and at most 1024"),
+        ("threshold", -0.001, "at least 0 and at most 1"),
+        ("lr", float("nan"), "above 0"),
+        ("dropout", "nan", "at most 0.95"),
+        ("lr", float("inf"), "above 0"),
+        ("scale_max", ".inf", "a number"),
+        ("scale_max", "inf", "above 0"),
+        ("scale_min", "-inf", "above 0"),
+        ("seed", 2**31, "at most 2147483647"),
+    ],
+)
+def test_out_of_range_is_refused_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+    message = error_of({name: value})
+    assert message.startswith(f"{name}=") and allowed in message
+
+
+def test_infinity_is_said_to_be_the_trouble() -> None:
+    assert error_of({"lr": "inf"}).endswith("it must be above 0 and finite")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", 1), ("dropout", 0.95), ("dropout", 0), ("val_fraction", 0.5), ("lr", 5e-324)],
+)
+def test_the_ends_of_a_range_are_allowed(name: str, value: float) -> None:
+    assert getattr(load_config(None, {name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("epochs", "many", "a whole number"),
+        ("epochs", 1.5, "a whole number"),
+        ("epochs", "1.5", "a whole number"),
+        ("epochs", 2.0, "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("epochs", None, "a whole number"),
+        ("lr", "fast", "a number"),
+        ("lr", True, "a number"),
+        ("lr", "", "a number"),
+        ("lr", [1], "a number"),
+        ("lr", 10**400, "a number"),
+        ("lr", date(2024, 1, 2), "a number"),
+        ("epochs", date(2024, 1, 2), "a whole number"),
+        ("data", None, "text"),
+        ("data", {"a": 1}, "text"),
+        ("data", False, "text"),
+        ("select_on", True, "text"),
+    ],
+)
+def test_a_wrong_type_is_refused_with_the_wanted_one(name: str, value: Any, wanted: str) -> None:
+    message = error_of({name: value})
+    assert message.startswith(f"{name}=") and message.endswith(f"is not {wanted}")
+
+
+def test_a_wrong_type_in_python_is_refused_too() -> None:
+    with pytest.raises(ValueError, match="select_on='both' is not one of val, test, last"):
+        Config(select_on="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"epochs=0 is out of range; it must be at least 1"):
+        Config(epochs=0)
+
+
+def test_a_choice_is_refused_with_the_choices() -> None:
+    assert error_of({"device": "tpu"}) == "device='tpu' is not one of auto, cpu, cuda"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("learning_rte", None), ("batchsize", "batch_size"), ("epoch", "epochs")]
+)
+def test_an_unknown_field_names_the_nearest_one(
+    tmp_path: Path, name: str, near: str | None
+) -> None:
+    for message in (error_of({name: 1}), error_of({}, write(tmp_path, f"{name}: 1\n"))):
+        assert repr(name) in message
+        if near:
+            assert f"did you mean {near}?" in message
+        else:
+            assert all(field.name in message for field in fields(Config))
+
+
+def test_a_key_of_yaml_that_is_no_text_is_an_unknown_field(tmp_path: Path) -> None:
+    assert "unknown field 7" in error_of({}, write(tmp_path, "7: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"select_on": "val", "val_fraction": 0}, ["select_on", "val_fraction"]),
+        ({"select_on": "test", "test_freq": 0}, ["select_on", "test_freq"]),
+        ({"scale_min": 2, "scale_max": 1}, ["scale_min", "scale_max"]),
+    ],
+)
+def test_a_contradiction_names_both_fields(overrides: dict[str, Any], named: list[str]) -> None:
+    message = error_of(overrides)
+    assert all(name in message for name in named)
+
+
+def test_contradictions_are_judged_on_the_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, "val_fraction: 0\n")
+    assert "select_on" in error_of({}, path)
+    assert load_config(path, {"select_on": "last"}).val_fraction == 0
+    assert load_config(path, {"select_on": "test", "test_freq": 10}).test_freq == 10
+    assert load_config(None, {"scale_min": 1, "scale_max": 1}).scale_min == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr: [1, 2\n", "is not valid YAML"),
+        ("lr: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
+        ("- lr\n- epochs\n", "must hold `field: value` lines"),
+        ("just a text", "must hold `field: value` lines"),
+        ("[[[[{}" * 500, "is not valid YAML"),
+        ("[" * 2000, "is not valid YAML"),
+        ("lr: 2024-13-45\n", "is not valid YAML"),
+        ("a: &a [*a]\n", "unknown field"),
+        ("lr: 1\x00", "is not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    message = error_of({}, path)
+    assert said in message
+    assert str(path) in message or said == "unknown field"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "none.yaml"
+    for path in (missing, tmp_path):
+        assert str(path) in error_of({}, path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "photo.yaml"
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    assert str(path) in error_of({}, path)
+
+
+def test_every_field_has_a_sentence_of_help() -> None:
+    for field in fields(Config):
+        help_text = field.metadata["help"]
+        assert len(help_text) > 1 and help_text.endswith("."), field.name
+
+
+@pytest.mark.parametrize(
+    ("name", "registry"), [("backbone", BACKBONES), ("head", HEADS), ("loss", LOSSES)]
+)
+def test_the_help_names_every_entry_of_its_registry(name: str, registry: dict[str, Any]) -> None:
+    field = next(f for f in fields(Config) if f.name == name)
+    named = field.metadata["help"].replace(",", " ").replace(".", " ").split()
+    assert set(registry) <= set(named)
+    assert field.default in registry
+
+
+def test_pick_gives_the_entry() -> None:
+    assert pick({"a": 1, "b": 2}, "letter", "b") == 2
+
+
+def test_pick_names_the_nearest_or_all() -> None:
+    known = {"linear": 1, "attention": 2}
+    with pytest.raises(click.UsageError, match=r"unknown head 'liner'; did you mean linear\?"):
+        pick(known, "head", "liner")
+    with pytest.raises(click.UsageError, match=r"unknown head 'x'; known: linear, attention"):
+        pick(known, "head", "x")
+
+
+def test_unknown_name_stays_on_one_line() -> None:
+    assert "\n" not in unknown_name("field", "a\nb", {"c": 1})
