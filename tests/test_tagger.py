@@ -1,0 +1,359 @@
+import base64
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from nuswide import tagger
+from nuswide.tagger import Tagger, TaggerModel, decode_image
+
+SIZE = 16
+LABELS = ["dark", "bright", "even", "a sea"]
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return io.BytesIO(file.getvalue())
+
+
+def scene() -> Image.Image:
+    """A picture whose four corners differ, so that no turn or mirror image equals another."""
+    pixels = np.zeros((24, 36, 3), dtype=np.uint8)
+    pixels[:12, :18] = (250, 10, 10)
+    pixels[:12, 18:] = (10, 250, 10)
+    pixels[12:, :18] = (10, 10, 250)
+    pixels[12:, 18:] = (240, 240, 20)
+    return Image.fromarray(pixels)
+
+
+def forged_png(width: int, height: int) -> bytes:
+    """A PNG that claims a size, without the pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 64))
+        + chunk(b"IEND", b"")
+    )
+
+
+# decode_image
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_colours_survive_every_mode(mode: str) -> None:
+    form = "TIFF" if mode == "CMYK" else "PNG"
+    expected = decode_image(encoded(scene()), SIZE)
+    decoded = decode_image(encoded(scene().convert(mode), form), SIZE)
+    assert decoded.dtype == np.uint8 and decoded.shape == (3, SIZE, SIZE)
+    assert decoded.flags.c_contiguous
+    assert np.abs(decoded.astype(int) - expected).max() <= 60  # the palette has 256 web colours
+    assert (decoded.argmax(axis=0) == expected.argmax(axis=0))[:, : SIZE // 2].all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P"])
+def test_grey_pictures_come_out_grey(mode: str) -> None:
+    grey = Image.fromarray(np.repeat(np.array([[0, 255]], dtype=np.uint8), 8, axis=0))
+    decoded = decode_image(encoded(grey.resize((8, 8), Image.Resampling.NEAREST).convert(mode)), 8)
+    assert (decoded[0] == decoded[1]).all() and (decoded[0] == decoded[2]).all()
+    assert (decoded[0, :, :4] == 0).all() and (decoded[0, :, 4:] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_comes_out_on_white(mode: str) -> None:
+    black = Image.new(mode, (8, 8), (0,) * (len(mode) - 1) + (0,))
+    assert (decode_image(encoded(black), 8) == 255).all()
+    half = Image.new(mode, (8, 8), (0,) * (len(mode) - 1) + (128,))
+    assert np.abs(decode_image(encoded(half), 8).astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+def test_a_palettes_transparent_colour_comes_out_white(form: str) -> None:
+    picture = Image.new("P", (8, 8), 0)
+    picture.putpalette([0, 0, 0, 0, 0, 255])
+    picture.paste(1, (4, 0, 8, 8))
+    decoded = decode_image(encoded(picture, form, transparency=0), 8)
+    assert (decoded[:, :, :4] == 255).all()
+    assert (decoded[:, :, 4:] == np.array([0, 0, 255])[:, None, None]).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM", "big-endian TIFF"])
+def test_16_bits_are_scaled_to_8(form: str) -> None:
+    ramp = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    if form == "big-endian TIFF":
+        picture = Image.frombytes("I;16B", (8, 8), ramp.astype(">u2").tobytes())
+    else:
+        picture = Image.fromarray(ramp)
+    decoded = decode_image(encoded(picture, form.split()[-1]), 8)
+    assert (decoded[0] == decoded[1]).all() and (decoded[0] == decoded[2]).all()
+    assert np.abs(decoded[0].astype(int) - (ramp / 257).round()).max() <= 1
+
+
+def test_16_bits_with_a_transparent_grey_decode() -> None:
+    picture = Image.fromarray(np.full((8, 8), 257 * 100, dtype=np.uint16))
+    assert (decode_image(encoded(picture, transparency=7), 8) == 100).all()
+
+
+def test_a_float_tiff_is_read_as_0_to_255() -> None:
+    ramp = np.arange(0, 256, 4).astype(np.float32).reshape(8, 8)
+    assert (decode_image(encoded(Image.fromarray(ramp), "TIFF"), 8) == ramp).all()
+
+
+def test_the_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    decoded = decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), 8)
+    assert decoded[:, 0, 0].tolist() == [255, 0, 0]
+
+
+TURNED_BACK = {  # EXIF orientation -> how a camera lays an upright scene down
+    1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", TURNED_BACK)
+def test_exif_orientation_is_undone(orientation: int) -> None:
+    how = TURNED_BACK[orientation]
+    laid_down = scene() if how is None else scene().transpose(how)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_image(encoded(laid_down, exif=exif), SIZE)
+    assert (decoded == decode_image(encoded(scene()), SIZE)).all()
+
+
+def test_a_path_and_an_open_file_decode_alike(tmp_path: Path) -> None:
+    path = tmp_path / "a photo.jpg"
+    scene().save(path)
+    with path.open("rb") as file:
+        assert (decode_image(file, SIZE) == decode_image(str(path), SIZE)).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    {
+        "empty": b"",
+        "text": b"this is not a picture",
+        "truncated JPEG": encoded(scene(), "JPEG").getvalue()[:-300],
+        "truncated PNG": encoded(scene(), "PNG").getvalue()[:-30],
+        "zero wide": forged_png(0, 10),
+        "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_is_no_sound_picture_raises_value_error(content: tuple[str, bytes]) -> None:
+    with pytest.raises(ValueError, match="not a readable picture"):
+        decode_image(io.BytesIO(content[1]), SIZE)
+
+
+def test_a_missing_file_or_a_folder_raises_value_error(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.jpg", tmp_path):
+        with pytest.raises(ValueError, match="not a readable picture"):
+            decode_image(path, SIZE)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [10_001, 14_000, 100_000, 2**31 - 1])
+def test_a_header_that_claims_too_many_pixels_raises_value_error(side: int) -> None:
+    with pytest.raises(ValueError, match="pixels"):
+        decode_image(io.BytesIO(forged_png(side, side)), SIZE)
+
+
+def test_the_limit_of_pixels_is_inclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tagger, "MAX_PIXELS", 24 * 36)
+    decode_image(encoded(scene()), SIZE)
+    monkeypatch.setattr(tagger, "MAX_PIXELS", 24 * 36 - 1)
+    with pytest.raises(ValueError, match=r"36x24 px is above 863 pixels"):
+        decode_image(encoded(scene()), SIZE)
+
+
+SOUND = {form: encoded(scene(), form).getvalue() for form in ("JPEG", "PNG", "GIF", "BMP")}
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(form=st.sampled_from(sorted(SOUND)), data=st.data())
+def test_a_damaged_picture_decodes_or_raises_value_error(form: str, data: st.DataObject) -> None:
+    content = bytearray(SOUND[form])
+    place = st.one_of(st.integers(0, 64), st.integers(0, len(content) - 1))
+    for at, byte in data.draw(st.lists(st.tuples(place, st.integers(0, 255)), max_size=8)):
+        content[at] = byte
+    end = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))
+    try:
+        decoded = decode_image(io.BytesIO(bytes(content[:end])), SIZE)
+    except ValueError:
+        return
+    assert decoded.shape == (3, SIZE, SIZE) and decoded.dtype == np.uint8
+
+
+# TaggerModel
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that scores a picture's mean m as 1 - m, m, 0.5 and 0.5."""
+    folder = tmp_path_factory.mktemp("bundle")
+    constants = {
+        "weight": np.array([[-1, 1, 0, 0]], dtype=np.float32) / 255,
+        "bias": np.array([1, 0, 0.5, 0.5], dtype=np.float32),
+        "axes": np.array([1, 2, 3], dtype=np.int64),
+        "column": np.array([-1, 1], dtype=np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "axes"], ["mean"]),
+        helper.make_node("Reshape", ["mean", "column"], ["rows"]),
+        helper.make_node("Gemm", ["rows", "weight", "bias"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", len(LABELS)])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "model.onnx")
+    settings = {"labels": LABELS, "threshold": 0.6, "image_size_px": SIZE, "config": {"seed": 0}}
+    (folder / "tagger.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> TaggerModel:
+    model = TaggerModel()
+    model.load_context(SimpleNamespace(artifacts={"bundle": str(bundle)}))
+    return model
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def flat(level: int) -> str:
+    return base64_of(encoded(Image.new("RGB", (20, 10), (level,) * 3)).getvalue())
+
+
+def predict(model: TaggerModel, images: list[Any], **params: Any) -> list[list[Any]]:
+    answer = model.predict(None, pd.DataFrame({"image": images}), params)
+    assert list(answer.columns) == ["labels", "scores"]
+    return answer.to_numpy().tolist()
+
+
+def test_a_loaded_tagger_scores_a_batch(bundle: Path) -> None:
+    loaded = Tagger.load(bundle)
+    images = np.stack([np.full((3, SIZE, SIZE), level, np.uint8) for level in (0, 255)])
+    assert loaded.score(images).tolist() == [[1, 0, 0.5, 0.5], [0, 1, 0.5, 0.5]]
+    assert (loaded.labels, loaded.threshold, loaded.image_size_px) == (LABELS, 0.6, SIZE)
+
+
+def test_predict_gives_labels_at_the_models_threshold(model: TaggerModel) -> None:
+    assert predict(model, [flat(0), flat(255), flat(128)]) == [
+        [["dark"], [1.0]],
+        [["bright"], [1.0]],
+        [[], []],
+    ]
+
+
+def test_predict_without_params_or_with_null_ones_uses_the_defaults(model: TaggerModel) -> None:
+    rows = pd.DataFrame({"image": [flat(0)]})
+    nulls = {"threshold": None, "top_k": None}
+    for params in (None, {}, nulls):
+        assert model.predict(None, rows, params)["labels"].tolist() == [["dark"]]
+
+
+def test_threshold_is_inclusive_and_can_be_overridden(model: TaggerModel) -> None:
+    assert predict(model, [flat(0)], threshold=0.5)[0][0] == ["dark", "even", "a sea"]
+    assert predict(model, [flat(0)], threshold=1.0)[0][0] == ["dark"]
+
+
+def test_threshold_0_gives_every_label_best_first(model: TaggerModel) -> None:
+    labels, scores = predict(model, [flat(51)], threshold=0.0)[0]
+    assert labels == ["dark", "even", "a sea", "bright"]  # equal scores stay in the labels' order
+    assert scores == pytest.approx([0.8, 0.5, 0.5, 0.2])
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 2, 4, 100])
+def test_top_k_keeps_the_best_and_0_keeps_all(model: TaggerModel, top_k: int) -> None:
+    everything = ["dark", "even", "a sea", "bright"]
+    labels, scores = predict(model, [flat(51)], threshold=0.0, top_k=top_k)[0]
+    assert labels == everything[: top_k or None]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_top_k_does_not_lift_the_threshold(model: TaggerModel) -> None:
+    assert predict(model, [flat(0)], top_k=3)[0][0] == ["dark"]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"threshold": -0.1}, {"threshold": 1.1}, {"threshold": float("nan")}, {"top_k": -1}],
+    ids=str,
+)
+def test_params_out_of_range_are_refused_by_name(
+    model: TaggerModel, params: dict[str, Any]
+) -> None:
+    with pytest.raises(MlflowException, match=next(iter(params))) as caught:
+        predict(model, [flat(0)], **params)
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+SECRET = "do-not-echo-7c1f"
+
+
+@pytest.mark.parametrize(
+    "image",
+    {
+        "not base64": f"{SECRET}!!",
+        "wrong padding": "abc",
+        "not ASCII": f"{SECRET} é",
+        "null": None,
+        "NaN": float("nan"),
+        "a number": 7,
+        "a list": [SECRET],
+        "an object": {"b64": SECRET},
+        "empty": "",
+        "a text file": base64_of(SECRET.encode()),
+        "a truncated picture": base64_of(SOUND["JPEG"][:-300]),
+        "too many pixels": base64_of(forged_png(2**20, 2**20)),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_an_unreadable_row_is_named_and_not_echoed(
+    model: TaggerModel, image: tuple[str, Any]
+) -> None:
+    with pytest.raises(MlflowException) as caught:
+        predict(model, [flat(0), image[1], flat(0)])
+    message = str(caught.value)
+    assert message.startswith("row 1: image ")
+    assert SECRET not in message and base64_of(SECRET.encode()) not in message
+    assert "\n" not in message and len(message) < 100
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_rows_are_counted_from_0_whatever_the_frames_index(model: TaggerModel) -> None:
+    frame = pd.DataFrame({"image": ["?"]}, index=[41])
+    with pytest.raises(MlflowException, match=r"^row 0:"):
+        model.predict(None, frame)
+
+
+def test_no_rows_give_no_rows(model: TaggerModel) -> None:
+    assert predict(model, []) == []
