@@ -1,0 +1,166 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tvf
+from torchvision.transforms import transforms as tvt
+
+from nuswide.config import Config
+from nuswide.transforms import MEAN, STD, affine, draw_affine, normalize
+
+SIDE = 64
+STILL = {"hflip": 0.0, "rotate_deg": 0.0, "translate": 0.0, "scale_min": 1.0, "scale_max": 1.0}
+
+
+def config(**changes: Any) -> Config:
+    return Config(image_size_px=SIDE, **changes)
+
+
+def noise(n: int = 1, seed: int = 0) -> torch.Tensor:
+    """Images (n, 3, SIDE, SIDE) without two pixels alike, none of them 0."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, SIDE, SIDE, generator=generator) + 0.5
+
+
+def warped(cfg: Config, images: torch.Tensor, epoch: int = 0) -> torch.Tensor:
+    return affine(images, torch.from_numpy(draw_affine(cfg, n_images=len(images), epoch=epoch)))
+
+
+def parameters_of(theta: np.ndarray) -> dict[str, Any]:
+    """Read flip, angle, shift and zoom back from a drawn matrix."""
+    matrix, offset = theta[:, :2].astype(float), theta[:, 2].astype(float)
+    flipped = np.linalg.det(matrix) < 0
+    rotation = np.diag([-1.0, 1.0]) @ matrix if flipped else matrix
+    shift = -np.linalg.solve(matrix, offset) * SIDE / 2
+    return {
+        "flipped": flipped,
+        "angle": float(np.rad2deg(np.arctan2(rotation[0, 1], rotation[0, 0]))),
+        "scale": float(1 / np.hypot(*rotation[0])),
+        "translate": [round(float(x)) for x in shift],
+        "distance_to_whole_px": float(np.abs(shift - shift.round()).max()),
+    }
+
+
+def test_normalize_equals_torchvisions() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    expected = tvf.normalize(tvf.convert_image_dtype(images), list(MEAN), list(STD))
+    assert normalize(images).dtype == torch.float32
+    torch.testing.assert_close(normalize(images), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_affine_equals_torchvisions_after_its_flip(epoch: int) -> None:
+    # Where a source coordinate falls within rounding of a pixel's edge, the two may take either
+    # neighbour: at most 1 pixel in 1,000 differs.
+    images = noise(n=40, seed=epoch)
+    draws = draw_affine(config(), n_images=len(images), epoch=epoch)
+    ours = affine(images, torch.from_numpy(draws))
+    theirs = torch.empty_like(images)
+    for row, theta in enumerate(draws):
+        p = parameters_of(theta)
+        image = tvf.hflip(images[row]) if p["flipped"] else images[row]
+        theirs[row] = tvf.affine(
+            image, p["angle"], p["translate"], p["scale"], [0.0, 0.0],
+            interpolation=InterpolationMode.NEAREST, fill=[0.0],
+        )  # fmt: skip
+    differing = (ours != theirs).any(dim=1).float().mean().item()
+    assert differing <= 0.001
+    assert (ours == 0).any() and (ours != 0).any()
+
+
+def test_drawn_parameters_fill_the_ranges_of_the_config() -> None:
+    cfg = config(rotate_deg=20.0, translate=0.25, scale_min=0.5, scale_max=1.5, hflip=0.3)
+    drawn = [parameters_of(theta) for theta in draw_affine(cfg, n_images=2000, epoch=1)]
+    for values, low, high in (
+        ([p["angle"] for p in drawn], -20, 20),
+        ([p["scale"] for p in drawn], 0.5, 1.5),
+        ([p["translate"][0] for p in drawn], -16, 16),
+        ([p["translate"][1] for p in drawn], -16, 16),
+    ):
+        span = high - low
+        assert low - 1e-3 <= min(values) < low + 0.05 * span
+        assert high - 0.05 * span < max(values) <= high + 1e-3
+        assert abs(np.mean(values) - (low + high) / 2) < 0.04 * span
+    assert abs(np.mean([p["flipped"] for p in drawn]) - 0.3) < 0.04
+    assert max(p["distance_to_whole_px"] for p in drawn) < 1e-3
+
+
+def test_drawn_ranges_are_those_of_torchvisions_random_affine() -> None:
+    torch.manual_seed(0)
+    cfg = config()
+    ranges = ([-20.0, 20.0], [0.2, 0.2], [0.5, 1.5], None, [SIDE, SIDE])
+    theirs = [tvt.RandomAffine.get_params(*ranges) for _ in range(2000)]
+    ours = [parameters_of(theta) for theta in draw_affine(cfg, n_images=2000, epoch=0)]
+    for name, place in (("angle", 0), ("scale", 2)):
+        mine, other = [p[name] for p in ours], [t[place] for t in theirs]
+        assert np.quantile(mine, [0.1, 0.5, 0.9]) == pytest.approx(
+            np.quantile(other, [0.1, 0.5, 0.9]), abs=0.06 * (max(other) - min(other))
+        )
+    shifts = {x for p in ours for x in p["translate"]}
+    assert shifts == {x for t in theirs for x in t[1]}
+
+
+def test_64_copies_of_an_image_do_not_come_out_equal() -> None:
+    out = warped(config(), noise().expand(64, -1, -1, -1))
+    assert len({image.numpy().tobytes() for image in out}) == 64
+
+
+def test_the_same_seed_and_epoch_draw_the_same() -> None:
+    one, two = (draw_affine(config(seed=3), n_images=9, epoch=2) for _ in range(2))
+    assert (one == two).all()
+
+
+def test_another_seed_or_epoch_draws_anew() -> None:
+    draws = [
+        draw_affine(config(seed=seed), n_images=5, epoch=epoch).tobytes()
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len(set(draws)) == 9
+
+
+def test_what_an_image_sees_does_not_depend_on_how_many_there_are() -> None:
+    few, many = (draw_affine(config(), n_images=n, epoch=1) for n in (7, 1000))
+    assert (few == many[:7]).all()
+
+
+def test_draws_do_not_touch_the_global_generators() -> None:
+    torch.manual_seed(0)
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy())
+    draw_affine(config(), n_images=5, epoch=0)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+
+
+def test_a_config_without_augmentation_is_the_exact_identity() -> None:
+    images = noise(n=8)
+    assert torch.equal(warped(config(**STILL), images), images)
+
+
+def test_a_config_that_only_flips_is_the_exact_mirror_image() -> None:
+    images = noise(n=8)
+    assert torch.equal(warped(config(**STILL | {"hflip": 1.0}), images), images.flip(-1))
+
+
+@pytest.mark.parametrize("side", [32, 33, 64, 224, 256, 321])
+def test_whole_pixel_shifts_are_exact_at_every_size(side: int) -> None:
+    cfg = Config(image_size_px=side, **STILL | {"translate": 0.2})
+    generator = torch.Generator().manual_seed(side)
+    images = torch.rand(4, 3, side, side, generator=generator) + 0.5
+    draws = draw_affine(cfg, n_images=4, epoch=0)
+    for image, theta, out in zip(
+        images, draws, affine(images, torch.from_numpy(draws)), strict=True
+    ):
+        right, down = (-theta[:, 2].astype(float) * side / 2).round().astype(int)
+        expected = torch.roll(image, (int(down), int(right)), dims=(1, 2))
+        kept = out != 0
+        assert torch.equal(out[kept], expected[kept])
+        assert kept[0].sum() == (side - abs(right)) * (side - abs(down))
+
+
+def test_draws_are_float32_matrices_a_row_an_image() -> None:
+    draws = draw_affine(config(), n_images=3, epoch=0)
+    assert draws.shape == (3, 2, 3) and draws.dtype == np.float32
+    assert draw_affine(config(), n_images=0, epoch=0).shape == (0, 2, 3)
