@@ -1,0 +1,215 @@
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from nuswide.plots import label_distribution, metric_bars, prediction_grid
+
+LABELS: dict[str, list[str]] = {
+    "one": ["cat"],
+    "several": ["cat", "wild cat", "sea", "sky"],
+    "81": [f"label {i}" for i in range(81)],
+    "long": ["a very long name of a label " * 4, "x" * 150, "short"],
+    "mathtext": ["$x$ and $y$", "a_b^2", r"\alpha", "$", "cost $5 or $6", "_hidden", "100 %"],
+    "other scripts": ["Käse", "море", "ελιά"],
+}
+
+
+@pytest.fixture(params=LABELS)
+def labels(request: pytest.FixtureRequest) -> list[str]:
+    return LABELS[request.param]
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """Draw the figure, which is when matplotlib finds most faults, as the tracker saves it."""
+    assert isinstance(figure, Figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    picture = Image.open(file).convert("RGB")
+    assert max(picture.size) < 10_000
+    return picture
+
+
+def texts_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def assert_no_mathematics(figure: Figure) -> None:
+    assert not [t for t in figure.findobj(Text) if t.get_parse_math() and "$" in t.get_text()]
+
+
+def assert_texts_inside(figure: Figure, wanted: list[str]) -> None:
+    """Every one of the texts is drawn whole inside the picture."""
+    figure.draw_without_rendering()
+    found = {text.get_text(): text for text in figure.findobj(Text) if text.get_text() in wanted}
+    assert set(found) == set(wanted)
+    for text in found.values():
+        box = text.get_window_extent()
+        assert box.x0 >= -1 and box.y0 >= -1, text.get_text()
+        assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, text.get_text()
+
+
+def grid_of(n: int, labels: list[str], title: str = "test", seed: int = 0) -> Figure:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, 3, 16, 16), dtype=np.uint8)
+    targets = rng.integers(0, 2, (n, len(labels)), dtype=np.uint8)
+    scores = rng.random((n, len(labels)), dtype=np.float32)
+    return prediction_grid(images, labels, targets, scores, 0.5, title)
+
+
+# label_distribution
+
+
+def test_label_distribution_draws_any_labels(labels: list[str]) -> None:
+    counts = np.arange(len(labels))
+    figure = label_distribution(labels, {"train": 10 * counts, "val": 0 * counts, "test": counts})
+    assert [axis.get_title() for axis in figure.axes] == ["train", "val", "test"]
+    assert_no_mathematics(figure)
+    rendered(figure)
+
+
+def test_label_distribution_has_the_most_frequent_label_on_top() -> None:
+    counts = {"train": np.array([3, 9, 5]), "test": np.array([30, 20, 10])}
+    figure = label_distribution(["c", "a", "b"], counts)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["c", "b", "a"]  # matplotlib counts from below
+    for axis, split in zip(figure.axes, counts, strict=True):
+        widths = [bar.get_width() for bar in axis.patches]  # type: ignore[attr-defined]
+        assert widths == [counts[split][i] for i in (0, 2, 1)]
+
+
+def test_label_distribution_cuts_long_names_and_long_lists_and_says_so() -> None:
+    long = label_distribution(LABELS["long"], {"train": np.arange(3)})
+    assert max(len(label.get_text()) for label in long.axes[0].get_yticklabels()) == 40
+    many = label_distribution([f"label {i}" for i in range(1000)], {"train": np.arange(1000)})
+    names = [label.get_text() for label in many.axes[0].get_yticklabels()]
+    assert len(names) == 200 and names[-1] == "label 999"
+    assert "the 200 most frequent of 1000 labels" in texts_of(many)
+    rendered(many)
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "long", "mathtext"])
+def test_label_distribution_shows_its_names_whole(kind: str) -> None:
+    figure = label_distribution(LABELS[kind], {"train $a$": np.arange(len(LABELS[kind]))})
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert_texts_inside(figure, [*names, "train $a$", "images with the label"])
+
+
+# prediction_grid
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_prediction_grid_draws_any_labels(labels: list[str], n: int) -> None:
+    figure = grid_of(n, labels)
+    assert sum(len(axis.images) for axis in figure.axes) == n
+    assert_no_mathematics(figure)
+    rendered(figure)
+
+
+def test_prediction_grid_says_what_was_found_wrong_and_missed() -> None:
+    labels = ["hit", "wrong", "missed", "quiet", "hit $2$"]
+    targets = np.array([[1, 0, 1, 0, 1]], dtype=np.uint8)
+    scores = np.array([[0.5, 0.9, 0.49, 0.0, 1.0]], dtype=np.float32)
+    images = np.zeros((1, 3, 8, 8), dtype=np.uint8)
+    texts = texts_of(prediction_grid(images, labels, targets, scores, 0.5, "test"))
+    assert texts.count("✓ hit, hit $2$") == 1
+    assert "+ wrong" in texts and "− missed" in texts
+    assert not any("quiet" in text for text in texts)
+
+
+def test_prediction_grid_writes_nothing_below_a_picture_without_labels() -> None:
+    images = np.zeros((1, 3, 8, 8), dtype=np.uint8)
+    zeros = np.zeros((1, 2))
+    figure = prediction_grid(
+        images, ["a", "b"], zeros.astype(np.uint8), zeros.astype(np.float32), 0.5, "test"
+    )
+    assert len(texts_of(figure)) == 1  # the title
+    rendered(figure)
+
+
+def test_prediction_grid_shows_the_pictures_as_they_are() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+    empty = np.zeros((2, 1))
+    figure = prediction_grid(
+        images, ["a"], empty.astype(np.uint8), empty.astype(np.float32), 0.5, "t"
+    )
+    for axis, image in zip(figure.axes, images, strict=True):
+        assert (np.asarray(axis.images[0].get_array()) == image.transpose(1, 2, 0)).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+@pytest.mark.parametrize("kind", ["one", "81", "long"])
+def test_prediction_grid_writes_inside_the_picture_and_never_over_the_next(
+    n: int, kind: str
+) -> None:
+    figure = grid_of(n, LABELS[kind], title="step 1200, val")
+    figure.draw_without_rendering()
+    pictures = [axis.get_window_extent() for axis in figure.axes if axis.images]
+    captions = [text for axis in figure.axes for text in axis.texts]
+    assert captions or kind == "one"
+    for text in captions:
+        box = text.get_window_extent()
+        assert box.y0 >= 0 and box.x1 <= figure.bbox.x1 + 1
+        assert not any(box.overlaps(picture) for picture in pictures)
+    title = next(text for text in figure.findobj(Text) if "step 1200" in text.get_text())
+    box = title.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert not any(box.overlaps(picture) for picture in pictures)
+
+
+def test_prediction_grid_is_mostly_pictures() -> None:
+    figure = grid_of(12, LABELS["several"])
+    figure.draw_without_rendering()
+    area = sum(box.width * box.height for box in (a.get_window_extent() for a in figure.axes))
+    assert area / (figure.bbox.width * figure.bbox.height) > 0.7
+
+
+# metric_bars
+
+
+def bars_of(names: list[str], metrics: tuple[str, ...] = ("micro/f1", "map")) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {name: {metric: float(rng.random()) for metric in metrics} for name in names}
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+@pytest.mark.parametrize(
+    "name", ["run {}", "run $x_{}$", "_run{}", "a run with quite a long name, number {}", "x" * 200]
+)
+def test_metric_bars_name_every_bar_inside_the_picture(n: int, name: str) -> None:
+    names = list(dict.fromkeys(name.format(i) for i in range(n)))
+    figure = metric_bars(bars_of(names), "on $test$")
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(shown) == len(names)
+    for text, whole in zip(shown, names, strict=True):
+        assert text == whole or (text.endswith("…") and whole.startswith(text[:-1]))
+    assert_no_mathematics(figure)
+    assert_texts_inside(figure, [*shown, "on $test$"])
+    assert len(figure.axes[0].patches) == 2 * len(names)
+
+
+def test_metric_bars_of_many_names_never_look_alike() -> None:
+    figure = metric_bars(bars_of([f"run {i}" for i in range(14)], ("map",)), "title")
+    looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in figure.axes[0].patches}
+    assert len(looks) == 14
+
+
+def test_metric_bars_are_as_high_as_their_figures() -> None:
+    figures = {"a": {"map": 0.25, "micro/f1": 1.0}, "b": {"map": 0.75, "micro/f1": 0.0}}
+    axis = metric_bars(figures, "title").axes[0]
+    heights = [bar.get_height() for bar in axis.patches]  # type: ignore[attr-defined]
+    assert heights == [0.25, 1.0, 0.75, 0.0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["map", "micro/f1"]
+    assert [text.get_text() for text in axis.texts] == ["0.25", "1.00", "0.75", "0.00"]
+
+
+def test_metric_bars_leave_a_gap_for_a_missing_or_undefined_figure() -> None:
+    figure = metric_bars({"a": {"map": float("nan")}, "b": {"micro/f1": 0.5}}, "title")
+    heights = [bar.get_height() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
+    assert np.isnan(heights).tolist() == [True, True, True, False]
+    assert "nan" not in texts_of(figure)
+    rendered(figure)
