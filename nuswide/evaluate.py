@@ -1,0 +1,104 @@
+"""Scores of a split, computed once, and everything that is recorded of them.
+
+Owns predict() and Evaluation. Never trains, nor cares whether torch or ONNX Runtime scores.
+
+    scores = predict(tagger.score, data.images)
+    Evaluation("test", data, scores, threshold=0.5).record(run, step=0)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from nuswide import metrics, plots
+from nuswide.data import Dataset
+from nuswide.models import Scorer
+from nuswide.tracking import Run
+
+Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+HEADLINE = ("map", "micro/f1", "macro/f1", "samples/f1")
+_BATCH = 64
+_SHOWN = 12
+
+
+def torch_score(model: nn.Module, device: torch.device) -> Score:
+    """Make a function that scores uint8 images (N, 3, S, S) with a network, in eval mode."""
+    scorer = Scorer(model)
+
+    def score(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        was_training = model.training
+        scorer.eval()
+        with torch.inference_mode():
+            scores = scorer(torch.from_numpy(images).to(device)).float().cpu().numpy()
+        model.train(was_training)
+        return scores
+
+    return score
+
+
+def predict(score: Score, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Score all images (N, 3, S, S) in their order; (N, C)."""
+    starts = range(0, len(images), _BATCH)
+    progress = tqdm(starts, "scoring", unit="batch", disable=None, leave=False)
+    return np.concatenate([score(images[start : start + _BATCH]) for start in progress])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores (N, C) of one split's samples, and what follows from them."""
+
+    split: str
+    data: Dataset
+    scores: NDArray[np.float32]
+    threshold: float
+
+    @cached_property
+    def figures(self) -> metrics.Figures:
+        """Every figure: `map`, `micro/f1` ..."""
+        return metrics.all_figures(self.data.manifest.targets, self.scores, self.threshold)
+
+    @property
+    def prefixed(self) -> metrics.Figures:
+        """The figures under the split's name: `test/map` ..."""
+        return {f"{self.split}/{name}": value for name, value in self.figures.items()}
+
+    def record(self, run: Run, *, step: int, model_id: str | None = None) -> None:
+        """Record figures, per-label table and pictures, tied to the model."""
+        run.log_result(self.prefixed, split=self.split, step=step, model_id=model_id)
+        samples = self.data.manifest
+        table = metrics.per_label_table(
+            samples.labels, samples.targets, self.scores, self.threshold
+        )
+        run.log_table(table, f"{self.split}/per_label.json")
+        self.record_pictures(run, step=step)
+
+    def record_pictures(self, run: Run, *, step: int) -> None:
+        """Record a few pictures, always the same ones, with their true and predicted labels."""
+        samples = self.data.manifest
+        count = min(_SHOWN, len(samples))
+        chosen = np.sort(np.random.default_rng(0).choice(len(samples), count, replace=False))
+        grid = plots.prediction_grid(
+            self.data.images[chosen],
+            samples.labels,
+            samples.targets[chosen],
+            self.scores[chosen],
+            self.threshold,
+            f"{self.split}, step {step}",
+        )
+        run.log_image(grid, f"{self.split}/predictions", step=step)
+
+
+def headline(figures: metrics.Figures) -> str:
+    """The few figures that stand for the rest, in one line."""
+    return "  ".join(f"{name} {figures[name]:.3f}" for name in HEADLINE)
+
+
+def baseline_key(baseline: str, figure: str) -> str:
+    """The name under which a trivial baseline's figure on test is recorded."""
+    return f"test_baselines/{baseline}_{figure.replace('/', '_')}"
