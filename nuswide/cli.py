@@ -1,0 +1,121 @@
+"""The command line: parse, load the config, call one function.
+
+Owns options and exit codes: 1 for what goes wrong, 2 for a command typed wrong. Imports the rest
+late, so that `--help` is instant.
+"""
+
+import functools
+import signal
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nuswide.config import Config, load_config
+
+CHAMPION = "models:/nuswide-tagger@champion"
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn MLflow's exceptions, which are the user's or the server's, into one-line errors.
+
+    A SIGTERM becomes an interrupt, so that a run that is stopped so ends as KILLED.
+    """
+
+    @functools.wraps(command)
+    def wrapper(**options: Any) -> None:
+        from mlflow.exceptions import MlflowException
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            command(**options)
+        except MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise click.ClickException(f"MLflow: {reason}") from error
+
+    return wrapper
+
+
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each config field, under the field's own name."""
+    for f in reversed(fields(Config)):
+        text = f"{f.metadata['help']}  [{f.default}]"
+        command = click.option(f"--{f.name}", default=None, metavar="VALUE", help=text)(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="nuswide")
+def main() -> None:
+    """Train, evaluate, compare and serve taggers of images, with MLflow as the record."""
+
+
+@main.command()
+@click.option("--experiment", type=click.Path(path_type=Path), help="A file of experiments/.")
+@config_options
+@one_line_errors
+def train(experiment: Path | None, **overrides: str | None) -> None:
+    """Train a tagger, record the run, and register the model."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    config = load_config(experiment, given)
+    from nuswide.jobs import train_and_register
+
+    changes = (f"{key}={Path(value).name}" for key, value in given.items())
+    train_and_register(
+        config, name=" ".join([experiment.stem if experiment else "train", *changes])
+    )
+
+
+@main.command()
+@click.option(
+    "--model", default=CHAMPION, show_default=True, help="models:/NAME@ALIAS or /VERSION."
+)
+@click.option("--data", default="sample", show_default=True, help="Folder, or `sample`.")
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
+)
+@one_line_errors
+def evaluate(model: str, data: str, split: str) -> None:
+    """Measure a registered model on a split of a data set."""
+    from nuswide.jobs import evaluate_registered
+
+    evaluate_registered(model, data, split)
+
+
+@main.command()
+@click.option("--runs", default="Default", show_default=True, help="ID,ID or an MLflow experiment.")
+@one_line_errors
+def compare(runs: str) -> None:
+    """Put training runs side by side."""
+    from nuswide.compare import compare_runs
+
+    compare_runs(runs)
+
+
+@main.command()
+@click.option(
+    "--model", default=CHAMPION, show_default=True, help="models:/NAME@ALIAS or /VERSION."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True)
+@one_line_errors
+def serve(model: str, host: str, port: int) -> None:
+    """Serve a registered model with `mlflow models serve`."""
+    from nuswide.bundle import serve_model
+
+    serve_model(model, host, port)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--images", type=click.IntRange(2), default=600, show_default=True)
+@click.option("--size_px", type=click.IntRange(32, 1024), default=128, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def sample(folder: Path, images: int, size_px: int, seed: int) -> None:
+    """Draw the sample data set into FOLDER."""
+    from nuswide.sample import draw_sample
+
+    draw_sample(folder, images=images, size_px=size_px, seed=seed)
+    click.echo(f"{images} pictures are in {folder}; train on them with --data {folder}")

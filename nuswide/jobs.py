@@ -1,0 +1,211 @@
+"""The two jobs that make a run: train and evaluate, from start to end.
+
+Owns the order of things and the words on a run's page. Every part is in a lower module.
+
+    train_and_register(load_config(Path("experiments/sample.yaml"), {}), name="sample")
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import click
+import numpy as np
+import yaml
+
+from nuswide import bundle, plots
+from nuswide.bundle import LoggedModel
+from nuswide.config import Config
+from nuswide.data import Dataset, decode_dataset, load_manifest, load_splits
+from nuswide.evaluate import HEADLINE, Evaluation, baseline_key, predict, torch_score
+from nuswide.manifest import SPLITS, Manifest, carve_val
+from nuswide.metrics import Figures, baseline_figures
+from nuswide.models import TaggerNet, create_model
+from nuswide.tagger import Tagger
+from nuswide.tracking import Run, scratch_folder, start_run
+from nuswide.train import choose_device, fit
+
+_CHECKED = 8  # pictures on which the exported model must agree with torch
+
+
+def train_and_register(config: Config, *, name: str) -> None:
+    """Train by a config in one MLflow run, evaluate the chosen weights, and register them."""
+    start = time.perf_counter()
+    device = choose_device(config.device)
+    manifest = load_splits(config)
+    model = create_model(config, n_labels=len(manifest.labels))
+    data = decode_dataset(manifest, size_px=config.image_size_px)
+    with start_run("train", name) as run:
+        run.log_params(asdict(config))
+        run.log_text(yaml.safe_dump(asdict(config), sort_keys=False), "config.yaml")
+        _record_data(run, manifest)
+        best, state = fit(config, model, data, run)
+        model.load_state_dict(best.weights)
+        score = torch_score(model, device)
+        evaluations = [
+            Evaluation(split, part, predict(score, part.images), config.threshold)
+            for split in ("val", "test")
+            if len((part := data.of(split)).manifest)
+        ]
+        logged = _log_model(run, config, model, data)
+        for evaluation in evaluations:
+            # A figure that has no curve stands at step 0: MLflow shows such a one as a bar.
+            has_curve = evaluation.split == "val" or config.test_freq
+            step = state.steps if has_curve else 0
+            evaluation.record(run, step=step, model_id=logged.model_id)
+        cost = {
+            "train/images_per_s": state.steps * config.batch_size / state.train_s,
+            "train/seconds": state.train_s,
+            "run/seconds": time.perf_counter() - start,
+        }
+        run.log_metrics(cost, step=0)
+        outcome = _choice(config, best.steps, state.steps) + _register(
+            config, manifest, evaluations, logged
+        )
+        rows = {f"this model, {e.split}": e.figures for e in evaluations}
+        rows |= _record_baselines(run, manifest, evaluations[-1].figures)
+        run.set_note(_note(manifest, rows, cost, outcome))
+    click.echo(f"\n{_summary(rows)}\n\n{outcome}\nrun {run.id}")
+
+
+def _record_data(run: Run, manifest: Manifest) -> None:
+    """Record the splits as data sets, and how often each label occurs in them."""
+    counts = {s: manifest.of(s).targets.sum(axis=0, dtype=np.int64) for s in SPLITS}
+    counts = {split: count for split, count in counts.items() if len(manifest.indices(split))}
+    table: dict[str, list[Any]] = {"label": list(manifest.labels)}
+    for split, count in counts.items():
+        samples = manifest.of(split)
+        run.log_dataset(samples, split)
+        table[split] = count.tolist()
+        table[f"{split} share"] = (count / len(samples)).round(4).tolist()
+        click.echo(
+            f"{split:5s}  {len(samples)} images, {count.sum() / len(samples):.2f} labels each"
+        )
+    run.log_table(table, "data/label_distribution.json")
+    run.log_figure(plots.label_distribution(manifest.labels, counts), "data/label_distribution.png")
+
+
+def _log_model(run: Run, config: Config, model: TaggerNet, data: Dataset) -> LoggedModel:
+    """Export the network, check it on real pictures, and log it with its weights."""
+    settings = {
+        "labels": list(data.manifest.labels),
+        "threshold": config.threshold,
+        "image_size_px": config.image_size_px,
+        "data_digest": data.manifest.digest,
+        "config": asdict(config),
+    }
+    checked = data.of("test").images[:_CHECKED]
+    with scratch_folder() as folder:
+        bundle.write_bundle(folder / "bundle", model, settings, checked)
+        bundle.write_weights(folder / "weights.safetensors", model)
+        run.log_file(folder / "weights.safetensors", "weights")
+        return bundle.log_bundle(folder / "bundle", checked[0], config.registered_model)
+
+
+def _register(
+    config: Config, manifest: Manifest, evaluations: list[Evaluation], logged: LoggedModel
+) -> str:
+    """Tag the new version and let it try for champion; gives the outcome in words."""
+    if logged.version is None:
+        return "It was not registered (registered_model=none)."
+    name = config.registered_model
+    tags: dict[str, str] = {"select_on": config.select_on}
+    for evaluation in evaluations:
+        tags |= {key: f"{value:.6f}" for key, value in evaluation.prefixed.items()}
+        tags[f"{evaluation.split}_digest"] = evaluation.data.manifest.digest
+    won = bundle.describe_version(name, logged.version, tags)
+    fate = f"It is now {name}@champion." if won else f"{name}@champion stays as it was."
+    return f"It is registered as {name} version {logged.version}. {fate}"
+
+
+def _record_baselines(run: Run, manifest: Manifest, figures: Figures) -> dict[str, Figures]:
+    """Record what knows nothing of the pictures beside the model; baseline -> figures on test."""
+    baselines = baseline_figures(manifest.of("train").targets, manifest.of("test").targets)
+    for name, values in baselines.items():
+        run.log_metrics({baseline_key(name, k): values[k] for k in HEADLINE}, step=0)
+    rows = {"this model": figures, **{f"baseline {k}": v for k, v in baselines.items()}}
+    columns: dict[str, list[Any]] = {k: [round(v[k], 4) for v in rows.values()] for k in HEADLINE}
+    run.log_table({"on test": list(rows), **columns}, "test/baselines.json")
+    bars = {name: {k: values[k] for k in HEADLINE} for name, values in rows.items()}
+    run.log_figure(plots.metric_bars(bars, "on test"), "test/baselines.png")
+    return {f"{name}, test": values for name, values in rows.items() if name != "this model"}
+
+
+def _choice(config: Config, best_steps: int, steps: int) -> str:
+    """Say how the weights were chosen."""
+    if config.select_on == "last":
+        return f"The weights are those after the last of {steps} steps. "
+    honesty = " (so that its test figures flatter it)" if config.select_on == "test" else ""
+    return (
+        f"The weights are those after {best_steps} of {steps} steps, "
+        f"chosen by mAP on {config.select_on}{honesty}. "
+    )
+
+
+def _note(
+    manifest: Manifest, rows: Mapping[str, Figures], cost: Mapping[str, float], outcome: str
+) -> str:
+    """The run's description: what came out, on what, at what cost. The page shows its start."""
+    test, bound = rows["this model, test"], rows["baseline top_k, test"]
+    header = f"| | {' | '.join(HEADLINE)} |\n|---|{'---|' * len(HEADLINE)}"
+    lines = (f"| {name} | {_cells(values, ' | ')} |" for name, values in rows.items())
+    sizes = ", ".join(f"{len(manifest.indices(s))} {s}" for s in SPLITS)
+    return "\n".join([
+        f"**On test: mAP {test['map']:.3f}, micro-F1 {test['micro/f1']:.3f}** "
+        f"(always the same labels: {bound['map']:.3f} and {bound['micro/f1']:.3f})", "",
+        outcome, "", header, *lines, "",
+        f"Data: {sizes} images, {len(manifest.labels)} labels, digest `{manifest.digest}`. "
+        f"Trained at {cost['train/images_per_s']:.0f} images/s for {cost['train/seconds']:.0f} s. "
+        "The last point of a val or test curve is the chosen weights' figure.",
+    ])  # fmt: skip
+
+
+def _summary(rows: Mapping[str, Figures]) -> str:
+    """The rows as a table for the terminal."""
+    header = f"{'':26s}" + "  ".join(f"{name:>10s}" for name in HEADLINE)
+    return "\n".join([header, *(f"{name:26s}{_cells(v, '  ', 10)}" for name, v in rows.items())])
+
+
+def _cells(values: Figures, separator: str, width: int = 0) -> str:
+    return separator.join(f"{values[name]:{width}.3f}" for name in HEADLINE)
+
+
+def evaluate_registered(model: str, data: str, split: str) -> None:
+    """Measure a registered model again on a split of a data set, in a run of its own.
+
+    model: models:/NAME@ALIAS or models:/NAME/VERSION. val is carved as the model's own run did.
+    """
+    version = bundle.find_version(model)
+    tagger = bundle.load_tagger(version)
+    manifest = load_manifest(data)
+    if split == "val":
+        manifest = carve_val(
+            manifest, fraction=tagger.config["val_fraction"], seed=tagger.config["seed"]
+        )
+    columns = _matching_columns(tagger, manifest)
+    samples = manifest.of(split)
+    if not len(samples):
+        raise click.ClickException(f"{data} has no {split} images for {model}; give another split")
+    part = decode_dataset(samples, size_px=tagger.image_size_px)
+    with start_run("evaluate", f"{version.name}/{version.version} on {split}") as run:
+        run.log_params({"model": model, "data": data, "split": split})
+        run.set_tags({"model.version": f"{version.name}/{version.version}"})
+        run.log_dataset(samples, split)
+        scores = predict(tagger.score, part.images)[:, columns]
+        evaluation = Evaluation(split, part, scores, tagger.threshold)
+        evaluation.record(run, step=0, model_id=bundle.model_id_of(version))
+        summary = _summary({f"{version.name}/{version.version}, {split}": evaluation.figures})
+        run.set_note(f"```\n{summary}\n```\nData: `{data}`, digest `{samples.digest}`.")
+    click.echo(f"{summary}\nrun {run.id}")
+
+
+def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:
+    """The model's columns in the order of the data's labels."""
+    unknown = [label for label in manifest.labels if label not in tagger.labels]
+    if unknown:
+        raise click.ClickException(
+            f"the model does not know {len(unknown)} of the data's labels, {unknown[0]!r} first; "
+            f"it knows: {', '.join(tagger.labels)}"
+        )
+    return [tagger.labels.index(label) for label in manifest.labels]

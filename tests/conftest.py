@@ -1,0 +1,91 @@
+"""What several test files share: a tiny data set, and one whole run through `mlflow run` on it."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nuswide.sample import draw_sample
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "backbone": "resnet18",
+    "image_size_px": "32",
+    "epochs": "2",
+    "batch_size": "8",
+    "lr": "1e-3",
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with its own tracking database, and the commands that use it."""
+
+    folder: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "NUSWIDE_"))}
+        binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        tracking = f"sqlite:///{self.folder / 'mlflow.db'}"
+        return own | {"PATH": binaries, "MLFLOW_TRACKING_URI": tracking, "PYTHONPATH": str(ROOT)}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command in the folder; its output is in the exception if it fails."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=600
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} failed:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def nuswide(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "nuswide", *arguments, check=check)
+
+    def mlflow(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "mlflow", *arguments, check=check)
+
+    def mlflow_run(
+        self, entry_point: str, check: bool = True, **params: str
+    ) -> subprocess.CompletedProcess[str]:
+        given = [x for k, v in params.items() for x in ("-P", f"{k}={v}")]
+        return self.mlflow(
+            "run", str(ROOT), "-e", entry_point, "--env-manager", "local", *given, check=check
+        )
+
+
+def run_id_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The id of the run that a command says it made."""
+    found = re.findall(r"^run ([0-9a-f]{32})\b", done.stdout, flags=re.MULTILINE)
+    assert found, done.stdout + done.stderr
+    return found[-1]
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 drawn scenes in the article's format."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    draw_sample(folder, images=48, size_px=48, seed=1)
+    return folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `mlflow run . -P lr=1e-3 ...` left behind."""
+
+    workspace: Workspace
+    run_id: str
+    data: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Trained:
+    """One run of the main entry point through `mlflow run`, made once for all tests."""
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+    done = workspace.mlflow_run("main", data=str(tiny_data), **TINY)
+    return Trained(workspace, run_id_of(done), tiny_data, done.stdout + done.stderr)

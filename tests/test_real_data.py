@@ -1,0 +1,42 @@
+"""The main job on real photographs, where a folder of them is named."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Workspace
+
+from nuswide.data import decode_dataset
+from nuswide.importers import read_article_json
+from nuswide.tagger import decode_image
+
+REAL = os.environ.get("NUSWIDE_REAL_DATA")
+pytestmark = pytest.mark.skipif(
+    not REAL, reason="needs NUSWIDE_REAL_DATA, a folder with corel5k/ and coco128/"
+)
+
+
+@pytest.mark.parametrize(("name", "images"), [("corel5k", 1479), ("coco128", 126)])
+def test_every_photograph_is_read(name: str, images: int) -> None:
+    data = decode_dataset(read_article_json(Path(str(REAL)) / name), size_px=32)
+    assert data.images.shape == (images, 3, 32, 32)
+    assert (data.manifest.targets.sum(axis=1) > 0).all()
+
+
+def test_a_greyscale_photograph_comes_out_as_rgb() -> None:
+    image = decode_image(Path(str(REAL)) / "coco128/images/000000000086.jpg", 64)
+    assert image.shape == (3, 64, 64)
+    assert np.array_equal(image[0], image[1]) and image.std() > 10
+
+
+def test_a_few_epochs_on_photographs_beat_chance(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    done = workspace.nuswide(
+        "train", "--data", str(Path(str(REAL)) / "corel5k"), "--backbone", "resnet18",
+        "--image_size_px", "48", "--epochs", "3", "--lr", "1e-3", "--registered_model", "none",
+    )  # fmt: skip
+    rows = {line.rsplit(maxsplit=4)[0]: line.split()[-4:] for line in done.stdout.splitlines()
+            if ", test " in line}  # fmt: skip
+    model_map, chance = (float(rows[k][0]) for k in ("this model, test", "baseline top_k, test"))
+    assert model_map > 1.5 * chance
