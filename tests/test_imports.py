@@ -1,0 +1,83 @@
+"""The layers of the package, and who may use which library; reads the code, runs none of it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
+LAYERS = (
+    ("config", "manifest", "tagger"),
+    ("importers", "sample", "transforms", "models", "losses", "metrics"),
+    ("data", "tracking", "plots"),
+    ("evaluate",),
+    ("train", "bundle", "compare"),
+    ("jobs",),
+    ("cli",),
+    ("__main__",),
+)
+LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
+# transforms holds the normalisation that models bakes into what it exports.
+SAME_LAYER = {("models", "transforms")}
+ONLY_IN = {
+    "mlflow": {"tracking", "bundle", "tagger", "compare", "cli"},
+    "matplotlib": {"plots", "tracking", "compare"},
+    "sklearn": {"metrics"},
+    "onnxruntime": {"tagger"},
+}
+# A module past 400 lines is a package of the same name, with one layer.
+MODULES = sorted(
+    path.stem for path in PACKAGE.glob("[!_.]*") if path.suffix == ".py" or path.is_dir()
+) + ["__main__"]
+
+
+def files_of(module: str) -> list[Path]:
+    folder = PACKAGE / module
+    return sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def imports_of(module: str) -> set[str]:
+    """Everything that a module imports, `nuswide.x` and `torch.y` alike, wherever in the file."""
+    found: set[str] = set()
+    nodes = (n for path in files_of(module) for n in ast.walk(ast.parse(path.read_text())))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} uses a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set(MODULES) == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_lower_layers(module: str) -> None:
+    own = {name.split(".")[1] for name in imports_of(module) if name.startswith("nuswide.")}
+    for other in own - {"__version__", module}:
+        is_lower = LAYER_OF[other] < LAYER_OF[module]
+        assert is_lower or (module, other) in SAME_LAYER, f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_stays_in_its_modules(library: str) -> None:
+    users = {m for m in MODULES if any(i.split(".")[0] == library for i in imports_of(m))}
+    assert users <= ONLY_IN[library]
+
+
+def test_the_command_line_imports_nothing_heavy_at_the_top() -> None:
+    for module in ("cli", "config", "__main__"):
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+        at_top = {
+            name.split(".")[0]
+            for node in tree.body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([a.name for a in node.names] + [getattr(node, "module", None) or ""])
+        }
+        assert not at_top & {"torch", "mlflow", "numpy", "pandas", "matplotlib", "yaml"}
+
+
+def test_the_served_module_needs_no_other_module_and_no_torch() -> None:
+    assert not {i for i in imports_of("tagger") if i.split(".")[0] in ("nuswide", "torch")}
