@@ -9,7 +9,7 @@ Owns the way from a Manifest to uint8 batches. Never augments, and never looks a
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -40,11 +40,29 @@ class Dataset:
 
 
 def load_manifest(data: str) -> Manifest:
-    """Read the data set in a folder; `sample` is drawn first where it is not there yet."""
-    if data != SAMPLE:
-        return read_article_json(Path(data))
-    draw_sample(SAMPLE_FOLDER)
-    return read_article_json(SAMPLE_FOLDER)
+    """Read the data set in a folder; `sample` is drawn first where it is not there yet.
+
+    Raises click.ClickException if pictures are missing.
+    """
+    if data == SAMPLE:
+        draw_sample(SAMPLE_FOLDER)
+        return locate_pictures(read_article_json(SAMPLE_FOLDER))
+    return locate_pictures(read_article_json(Path(data)))
+
+
+def locate_pictures(manifest: Manifest) -> Manifest:
+    """Find the folder that the image names are relative to: images/ below the root, or the root."""
+    missing = {
+        root: [n for n in manifest.names if not os.path.isfile(root / n)]  # False for odd names too
+        for root in (manifest.root / "images", manifest.root)
+    }
+    root = min(missing, key=lambda candidate: len(missing[candidate]))
+    if missing[root]:
+        raise click.ClickException(
+            f"{len(missing[root])} of {len(manifest)} pictures are missing, {missing[root][0]!r} "
+            f"first; put them into {manifest.root / 'images'} or {manifest.root}"
+        )
+    return replace(manifest, root=root)
 
 
 def load_splits(config: Config) -> Manifest:

@@ -1,13 +1,11 @@
 """Annotations in the forms they come in, read into a Manifest.
 
-Owns the reading and checking of annotation files. Never decodes a picture: it only checks that the
-files are there.
+Owns the reading and checking of annotation files. Never looks for a picture, nor decodes one.
 
     manifest = read_article_json(Path("photos"))
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,7 +47,7 @@ def read_article_json(folder: Path) -> Manifest:
             splits.append(split)
     assert labels is not None
     return Manifest(
-        root=_find_root(folder, names),
+        root=folder,
         names=tuple(names),
         labels=tuple(labels),
         targets=_targets(folder, names, sample_labels, labels),
@@ -120,18 +118,3 @@ def _targets(
             f"{folder}: no sample has any label; there is nothing to learn from"
         )
     return targets
-
-
-def _find_root(folder: Path, names: list[str]) -> Path:
-    """The folder that holds the pictures: images/ or the annotations' own."""
-    missing = {
-        root: [name for name in names if not os.path.isfile(root / name)]  # False for odd names too
-        for root in (folder / "images", folder)
-    }
-    root = min(missing, key=lambda candidate: len(missing[candidate]))
-    if missing[root]:
-        raise click.ClickException(
-            f"{len(missing[root])} of {len(names)} pictures are missing, {missing[root][0]} first; "
-            f"put them into {folder / 'images'} or {folder}"
-        )
-    return root

@@ -1,21 +1,25 @@
 """The Manifest: which images, with which labels, in which split.
 
-Owns the type, its digest and the carving of val out of train. Never reads a picture, nor knows in
-what form the annotations came.
+Owns the type, its digest, its file form and the carving of val out of train. Never reads a picture,
+nor knows in what form the annotations came.
 
     manifest = carve_val(manifest, fraction=0.15, seed=0)
     manifest.of("val").targets.mean(axis=0)
 """
 
+import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
+_META, _SAMPLES = "manifest.json", "samples.csv"
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,10 @@ class Manifest:
     """N samples over C labels.
 
     root: folder that the image names are relative to. names: N image names. labels: C label names.
-    targets: (N, C) uint8, 0 or 1. splits: (N,) strings out of SPLITS.
+    targets: (N, C) uint8, 0 or 1. splits: (N,) strings out of SPLITS. known: (N, C) bool, or None
+    if every entry is known; targets is 0 where an entry is not. protocol: the name of the rule that
+    chose the samples. unlabelled: `keep` or `drop`, what became of images without a label.
+    rejected: how many pictures were left out because they can't be read.
     """
 
     root: Path
@@ -31,35 +38,119 @@ class Manifest:
     labels: tuple[str, ...]
     targets: NDArray[np.uint8]
     splits: NDArray[np.str_]
+    known: NDArray[np.bool_] | None = None
+    protocol: str = "source"
+    unlabelled: str = "keep"
+    rejected: int = 0
 
     def __post_init__(self) -> None:
         assert self.targets.shape == (len(self.names), len(self.labels))
         assert self.splits.shape == (len(self.names),)
+        assert self.known is None or self.known.shape == self.targets.shape
+        assert self.known is None or not self.targets[~self.known].any()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def of(self, split: str) -> "Manifest":
         """The samples of one split, in their order."""
-        indices = self.indices(split)
-        return replace(
-            self,
-            names=tuple(self.names[i] for i in indices),
-            targets=self.targets[indices],
-            splits=self.splits[indices],
-        )
+        return self.take(self.indices(split))
 
     def indices(self, split: str) -> NDArray[np.int64]:
         """Positions of one split's samples."""
         return np.flatnonzero(self.splits == split)
 
-    @property
+    def take(self, rows: NDArray[np.int64]) -> "Manifest":
+        """The samples at these positions, in this order."""
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in rows),
+            targets=self.targets[rows],
+            splits=self.splits[rows],
+            known=None if self.known is None else self.known[rows],
+        )
+
+    def take_labels(self, labels: Sequence[str]) -> "Manifest":
+        """The same samples with these of the labels, in this order."""
+        columns = [self.labels.index(label) for label in labels]
+        return replace(
+            self,
+            labels=tuple(labels),
+            targets=self.targets[:, columns],
+            known=None if self.known is None else self.known[:, columns],
+        )
+
+    @cached_property
     def digest(self) -> str:
-        """16 hex digits over labels, names, targets and splits; the folder's place is not in it."""
-        content = hashlib.sha256(json.dumps([self.labels, self.names]).encode())
-        content.update(np.packbits(self.targets, axis=None).tobytes())
-        content.update(json.dumps(self.splits.tolist()).encode())
+        """16 hex digits over what is tagged how, and in which split.
+
+        Neither folders, nor the order of samples or labels are in it, so that two copies of a data
+        set agree. Images go by the last part of their names.
+        """
+        order = np.argsort(self.labels)
+        states = self.targets[:, order] + 0
+        if self.known is not None:
+            states[~self.known[:, order]] = 2
+        rows = (
+            f"{PurePosixPath(name).name}\0{split}\0".encode() + state.tobytes()
+            for name, split, state in zip(self.names, self.splits, states, strict=True)
+        )
+        content = hashlib.sha256(json.dumps(sorted(self.labels)).encode())
+        for row in sorted(rows):
+            content.update(row)
         return content.hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Write manifest.json and samples.csv; the latter names labels by their numbers."""
+        meta = {
+            "root": str(self.root), "protocol": self.protocol, "unlabelled": self.unlabelled,
+            "rejected": self.rejected, "digest": self.digest, "labels": self.labels,
+        }  # fmt: skip
+        with (folder / _SAMPLES).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["image", "split", "labels", "unknown"])
+            unknown = np.zeros_like(self.targets) if self.known is None else ~self.known
+            for name, split, *states in zip(
+                self.names, self.splits, self.targets, unknown, strict=True
+            ):
+                writer.writerow(
+                    [name, split, *(" ".join(map(str, np.flatnonzero(s))) for s in states)]
+                )
+        text = json.dumps(meta, indent=1, ensure_ascii=False)
+        (folder / _META).write_text(text + "\n", encoding="utf-8")
+
+    @staticmethod
+    def is_saved_in(folder: Path) -> bool:
+        """Whether save() has written to a folder."""
+        return (folder / _META).is_file()
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read what save() wrote; raises ValueError if it was changed since."""
+        try:
+            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+            with (folder / _SAMPLES).open(encoding="utf-8", newline="") as file:
+                rows = list(csv.reader(file))[1:]
+            names, splits, *columns = zip(*rows, strict=True)
+            targets, unknown = (_matrix(column, len(meta["labels"])) for column in columns)
+            manifest = cls(
+                Path(meta["root"]), names, tuple(meta["labels"]), targets, np.array(splits),
+                None if not unknown.any() else unknown == 0,
+                meta["protocol"], meta["unlabelled"], meta["rejected"],
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{folder / _META} or {_SAMPLES} is damaged ({error})") from error
+        if manifest.digest != meta["digest"]:
+            raise ValueError(f"{folder / _SAMPLES} was changed after it was written")
+        return manifest
+
+
+def _matrix(column: Sequence[str], n_labels: int) -> NDArray[np.uint8]:
+    """Turn texts like `3 17` into rows with 1 at these places."""
+    matrix = np.zeros((len(column), n_labels), dtype=np.uint8)
+    for row, text in enumerate(column):
+        matrix[row, [int(number) for number in text.split()]] = 1
+    return matrix
 
 
 def carve_val(manifest: Manifest, *, fraction: float, seed: int) -> Manifest:

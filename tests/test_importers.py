@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nuswide.data import load_manifest
 from nuswide.importers import read_article_json
 
 LABELS = ["sky", "wild cat", "sea"]
@@ -45,7 +46,7 @@ def make_folder(
 def error_of(folder: Path) -> str:
     """What a user reads: one line that names the folder or a file in it."""
     with pytest.raises(click.ClickException) as caught:
-        read_article_json(folder)
+        load_manifest(str(folder))
     message = caught.value.message
     assert "\n" not in message and len(message) < 800
     assert str(folder) in message
@@ -57,7 +58,7 @@ def error_of(folder: Path) -> str:
 def test_both_file_names_and_both_places_of_pictures_work(
     tmp_path: Path, prefix: str, pictures: str
 ) -> None:
-    manifest = read_article_json(make_folder(tmp_path, prefix=prefix, pictures=pictures))
+    manifest = load_manifest(str(make_folder(tmp_path, prefix=prefix, pictures=pictures)))
     assert manifest.names == ("a.jpg", "b.jpg", "c d.jpg")
     assert manifest.labels == ("sky", "wild cat", "sea")
     assert manifest.targets.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
@@ -205,7 +206,7 @@ def test_missing_pictures_are_counted_and_the_first_is_named(tmp_path: Path) -> 
     for name in ("b.jpg", "c d.jpg"):
         (tmp_path / "images" / name).unlink()
     message = error_of(tmp_path)
-    assert "2 of 3 pictures are missing, b.jpg first" in message
+    assert "2 of 3 pictures are missing, 'b.jpg' first" in message
     assert str(tmp_path / "images") in message
 
 
@@ -213,12 +214,12 @@ def test_no_pictures_at_all_are_counted(tmp_path: Path) -> None:
     make_folder(tmp_path)
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    assert "3 of 3 pictures are missing, a.jpg first" in error_of(tmp_path)
+    assert "3 of 3 pictures are missing, 'a.jpg' first" in error_of(tmp_path)
 
 
 def test_a_missing_first_picture_counts_as_one(tmp_path: Path) -> None:
     (make_folder(tmp_path) / "images" / "a.jpg").unlink()
-    assert "1 of 3 pictures are missing, a.jpg first" in error_of(tmp_path)
+    assert "1 of 3 pictures are missing, 'a.jpg' first" in error_of(tmp_path)
 
 
 def test_a_folder_in_a_pictures_place_is_a_missing_picture(tmp_path: Path) -> None:
@@ -238,4 +239,4 @@ def test_a_file_name_too_long_for_the_disk_is_a_missing_picture(tmp_path: Path) 
     long_name = {"image_name": "x" * 5000, "image_labels": ["sea"]}
     make_folder(tmp_path, test=content([long_name]))
     with pytest.raises(click.ClickException, match="1 of 3 pictures are missing"):
-        read_article_json(tmp_path)
+        load_manifest(str(tmp_path))

@@ -46,6 +46,59 @@ def assert_shares_are_kept(before: Manifest, after: Manifest, fraction: float) -
     assert not wrong
 
 
+def test_a_saved_manifest_is_the_same_when_loaded(tmp_path: Path) -> None:
+    known = np.ones((4, 4), bool)
+    known[0, 1:] = False
+    before = replace(
+        make_manifest(np.eye(4), n_test=1), known=known, protocol="mine", unlabelled="drop",
+        rejected=3, names=("a b.jpg", "ü/b.jpg", 'c",d.jpg', "d.jpg"),
+    )  # fmt: skip
+    assert not Manifest.is_saved_in(tmp_path)
+    before.save(tmp_path)
+    after = Manifest.load(tmp_path)
+    assert Manifest.is_saved_in(tmp_path) and after.digest == before.digest
+    for field in ("root", "names", "labels", "protocol", "unlabelled", "rejected"):
+        assert getattr(after, field) == getattr(before, field)
+    for field in ("targets", "splits", "known"):
+        assert np.array_equal(getattr(after, field), getattr(before, field))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("0.jpg,train,0", "0.jpg,train,1"), (",test,", ",train,"), ("0.jpg", "9.jpg")]
+)
+def test_a_saved_manifest_that_was_changed_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    make_manifest(np.eye(4), n_test=1).save(tmp_path)
+    text = (tmp_path / "samples.csv").read_text()
+    assert old in text
+    (tmp_path / "samples.csv").write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match="was changed"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "image,split\n", "image,split,labels,unknown\na,b\n"])
+@pytest.mark.parametrize("name", ["manifest.json", "samples.csv"])
+def test_a_damaged_manifest_is_a_value_error(tmp_path: Path, name: str, damage: str) -> None:
+    make_manifest(np.eye(4), n_test=1).save(tmp_path)
+    (tmp_path / name).write_text(damage)
+    with pytest.raises(ValueError, match="damaged"):
+        Manifest.load(tmp_path)
+
+
+def test_digest_takes_no_notice_of_order_or_folders() -> None:
+    manifest = make_manifest(np.eye(4), n_test=1)
+    reordered = manifest.take(np.array([2, 3, 0, 1])).take_labels(manifest.labels[::-1])
+    moved = replace(reordered, names=tuple(f"flickr/{name}" for name in reordered.names))
+    assert moved.digest == manifest.digest
+
+
+def test_digest_tells_unknown_from_absent() -> None:
+    manifest = make_manifest(np.eye(4))
+    known = np.ones((4, 4), bool)
+    assert replace(manifest, known=known).digest == manifest.digest
+    known[0, 1] = False
+    assert replace(manifest, known=known).digest != manifest.digest
+
+
 def test_of_gives_one_splits_samples_in_their_order() -> None:
     manifest = make_manifest(np.eye(5), n_test=2)
     test = manifest.of("test")
