@@ -61,7 +61,8 @@ class Evaluation:
     @cached_property
     def figures(self) -> metrics.Figures:
         """Every figure: `map`, `micro/f1` ..."""
-        return metrics.all_figures(self.data.manifest.targets, self.scores, self.threshold)
+        samples = self.data.manifest
+        return metrics.all_figures(samples.targets, self.scores, self.threshold, samples.known)
 
     @property
     def prefixed(self) -> metrics.Figures:
@@ -73,7 +74,7 @@ class Evaluation:
         run.log_result(self.prefixed, split=self.split, step=step, model_id=model_id)
         samples = self.data.manifest
         table = metrics.per_label_table(
-            samples.labels, samples.targets, self.scores, self.threshold
+            samples.labels, samples.targets, self.scores, self.threshold, samples.known
         )
         run.log_table(table, f"{self.split}/per_label.json")
         self.record_pictures(run, step=step)

@@ -66,7 +66,7 @@ def train_and_register(config: Config, *, name: str) -> None:
         rows = {f"this model, {e.split}": e.figures for e in evaluations}
         rows |= _record_baselines(run, manifest, evaluations[-1].figures)
         run.set_note(_note(manifest, rows, cost, outcome))
-    click.echo(f"\n{_summary(rows)}\n\n{outcome}\nrun {run.id}")
+    click.echo(f"\n{_summary(rows)}\n\n{outcome}\nrun {run.id}\n{run.address}")
 
 
 def _record_data(run: Run, manifest: Manifest) -> None:
@@ -121,7 +121,8 @@ def _register(
 
 def _record_baselines(run: Run, manifest: Manifest, figures: Figures) -> dict[str, Figures]:
     """Record what knows nothing of the pictures beside the model; baseline -> figures on test."""
-    baselines = baseline_figures(manifest.of("train").targets, manifest.of("test").targets)
+    test = manifest.of("test")
+    baselines = baseline_figures(manifest.of("train").targets, test.targets, test.known)
     for name, values in baselines.items():
         run.log_metrics({baseline_key(name, k): values[k] for k in HEADLINE}, step=0)
     rows = {"this model": figures, **{f"baseline {k}": v for k, v in baselines.items()}}
@@ -197,7 +198,7 @@ def evaluate_registered(model: str, data: str, split: str) -> None:
         evaluation.record(run, step=0, model_id=bundle.model_id_of(version))
         summary = _summary({f"{version.name}/{version.version}, {split}": evaluation.figures})
         run.set_note(f"```\n{summary}\n```\nData: `{data}`, digest `{samples.digest}`.")
-    click.echo(f"{summary}\nrun {run.id}")
+    click.echo(f"{summary}\nrun {run.id}\n{run.address}")
 
 
 def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:

@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score
 
 Targets = NDArray[np.uint8]
 Scores = NDArray[np.float32]
+Known = NDArray[np.bool_] | None  # None: every entry is known
 Figures = dict[str, float]
 
 # average -> the axis that hits are counted over before the mean of what is left
@@ -23,15 +24,19 @@ KINDS = ("precision", "recall", "f1")
 NINE = tuple(f"{average}/{kind}" for average in AVERAGES for kind in KINDS)
 
 
-def precision_recall_f1(targets: Targets, scores: Scores, threshold: float) -> Figures:
+def precision_recall_f1(
+    targets: Targets, scores: Scores, threshold: float, known: Known = None
+) -> Figures:
     """Micro, macro and samples precision, recall and F1 as scikit-learn defines them.
 
-    targets, scores: (N, C). A figure whose denominator is zero counts as 0.
+    targets, scores: (N, C). A figure whose denominator is zero counts as 0. An unknown entry is
+    neither predicted nor true.
     """
+    predictions = _predict(scores, threshold, known)
     return {
         f"{average}/{kind}": float(values.mean())
         for average, axis in AVERAGES.items()
-        for kind, values in zip(KINDS, _ratios(targets, scores >= threshold, axis), strict=True)
+        for kind, values in zip(KINDS, _ratios(targets, predictions, axis), strict=True)
     }
 
 
@@ -50,40 +55,53 @@ def _ratios(
     return tuple(np.asarray(hits / np.maximum(d, 0.5)) for d in denominators)
 
 
-def average_precision(targets: Targets, scores: Scores) -> NDArray[np.float64]:
-    """Tie-aware, not interpolated average precision; (C,), NaN for a label without a positive."""
+def _predict(scores: Scores, threshold: float, known: Known) -> NDArray[np.bool_]:
+    predictions = scores >= threshold
+    return predictions if known is None else predictions & known
+
+
+def average_precision(targets: Targets, scores: Scores, known: Known = None) -> NDArray[np.float64]:
+    """Tie-aware, not interpolated average precision over the known entries.
+
+    Gives (C,), NaN for a label without a positive.
+    """
     per_label = np.full(targets.shape[1], np.nan)
     for label in np.flatnonzero(targets.any(axis=0)):
-        per_label[label] = average_precision_score(targets[:, label], scores[:, label])
+        rows = slice(None) if known is None else known[:, label]
+        per_label[label] = average_precision_score(targets[rows, label], scores[rows, label])
     return per_label
 
 
-def mean_average_precision(targets: Targets, scores: Scores, threshold: float) -> Figures:
+def mean_average_precision(
+    targets: Targets, scores: Scores, threshold: float, known: Known = None
+) -> Figures:
     """`map` over the labels that have a positive, and how many `labels_without_positives`."""
-    per_label = average_precision(targets, scores)
+    per_label = average_precision(targets, scores, known)
     defined = ~np.isnan(per_label)
     mean = float(per_label[defined].mean()) if defined.any() else float("nan")
     return {"map": mean, "labels_without_positives": float((~defined).sum())}
 
 
-def all_figures(targets: Targets, scores: Scores, threshold: float) -> Figures:
+def all_figures(targets: Targets, scores: Scores, threshold: float, known: Known = None) -> Figures:
     """Every entry of METRICS in one dict."""
     figures: Figures = {}
     for metric in METRICS.values():
-        figures |= metric(targets, scores, threshold)
+        figures |= metric(targets, scores, threshold, known)
     return figures
 
 
 def per_label_table(
-    labels: tuple[str, ...], targets: Targets, scores: Scores, threshold: float
+    labels: tuple[str, ...], targets: Targets, scores: Scores, threshold: float, known: Known = None
 ) -> dict[str, list[Any]]:
     """Columns of each label's AP, F1, precision, recall, support and share; frequent ones first."""
-    precision, recall, f1 = _ratios(targets, scores >= threshold, AVERAGES["macro"])
+    predictions = _predict(scores, threshold, known)
+    precision, recall, f1 = _ratios(targets, predictions, AVERAGES["macro"])
     support = targets.sum(axis=0, dtype=np.int64)
+    n_known = len(targets) if known is None else known.sum(axis=0)
     order = np.argsort(-support, kind="stable")
     columns = {
-        "ap": average_precision(targets, scores), "f1": f1, "precision": precision,
-        "recall": recall, "support": support, "share": targets.mean(axis=0),
+        "ap": average_precision(targets, scores, known), "f1": f1, "precision": precision,
+        "recall": recall, "support": support, "share": support / np.maximum(n_known, 1),
     }  # fmt: skip
     table = {name: [_cell(values[i]) for i in order] for name, values in columns.items()}
     return {"label": [labels[i] for i in order], **table}
@@ -111,15 +129,17 @@ def baseline_scores(train_targets: Targets) -> dict[str, Scores]:
     return {"all_labels": np.ones_like(top_k), "top_k": top_k}
 
 
-def baseline_figures(train_targets: Targets, targets: Targets) -> dict[str, Figures]:
+def baseline_figures(
+    train_targets: Targets, targets: Targets, known: Known = None
+) -> dict[str, Figures]:
     """Figures of the two trivial baselines on `targets`; name -> figures."""
     return {
-        name: all_figures(targets, np.tile(scores, (len(targets), 1)), threshold=0.5)
+        name: all_figures(targets, np.tile(scores, (len(targets), 1)), 0.5, known)
         for name, scores in baseline_scores(train_targets).items()
     }
 
 
-METRICS: dict[str, Callable[[Targets, Scores, float], Figures]] = {
+METRICS: dict[str, Callable[[Targets, Scores, float, Known], Figures]] = {
     "precision_recall_f1": precision_recall_f1,
     "map": mean_average_precision,
 }

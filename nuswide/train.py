@@ -87,8 +87,8 @@ def train_one_epoch(
 ) -> float:
     """Take one pass over train, evaluating on test every `test_freq` steps; gives the mean loss."""
     state.model.train()
-    targets_of, train = data.manifest.targets, data.manifest.indices("train")
-    theta = draw_affine(config, n_images=len(targets_of), epoch=state.epoch)
+    manifest, train = data.manifest, data.manifest.indices("train")
+    theta = draw_affine(config, n_images=len(manifest), epoch=state.epoch)
     batches = epoch_order(train, batch_size=config.batch_size, seed=config.seed, epoch=state.epoch)
     record = _StepRecord(run, first_step=state.steps)
     name, n_batches = f"epoch {state.epoch}", len(train) // config.batch_size
@@ -96,15 +96,19 @@ def train_one_epoch(
         start = time.perf_counter()
         inputs, targets, warp = (
             torch.from_numpy(array[batch]).to(state.device)
-            for array in (data.images, targets_of, theta)
+            for array in (data.images, manifest.targets, theta)
         )
+        known = None
+        if manifest.known is not None:
+            known = torch.from_numpy(manifest.known[batch]).to(state.device)
         inputs = affine(normalize(inputs), warp).contiguous(memory_format=torch.channels_last)
         logits = state.model(inputs)
-        loss = state.criterion(logits, targets)
+        loss = state.criterion(logits, targets, known)
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
-        record.add(loss.detach(), step_figures(logits.detach(), targets, config.threshold))
+        figures = step_figures(logits.detach(), targets, config.threshold, known)
+        record.add(loss.detach(), figures)
         state.train_s += time.perf_counter() - start
         if config.test_freq and state.steps % config.test_freq == 0:
             evaluate("test")
@@ -112,12 +116,16 @@ def train_one_epoch(
     return record.close()
 
 
-def step_figures(logits: Tensor, targets: Tensor, threshold: float) -> Tensor:
+def step_figures(
+    logits: Tensor, targets: Tensor, threshold: float, known: Tensor | None = None
+) -> Tensor:
     """The nine figures of a batch in the order of metrics.NINE, left on the device; (9,).
 
-    logits, targets: (N, C). As scikit-learn defines them with zero_division 0.
+    logits, targets, known: (N, C). As metrics.precision_recall_f1 defines them.
     """
     predicted, true = (logits.sigmoid() >= threshold).float(), targets.float()
+    if known is not None:
+        predicted = predicted * known
     hits = predicted * true
     figures = []
     for dims in ((0, 1), (0,), (1,)):  # micro, macro, samples

@@ -104,3 +104,30 @@ def test_bce_equals_a_hand_computed_value() -> None:
     ) / 4  # fmt: skip
     assert by_hand == pytest.approx(1.0455, abs=1e-4)
     assert binary_cross_entropy(logits, targets).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_unknown_entries_change_neither_the_loss_nor_the_gradient(criterion: Criterion) -> None:
+    logits, targets = batch()
+    known = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    results = []
+    for elsewhere in (-9.0, 9.0):
+        disturbed = torch.where(known, logits, torch.full_like(logits, elsewhere))
+        disturbed.requires_grad_()
+        loss = criterion(disturbed, targets * known, known)
+        loss.backward()
+        assert disturbed.grad is not None and not disturbed.grad[~known].any()
+        results.append((loss.item(), disturbed.grad[known].tolist()))
+    assert results[0] == results[1]
+
+
+def test_all_entries_known_is_the_same_as_no_mask(criterion: Criterion) -> None:
+    logits, targets = batch()
+    masked = criterion(logits, targets, torch.ones_like(targets, dtype=torch.bool))
+    assert masked.item() == pytest.approx(criterion(logits, targets, None).item())
+
+
+def test_no_known_entry_gives_a_loss_of_0(criterion: Criterion) -> None:
+    logits, targets = batch()
+    loss = criterion(logits.requires_grad_(), targets * 0, torch.zeros_like(targets).bool())
+    loss.backward()
+    assert loss.item() == 0

@@ -292,3 +292,39 @@ def test_step_figures_equal_scikit_learns(shape: tuple[int, int], seed: int) -> 
 def test_step_figures_of_an_empty_batch_of_labels_are_0() -> None:
     figures = step_figures(torch.full((3, 4), -9.0), torch.zeros(3, 4), 0.5)
     assert figures.tolist() == [0.0] * 9
+
+
+def unknown_batch(seed: int) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng(seed)
+    known = rng.random((40, 5)) < 0.7
+    targets = (rng.random((40, 5)) < 0.4).astype(np.uint8) * known
+    return targets, rng.random((40, 5)).astype(np.float32), known
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_unknown_entries_do_not_change_any_figure(seed: int) -> None:
+    targets, scores, known = unknown_batch(seed)
+    before = all_figures(targets, scores, 0.5, known)
+    for elsewhere in (0.0, 1.0):
+        disturbed = np.where(known, scores, np.float32(elsewhere))
+        assert all_figures(targets, disturbed, 0.5, known) == before
+        table = per_label_table(tuple("abcde"), targets, disturbed, 0.5, known)
+        assert table == per_label_table(tuple("abcde"), targets, scores, 0.5, known)
+
+
+def test_figures_of_known_entries_are_those_of_the_labels_known_images() -> None:
+    targets, scores, known = unknown_batch(0)
+    expected = [
+        average_precision_score(targets[known[:, c], c], scores[known[:, c], c]) for c in range(5)
+    ]
+    figures = all_figures(targets, scores, 0.5, known)
+    assert figures["map"] == pytest.approx(np.mean(expected))
+    assert figures["micro/f1"] == pytest.approx(f1_score(targets[known], scores[known] >= 0.5))
+
+
+def test_step_figures_leave_unknown_entries_out() -> None:
+    targets, scores, known = unknown_batch(3)
+    logits = torch.logit(torch.from_numpy(scores))
+    ours = step_figures(logits, torch.from_numpy(targets), 0.5, torch.from_numpy(known))
+    expected = precision_recall_f1(targets, scores, 0.5, known)
+    assert ours.tolist() == pytest.approx([expected[name] for name in NINE], abs=1e-6)
