@@ -65,7 +65,9 @@ def compare_runs(runs: str) -> None:
         run.log_text(to_html(table, figure), "comparison.html")
         run.set_note(f"```\n{to_text(table, 200)}\n```")
     click.echo(to_text(table, shutil.get_terminal_size((120, 24)).columns))
-    click.echo(f"run {run.id}: its artifacts hold comparison.html and comparison.csv")
+    click.echo(
+        f"run {run.id}: its artifacts hold comparison.html and comparison.csv\n{run.address}"
+    )
 
 
 def find_runs(runs: str) -> list[RecordedRun]:

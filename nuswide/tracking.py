@@ -41,7 +41,6 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 _BATCH = 1000  # the most that one log_batch call takes
 _MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
-_EXPERIMENT_KIND = "mlflow.experimentKind"
 
 
 class ManifestDataset(MetaDataset):
@@ -67,10 +66,20 @@ class Run:
 
     def __init__(self, active: mlflow.ActiveRun) -> None:
         self.id: str = active.info.run_id
+        self.experiment_id: str = active.info.experiment_id
         self._client = mlflow.MlflowClient()
         self._metrics: list[Metric] = []
         self._recorded = set(active.data.params)
         self._datasets: dict[str, MetaDataset] = {}
+
+    @property
+    def address(self) -> str:
+        """Where MLflow's page shows the run; in its view for training, which is not the first."""
+        tracker = mlflow.get_tracking_uri()
+        is_server = tracker.startswith(("http://", "https://"))
+        base = tracker if is_server else "`mlflow ui` shows it at http://127.0.0.1:5000"
+        page = f"/#/experiments/{self.experiment_id}/runs/{self.id}"
+        return f"{base.rstrip('/')}{page}?workflowType=machine_learning"
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record params, less those that `mlflow run` has recorded as they were typed."""
@@ -157,7 +166,6 @@ def start_run(job: str, name: str) -> Iterator[Run]:
     try:
         if _MADE_UP_NAME.fullmatch(active.info.run_name):
             run.set_tags({MLFLOW_RUN_NAME: name})
-        _show_as_training(active.info.experiment_id)
         run.set_tags({JOB_TAG: job, **_environment()})
         yield run
         status = RunStatus.FINISHED
@@ -169,13 +177,6 @@ def start_run(job: str, name: str) -> Iterator[Run]:
             run.flush()
         finally:
             mlflow.end_run(RunStatus.to_string(status))
-
-
-def _show_as_training(experiment_id: str) -> None:
-    """Make MLflow's page open on the runs, not on its view for language models."""
-    client = mlflow.MlflowClient()
-    if _EXPERIMENT_KIND not in client.get_experiment(experiment_id).tags:
-        client.set_experiment_tag(experiment_id, _EXPERIMENT_KIND, "custom_model_development")
 
 
 @contextmanager
