@@ -109,6 +109,23 @@ def serve(model: str, host: str, port: int) -> None:
 
 
 @main.command()
+@click.argument("url")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--sha256", help="Checksum of the archive.")
+@click.option("--size_bytes", type=click.IntRange(1), help="Size of the archive.")
+def download(url: str, folder: Path, sha256: str | None, size_bytes: int | None) -> None:
+    """Fetch an archive of pictures from URL and unpack it into FOLDER.
+
+    URL is an http or https address, a Google Drive link, or `article` for the article's pictures.
+    Run it again to continue a download that broke off.
+    """
+    from nuswide.download import download
+
+    n_files = download(url, folder, sha256=sha256, size_bytes=size_bytes)
+    click.echo(f"{n_files} files are in {folder}")
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--images", type=click.IntRange(2), default=600, show_default=True)
 @click.option("--size_px", type=click.IntRange(32, 1024), default=128, show_default=True)

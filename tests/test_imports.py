@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
-    ("config", "manifest", "tagger"),
-    ("importers", "sample", "transforms", "models", "losses", "metrics"),
+    ("config", "manifest", "tagger", "unpack"),
+    ("importers", "protocols", "download", "sample", "transforms", "models", "losses", "metrics"),
     ("data", "tracking", "plots"),
     ("evaluate",),
     ("train", "bundle", "compare"),
