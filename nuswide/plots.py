@@ -20,6 +20,7 @@ BLUE, ORANGE, GREEN, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#767676", "#5
 _BARS = (BLUE, ORANGE, GREEN, SKY, "#E69F00", "#CC79A7", GREY)
 _MOST_LABELS = 200  # a bar each; more would not fit a picture file
 _INCH_A_CHARACTER = 0.075
+_LINE_POINTS = 14.5  # from one line of a caption to the next
 
 
 def label_distribution(labels: Sequence[str], counts: Mapping[str, NDArray[np.int64]]) -> Figure:
@@ -64,7 +65,10 @@ def prediction_grid(
         for target, score in zip(targets, scores, strict=True)
     ]
     n_lines = [sum(text.count("\n") + 1 for text, _ in caption) for caption in captions]
-    heights = [2.95 + 0.19 * max(n_lines[r * columns : (r + 1) * columns]) for r in range(rows)]
+    heights = [
+        2.95 + _LINE_POINTS / 72 * max(n_lines[r * columns : (r + 1) * columns])
+        for r in range(rows)
+    ]
     figure = Figure(figsize=(3 * columns, sum(heights) + 0.7), layout="constrained", dpi=80)
     key = "✓ found    + predicted, but not true    − true, but missed"
     figure.suptitle(f"{_cut(title, 32 * columns)}\n{key}", fontsize=11, parse_math=False)
@@ -99,7 +103,7 @@ def _write_caption(axis: Axes, caption: list[tuple[str, str]]) -> None:
         axis.annotate(text, (0, 0), (0, y_points), xycoords="axes fraction", color=colour,
                       textcoords="offset points", fontsize=11, va="top", parse_math=False,
                       in_layout=False)  # fmt: skip
-        y_points -= 13.2 * (text.count("\n") + 1)
+        y_points -= _LINE_POINTS * (text.count("\n") + 1)
 
 
 def metric_bars(figures: Mapping[str, Mapping[str, float]], title: str) -> Figure:

@@ -31,6 +31,7 @@ MAX_PIXELS = 100_000_000
 _PICTURE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, struct.error, Image.DecompressionBombError,
+    RuntimeError, AttributeError,  # AVIF, BLP and DDS; SPIDER
 )  # fmt: skip
 
 

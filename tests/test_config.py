@@ -177,6 +177,9 @@ def test_contradictions_are_judged_on_the_whole(tmp_path: Path) -> None:
     [
         ("lr: [1, 2\n", "is not valid YAML"),
         ("lr: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
+        ("lr: !!python/name:os.getcwd\n", "is not valid YAML"),
+        ("[]\n", "must hold `field: value` lines"),
+        ("0\n", "must hold `field: value` lines"),
         ("- lr\n- epochs\n", "must hold `field: value` lines"),
         ("just a text", "must hold `field: value` lines"),
         ("[[[[{}" * 500, "is not valid YAML"),

@@ -26,6 +26,17 @@ def test_a_loss_is_a_float32_scalar(criterion: Criterion, dtype: torch.dtype) ->
     assert loss.item() > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_loss_of_half_precision_logits_is_as_exact_as_in_float32(
+    criterion: Criterion, dtype: torch.dtype
+) -> None:
+    logits, targets = batch(n=16)
+    half = logits.to(dtype)
+    assert criterion(half, targets).item() == pytest.approx(
+        criterion(half.float(), targets).item(), rel=1e-6
+    )
+
+
 def test_a_loss_is_float32_under_autocast(criterion: Criterion) -> None:
     logits, targets = batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -91,6 +91,21 @@ def test_digest_takes_no_notice_of_order_or_folders() -> None:
     assert moved.digest == manifest.digest
 
 
+def test_taking_samples_or_labels_takes_what_is_known_of_them_along() -> None:
+    known = np.random.default_rng(0).random((5, 4)) < 0.5
+    manifest = replace(make_manifest(np.zeros((5, 4)), n_test=2), known=known)
+    taken = manifest.of("test").known
+    assert taken is not None and taken.tolist() == known[3:].tolist()
+    swapped = manifest.take_labels(("label 3", "label 1"))
+    assert swapped.labels == ("label 3", "label 1")
+    assert swapped.known is not None and swapped.known.tolist() == known[:, [3, 1]].tolist()
+
+
+def test_taking_labels_takes_their_targets_along() -> None:
+    swapped = make_manifest(np.eye(4)).take_labels(("label 3", "label 1"))
+    assert swapped.targets.tolist() == [[0, 0], [0, 1], [0, 0], [1, 0]]
+
+
 def test_digest_tells_unknown_from_absent() -> None:
     manifest = make_manifest(np.eye(4))
     known = np.ones((4, 4), bool)

@@ -289,6 +289,10 @@ def test_step_figures_equal_scikit_learns(shape: tuple[int, int], seed: int) -> 
     assert figures.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_step_figures_predict_a_score_at_the_threshold() -> None:
+    assert step_figures(torch.zeros(2, 2), torch.ones(2, 2), 0.5).tolist() == [1.0] * 9
+
+
 def test_step_figures_of_an_empty_batch_of_labels_are_0() -> None:
     figures = step_figures(torch.full((3, 4), -9.0), torch.zeros(3, 4), 0.5)
     assert figures.tolist() == [0.0] * 9

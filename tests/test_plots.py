@@ -97,6 +97,7 @@ def test_label_distribution_shows_its_names_whole(kind: str) -> None:
     figure = label_distribution(LABELS[kind], {"train $a$": np.arange(len(LABELS[kind]))})
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert_texts_inside(figure, [*names, "train $a$", "images with the label"])
+    assert_no_mathematics(figure)
 
 
 # prediction_grid
@@ -159,6 +160,15 @@ def test_prediction_grid_writes_inside_the_picture_and_never_over_the_next(
     box = title.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
     assert not any(box.overlaps(picture) for picture in pictures)
+
+
+def test_captions_of_a_picture_have_three_lines_at_most_and_do_not_overlap() -> None:
+    figure = grid_of(4, LABELS["81"])
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert [text.get_text().count("\n") for text in axis.texts] == [2, 2, 2]
+        assert all(above.y0 >= below.y1 for above, below in zip(boxes, boxes[1:], strict=False))
 
 
 def test_prediction_grid_is_mostly_pictures() -> None:

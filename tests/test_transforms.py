@@ -54,7 +54,7 @@ def test_normalize_equals_torchvisions() -> None:
 def test_affine_equals_torchvisions_after_its_flip(epoch: int) -> None:
     # Where a source coordinate falls within rounding of a pixel's edge, the two may take either
     # neighbour: at most 1 pixel in 1,000 differs.
-    images = noise(n=40, seed=epoch)
+    images = noise(n=20, seed=epoch)
     draws = draw_affine(config(), n_images=len(images), epoch=epoch)
     ours = affine(images, torch.from_numpy(draws))
     theirs = torch.empty_like(images)
