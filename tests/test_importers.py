@@ -180,6 +180,35 @@ def test_an_image_name_that_escapes_the_folder_is_refused(tmp_path: Path, name: 
     assert repr(name) in message and "must stay inside the folder" in message
 
 
+UNWRITABLE = ["a\nb", "a\rb", "\ta", "a\x1b[2Jb", "a\x7f", "\ud800"]
+
+
+@pytest.mark.parametrize("name", UNWRITABLE, ids=ascii)
+def test_an_image_name_that_is_no_plain_line_is_refused(tmp_path: Path, name: str) -> None:
+    make_folder(tmp_path, test=content([{"image_name": name, "image_labels": ["sea"]}]))
+    message = error_of(tmp_path)
+    assert f"{tmp_path / 'test.json'}: sample 0" in message
+    assert repr(name) in message and "rename the picture" in message
+
+
+@pytest.mark.parametrize("label", UNWRITABLE, ids=ascii)
+def test_a_label_that_is_no_plain_line_is_refused(tmp_path: Path, label: str) -> None:
+    make_folder(tmp_path, train=content(TRAIN, ["sky", label]))
+    message = error_of(tmp_path)
+    assert str(tmp_path / "train.json") in message and repr(label) in message
+    message.encode()  # so that a terminal can show it
+
+
+def test_labels_and_names_of_any_script_work(tmp_path: Path) -> None:
+    labels = ["Käse", "می\u200cخواهم", "海 辺", "👩\u200d🚒", "no\u00a0break"]
+    sample = {"image_name": "海.jpg", "image_labels": labels}
+    make_folder(tmp_path, train=content([sample], labels), test=content([sample], labels))
+    manifest = read_article_json(tmp_path)
+    manifest.save(tmp_path)
+    assert manifest.load(tmp_path).labels == tuple(labels)
+    assert manifest.targets.all()
+
+
 def test_an_unknown_label_names_the_sample_and_the_nearest_label(tmp_path: Path) -> None:
     make_folder(tmp_path, test=content([TEST[0] | {"image_labels": ["wildcat"]}]))
     message = error_of(tmp_path)
