@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
+DECODER_VERSION = 1  # to be raised when decode_image gives other pixels: caches then start afresh
 # What Pillow is known to raise on a file that is no sound picture.
 _PICTURE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
@@ -44,8 +45,8 @@ def decode_image(source: Path | str | BinaryIO, size_px: int) -> NDArray[np.uint
         with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} px is above {MAX_PIXELS} pixels")
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-            square = rgb.resize((size_px, size_px), Image.Resampling.BILINEAR)
+            ImageOps.exif_transpose(image, in_place=True)  # else it copies an upright one, too
+            square = _to_rgb(image).resize((size_px, size_px), Image.Resampling.BILINEAR)
     except _PICTURE_ERRORS as error:
         raise ValueError(f"not a readable picture: {error}") from error
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
@@ -56,7 +57,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         levels = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
         return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
