@@ -11,7 +11,7 @@ import csv
 import html
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import click
@@ -49,13 +49,14 @@ class Table:
     remarks: tuple[str, ...]
 
 
-def compare_runs(runs: str) -> None:
+def compare_runs(runs: str, *, across_test_sets: bool = False) -> None:
     """Compare runs given as ID,ID or as an MLflow experiment's name; print it and record it.
 
-    Raises click.ClickException if there are fewer than two runs to compare.
+    across_test_sets: rank runs even though they were tested on different images. Raises
+    click.ClickException if there are fewer than two runs to compare.
     """
     chosen = find_runs(runs)
-    table = make_table(chosen)
+    table = make_table(chosen, across_test_sets=across_test_sets)
     figure = _bars(table)
     with start_run("compare", f"comparison of {len(chosen)}") as run:
         run.log_params({"runs": runs})
@@ -100,38 +101,50 @@ def _fetch(client: mlflow.MlflowClient, run_id: str) -> RecordedRun:
     return run
 
 
-def make_table(runs: Sequence[RecordedRun]) -> Table:
-    """Lay out the params that differ, the figures and the costs of runs."""
-    digests = [run.data.tags.get("data.test_digest", "unknown") for run in runs]
-    is_fair = len(set(digests)) == 1
-    remarks = ["* best of its line"]
+def make_table(runs: Sequence[RecordedRun], *, across_test_sets: bool = False) -> Table:
+    """Lay out the params that differ, the data, the figures and the costs of runs."""
+    data_rows = [
+        Row(name, tuple(run.data.tags.get(tag, "unknown") for run in runs))
+        for name, tag in (("protocol", "data.protocol"), ("test digest", "data.test_digest"))
+    ]
+    is_fair = len(set(data_rows[-1].cells)) == 1
+    remarks = ["* best of its line"] if is_fair or across_test_sets else []
     if not is_fair:
-        remarks = ["These runs were tested on different images: none is marked as best."]
+        ranking = "read the ranks with care" if across_test_sets else "none is marked as best"
+        remarks.append(f"These runs were tested on different images: {ranking}.")
     if any(run.data.params.get("select_on") == "test" for run in runs):
         remarks.append("Runs with select_on=test chose their weights on test: it flatters them.")
     baselines = _BASELINES if is_fair else {}
+    blank = ("",) * len(baselines)
+    settings = [Row(row.name, row.cells + blank) for row in (*_param_rows(runs), *data_rows)]
+    figures = _figure_rows(runs, baselines, mark=is_fair or across_test_sets)
+    names = (str(run.info.run_name) for run in runs)
+    return Table((*names, *baselines.values()), (*settings, *figures), tuple(remarks))
+
+
+def _param_rows(runs: Sequence[RecordedRun]) -> list[Row]:
+    """The runs' ids, and the params in which they differ."""
     params = sorted({key for run in runs for key in run.data.params})
     rows = [Row(key, tuple(run.data.params.get(key, "") for run in runs)) for key in params]
-    rows.append(Row("test digest", tuple(digests)))
-    rows.insert(0, Row("run", tuple(run.info.run_id[:8] for run in runs)))
-    rows = [row for row in rows if len({_as_number(cell) for cell in row.cells}) > 1]
-    figures = [
+    differing = [row for row in rows if len({_as_number(cell) for cell in row.cells}) > 1]
+    return [Row("run", tuple(run.info.run_id[:8] for run in runs)), *differing]
+
+
+def _figure_rows(
+    runs: Sequence[RecordedRun], baselines: Mapping[str, str], *, mark: bool
+) -> list[Row]:
+    """The figures and costs that any run has, with those of the baselines on the same images."""
+    recorded = [run.data.metrics for run in runs]
+    return [
         _figure_row(
             key,
-            [run.data.metrics.get(key) for run in runs],
-            [
-                runs[0].data.metrics.get(baseline_key(name, key.removeprefix("test/")))
-                for name in baselines
-            ],
-            mark=is_fair and key not in _COSTS[1:],
+            [metrics.get(key) for metrics in recorded],
+            [recorded[0].get(baseline_key(name, key.removeprefix("test/"))) for name in baselines],
+            mark=mark and key != "train/seconds",
         )
         for key in (*_FIGURES, *_COSTS)
-        if any(key in run.data.metrics for run in runs)
+        if any(key in metrics for metrics in recorded)
     ]
-    blank = ("",) * len(baselines)
-    rows = [Row(row.name, row.cells + blank) for row in rows] + figures
-    names = (str(run.info.run_name) for run in runs)
-    return Table((*names, *baselines.values()), tuple(rows), tuple(remarks))
 
 
 def _as_number(cell: str) -> float | str:

@@ -16,7 +16,7 @@ def recorded(name: str, metrics: dict[str, float], *, digest: str = "d1", **para
     data = RunData(
         [Metric(k, v, 0, 0) for k, v in metrics.items()],
         [Param(k, v) for k, v in params.items()],
-        [RunTag("data.test_digest", digest)],
+        [RunTag("data.test_digest", digest), RunTag("data.protocol", "p")],
     )
     return Run(info, data, RunInputs([]))
 
@@ -60,6 +60,18 @@ def test_runs_on_different_test_images_are_not_ranked() -> None:
     assert not any(row.best for row in table.rows)
     assert "different images" in table.remarks[0]
     assert "test digest" in {row.name for row in table.rows} and len(table.columns) == 2
+
+
+def test_runs_on_different_test_images_are_ranked_if_told() -> None:
+    runs = (recorded("a", {"test/map": 0.5}), recorded("b", {"test/map": 0.4}, digest="d2"))
+    table = make_table(runs, across_test_sets=True)
+    assert {row.name: row.best for row in table.rows}["test/map"] == {0}
+    assert any("different images" in remark for remark in table.remarks)
+
+
+def test_the_protocol_and_the_test_digest_are_always_shown() -> None:
+    rows = rows_of(recorded("a", {}), recorded("b", {}))
+    assert rows["test digest"][0][:2] == ("d1", "d1") and rows["protocol"][0][:2] == ("p", "p")
 
 
 def test_a_run_that_chose_on_test_is_pointed_out() -> None:
