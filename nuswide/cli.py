@@ -46,6 +46,15 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+cache_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Config.cache,
+    show_default=True,
+    help="Folder for decoded pictures.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="nuswide")
 def main() -> None:
@@ -76,22 +85,26 @@ def train(experiment: Path | None, **overrides: str | None) -> None:
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
 )
+@cache_option
 @one_line_errors
-def evaluate(model: str, data: str, split: str) -> None:
+def evaluate(model: str, data: str, split: str, cache: Path) -> None:
     """Measure a registered model on a split of a data set."""
     from nuswide.jobs import evaluate_registered
 
-    evaluate_registered(model, data, split)
+    evaluate_registered(model, data, split, cache)
 
 
 @main.command()
 @click.option("--runs", default="Default", show_default=True, help="ID,ID or an MLflow experiment.")
+@click.option(
+    "--across_test_sets", is_flag=True, help="Rank runs that were tested on different images, too."
+)
 @one_line_errors
-def compare(runs: str) -> None:
+def compare(runs: str, across_test_sets: bool) -> None:
     """Put training runs side by side."""
     from nuswide.compare import compare_runs
 
-    compare_runs(runs)
+    compare_runs(runs, across_test_sets=across_test_sets)
 
 
 @main.command()
@@ -106,6 +119,61 @@ def serve(model: str, host: str, port: int) -> None:
     from nuswide.bundle import serve_model
 
     serve_model(model, host, port)
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", default="auto", show_default=True, help="Form of the annotations.")
+@click.option(
+    "--protocol",
+    default="source",
+    show_default=True,
+    help="source, official, official-labelled, hashnet or article.",
+)
+@click.option(
+    "--labels", default="all", show_default=True, help="all, 27, top:N, or a file with one a line."
+)
+@click.option(
+    "--unlabelled", type=click.Choice(["keep", "drop"]), default="keep", show_default=True
+)
+@click.option(
+    "--order",
+    type=click.Choice(["listed", "shuffled"]),
+    default="listed",
+    show_default=True,
+    help="Which rows come first, where a protocol takes the first.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order.")
+@click.option("--split_file", type=click.Path(path_type=Path), help="CSV with image and split.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of the pictures.")
+def prepare(source: Path, out: Path, **options: Any) -> None:
+    """Import annotations from SOURCE by a named protocol into the folder OUT."""
+    from nuswide.prepare import prepare
+
+    manifest = prepare(source, out, **options)
+    sizes = ", ".join(f"{len(manifest.indices(s)):,} {s}" for s in ("train", "val", "test"))
+    click.echo(
+        f"{out} holds {sizes} images with {len(manifest.labels)} labels, protocol "
+        f"{manifest.protocol}, digest {manifest.digest}; train on them with --data {out}"
+    )
+
+
+@main.command()
+@cache_option
+@click.option("--remove", metavar="KEY", help="Remove this cache; `all` for every one.")
+def cache(cache: Path, remove: str | None) -> None:
+    """List the caches of decoded pictures, or remove one."""
+    from nuswide.cache import list_caches, remove_cache
+
+    found = list_caches(cache)
+    for info in found:
+        click.echo(str(info))
+    if not found:
+        click.echo(f"no caches in {cache}")
+    for key in [info.key for info in found] if remove == "all" else filter(None, [remove]):
+        remove_cache(cache, key)
+        click.echo(f"removed {key}")
 
 
 @main.command()

@@ -40,6 +40,8 @@ class Config:
     val_fraction: float = _field(
         0.15, "Share of train set aside as val; 0 for none.", low=0, high=0.5
     )
+    cache: str = _field("data/cache", "Folder for decoded pictures.")
+    skip_rejected: bool = _field(False, "Leave out pictures that can't be read, and count them.")
     image_size_px: int = _field(
         256, "Side of the square that pictures are resized to.", low=32, high=1024
     )
@@ -153,16 +155,32 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
 
     From text too, because YAML reads `1e-4` as a string. A bool or a fraction is no int.
     """
-    converter: Callable[[Any], Any] = kind if kind in (int, float, str) else str
+    converter: Callable[[Any], Any] = _CONVERTERS.get(kind, _text)
     try:
-        if value is None or isinstance(value, bool | list | dict):
-            raise ValueError
-        if kind is int and not isinstance(value, int):
-            return int(str(value))
         return converter(value)
     except (ValueError, TypeError, OverflowError):
-        wanted = {int: "a whole number", float: "a number"}.get(kind, "text")
-        raise ValueError(f"{name}={value!r} is not {wanted}") from None
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}
+        raise ValueError(f"{name}={value!r} is not {wanted.get(kind, 'text')}") from None
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool | list | dict):
+        raise ValueError
+    return str(value)
+
+
+def _truth(value: Any) -> bool:
+    truths = {"true": True, "false": False}
+    if str(value).lower() not in truths:
+        raise ValueError
+    return truths[str(value).lower()]
+
+
+_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
+    int: lambda value: int(_text(value)),
+    float: lambda value: float(_text(value)),
+    bool: _truth,
+}
 
 
 def pick(registry: Mapping[str, T], name: str, value: str) -> T:

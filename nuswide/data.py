@@ -1,27 +1,24 @@
-"""Images in memory and the order in which training sees them.
+"""Decoded images and the order in which training sees them.
 
 Owns the way from a Manifest to uint8 batches. Never augments, and never looks at a score.
 
-    data = decode_dataset(load_splits(config), size_px=64)
-    for rows in epoch_order(manifest.indices("train"), batch_size=32, seed=0, epoch=0): ...
+    data = open_dataset(load_manifest("sample"), size_px=64, folder=Path("data/cache"))
+    for batch in epoch_order(data.manifest.indices("train"), batch_size=32, seed=0, epoch=0): ...
 """
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from nuswide.config import Config
-from nuswide.importers import read_article_json
+from nuswide.cache import open_cache
+from nuswide.importers import read_annotations
 from nuswide.manifest import Manifest, carve_val
 from nuswide.sample import draw_sample
-from nuswide.tagger import decode_image
 
 SAMPLE = "sample"
 SAMPLE_FOLDER = Path("data/sample")
@@ -29,25 +26,55 @@ SAMPLE_FOLDER = Path("data/sample")
 
 @dataclass(frozen=True)
 class Dataset:
-    """N samples with their decoded images, (N, 3, S, S) uint8."""
+    """N samples and where their decoded images are.
+
+    images: (M, 3, S, S) uint8, on disk, M >= N. rows: (N,) each sample's place in images.
+    """
 
     manifest: Manifest
     images: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.manifest)
 
     def of(self, split: str) -> "Dataset":
-        """The samples of one split, in their order."""
-        return Dataset(self.manifest.of(split), self.images[self.manifest.indices(split)])
+        """The samples of one split, in their order; copies no image."""
+        indices = self.manifest.indices(split)
+        return Dataset(self.manifest.take(indices), self.images, self.rows[indices])
+
+    def gather(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Read the images of some samples into memory; (len(indices), 3, S, S)."""
+        return self.images[self.rows[indices]]
+
+    def carve_val(self, *, fraction: float, seed: int) -> "Dataset":
+        """Give the data set a val split, unless it has one of its own or the fraction is 0."""
+        if fraction == 0 or len(self.manifest.indices("val")):
+            return self
+        carved = replace(self, manifest=carve_val(self.manifest, fraction=fraction, seed=seed))
+        if not carved.manifest.of("val").targets.any():
+            raise click.ClickException(
+                f"val_fraction={fraction} of train leaves val without a label; "
+                "raise it, or give val_fraction=0 and select_on=last"
+            )
+        return carved
 
 
 def load_manifest(data: str) -> Manifest:
-    """Read the data set in a folder; `sample` is drawn first where it is not there yet.
+    """Read a prepared folder, or annotations in any form with their pictures.
 
-    Raises click.ClickException if pictures are missing.
+    `sample` is drawn first where it is not there yet. Raises click.ClickException if pictures are
+    missing.
     """
     if data == SAMPLE:
         draw_sample(SAMPLE_FOLDER)
-        return locate_pictures(read_article_json(SAMPLE_FOLDER))
-    return locate_pictures(read_article_json(Path(data)))
+    folder = SAMPLE_FOLDER if data == SAMPLE else Path(data)
+    if not Manifest.is_saved_in(folder):
+        return locate_pictures(read_annotations(folder))
+    try:
+        return locate_pictures(Manifest.load(folder))
+    except ValueError as error:
+        raise click.ClickException(f"{error}; prepare it again") from error
 
 
 def locate_pictures(manifest: Manifest) -> Manifest:
@@ -65,51 +92,18 @@ def locate_pictures(manifest: Manifest) -> Manifest:
     return replace(manifest, root=root)
 
 
-def load_splits(config: Config) -> Manifest:
-    """Read the config's data set and carve its val split.
+def open_dataset(
+    manifest: Manifest, *, size_px: int, folder: Path, skip_rejected: bool = False
+) -> Dataset:
+    """Decode a manifest's pictures into the cache in `folder`, once, and open them.
 
-    Raises click.ClickException if train or val is left with too little.
+    Pictures that can't be read are left out if `skip_rejected`, and counted in the manifest.
     """
-    manifest = load_manifest(config.data)
-    if config.val_fraction:
-        manifest = carve_val(manifest, fraction=config.val_fraction, seed=config.seed)
-    n_train = len(manifest.indices("train"))
-    if n_train < config.batch_size:
-        raise click.ClickException(
-            f"train has {n_train} images, fewer than batch_size={config.batch_size}; lower it"
-        )
-    if config.val_fraction and not manifest.of("val").targets.any():
-        raise click.ClickException(
-            f"val_fraction={config.val_fraction} of train leaves val without a label; "
-            "raise it, or give val_fraction=0 and select_on=last"
-        )
-    return manifest
-
-
-def decode_dataset(manifest: Manifest, *, size_px: int) -> Dataset:
-    """Decode every picture of a manifest.
-
-    Raises click.ClickException naming the pictures that can't be read.
-    """
-    images = np.empty((len(manifest), 3, size_px, size_px), dtype=np.uint8)
-
-    def decode(row: int) -> str | None:
-        try:
-            images[row] = decode_image(manifest.root / manifest.names[row], size_px)
-        except ValueError as error:
-            return f"{manifest.names[row]}: {error}"
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the GIL
-        results = pool.map(decode, range(len(manifest)))
-        progress = tqdm(results, "decoding", len(manifest), unit="image", disable=None, leave=False)
-        broken = [problem for problem in progress if problem]
-    if broken:
-        raise click.ClickException(
-            f"{len(broken)} of {len(manifest)} pictures are broken; mend them or take them out of "
-            f"the JSON files: {'; '.join(broken[:3])}{' ...' if len(broken) > 3 else ''}"
-        )
-    return Dataset(manifest, images)
+    cache = open_cache(manifest, size_px=size_px, folder=folder, skip_rejected=skip_rejected)
+    rejected = [row for row, _ in cache.rejected]
+    rows = np.setdiff1d(np.arange(len(manifest)), rejected)
+    kept = replace(manifest.take(rows), rejected=manifest.rejected + len(rejected))
+    return Dataset(kept, cache.images, rows)
 
 
 def epoch_order(

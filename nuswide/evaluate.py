@@ -2,7 +2,7 @@
 
 Owns predict() and Evaluation. Never trains, nor cares whether torch or ONNX Runtime scores.
 
-    scores = predict(tagger.score, data.images)
+    scores = predict(tagger.score, data)
     Evaluation("test", data, scores, threshold=0.5).record(run, step=0)
 """
 
@@ -42,11 +42,11 @@ def torch_score(model: nn.Module, device: torch.device) -> Score:
     return score
 
 
-def predict(score: Score, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Score all images (N, 3, S, S) in their order; (N, C)."""
-    starts = range(0, len(images), _BATCH)
-    progress = tqdm(starts, "scoring", unit="batch", disable=None, leave=False)
-    return np.concatenate([score(images[start : start + _BATCH]) for start in progress])
+def predict(score: Score, data: Dataset) -> NDArray[np.float32]:
+    """Score all samples in their order; (N, C)."""
+    batches = np.array_split(np.arange(len(data)), range(_BATCH, len(data), _BATCH))
+    progress = tqdm(batches, "scoring", unit="batch", disable=None, leave=False)
+    return np.concatenate([score(data.gather(batch)) for batch in progress])
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Evaluation:
         count = min(_SHOWN, len(samples))
         chosen = np.sort(np.random.default_rng(0).choice(len(samples), count, replace=False))
         grid = plots.prediction_grid(
-            self.data.images[chosen],
+            self.data.gather(chosen),
             samples.labels,
             samples.targets[chosen],
             self.scores[chosen],

@@ -8,6 +8,7 @@ Owns the order of things and the words on a run's page. Every part is in a lower
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,9 +18,9 @@ import yaml
 from nuswide import bundle, plots
 from nuswide.bundle import LoggedModel
 from nuswide.config import Config
-from nuswide.data import Dataset, decode_dataset, load_manifest, load_splits
+from nuswide.data import Dataset, load_manifest, open_dataset
 from nuswide.evaluate import HEADLINE, Evaluation, baseline_key, predict, torch_score
-from nuswide.manifest import SPLITS, Manifest, carve_val
+from nuswide.manifest import SPLITS, Manifest
 from nuswide.metrics import Figures, baseline_figures
 from nuswide.models import TaggerNet, create_model
 from nuswide.tagger import Tagger
@@ -33,9 +34,11 @@ def train_and_register(config: Config, *, name: str) -> None:
     """Train by a config in one MLflow run, evaluate the chosen weights, and register them."""
     start = time.perf_counter()
     device = choose_device(config.device)
-    manifest = load_splits(config)
+    manifest = load_manifest(config.data)
+    _require_enough(config, manifest)
     model = create_model(config, n_labels=len(manifest.labels))
-    data = decode_dataset(manifest, size_px=config.image_size_px)
+    data = _open(config, manifest)
+    manifest = data.manifest
     with start_run("train", name) as run:
         run.log_params(asdict(config))
         run.log_text(yaml.safe_dump(asdict(config), sort_keys=False), "config.yaml")
@@ -44,9 +47,9 @@ def train_and_register(config: Config, *, name: str) -> None:
         model.load_state_dict(best.weights)
         score = torch_score(model, device)
         evaluations = [
-            Evaluation(split, part, predict(score, part.images), config.threshold)
+            Evaluation(split, part, predict(score, part), config.threshold)
             for split in ("val", "test")
-            if len((part := data.of(split)).manifest)
+            if len(part := data.of(split))
         ]
         logged = _log_model(run, config, model, data)
         for evaluation in evaluations:
@@ -69,6 +72,28 @@ def train_and_register(config: Config, *, name: str) -> None:
     click.echo(f"\n{_summary(rows)}\n\n{outcome}\nrun {run.id}\n{run.address}")
 
 
+def _require_enough(config: Config, manifest: Manifest) -> None:
+    """Refuse data that the config can't be run on, before any picture is decoded."""
+    sizes = {split: len(manifest.indices(split)) for split in SPLITS}
+    if sizes["train"] < config.batch_size:
+        raise click.ClickException(
+            f"train has {sizes['train']} images, fewer than batch_size={config.batch_size}; "
+            "lower it"
+        )
+    if not sizes["test"]:
+        raise click.ClickException(f"{config.data} has no test images; give it some to report on")
+
+
+def _open(config: Config, manifest: Manifest) -> Dataset:
+    data = open_dataset(
+        manifest,
+        size_px=config.image_size_px,
+        folder=Path(config.cache),
+        skip_rejected=config.skip_rejected,
+    )
+    return data.carve_val(fraction=config.val_fraction, seed=config.seed)
+
+
 def _record_data(run: Run, manifest: Manifest) -> None:
     """Record the splits as data sets, and how often each label occurs in them."""
     counts = {s: manifest.of(s).targets.sum(axis=0, dtype=np.int64) for s in SPLITS}
@@ -82,6 +107,8 @@ def _record_data(run: Run, manifest: Manifest) -> None:
         click.echo(
             f"{split:5s}  {len(samples)} images, {count.sum() / len(samples):.2f} labels each"
         )
+    rules = {k: getattr(manifest, k) for k in ("protocol", "unlabelled", "rejected", "digest")}
+    run.set_tags({f"data.{key}": value for key, value in rules.items()})
     run.log_table(table, "data/label_distribution.json")
     run.log_figure(plots.label_distribution(manifest.labels, counts), "data/label_distribution.png")
 
@@ -95,7 +122,8 @@ def _log_model(run: Run, config: Config, model: TaggerNet, data: Dataset) -> Log
         "data_digest": data.manifest.digest,
         "config": asdict(config),
     }
-    checked = data.of("test").images[:_CHECKED]
+    test = data.of("test")
+    checked = test.gather(np.arange(min(_CHECKED, len(test))))
     with scratch_folder() as folder:
         bundle.write_bundle(folder / "bundle", model, settings, checked)
         bundle.write_weights(folder / "weights.safetensors", model)
@@ -156,7 +184,9 @@ def _note(
         f"**On test: mAP {test['map']:.3f}, micro-F1 {test['micro/f1']:.3f}** "
         f"(always the same labels: {bound['map']:.3f} and {bound['micro/f1']:.3f})", "",
         outcome, "", header, *lines, "",
-        f"Data: {sizes} images, {len(manifest.labels)} labels, digest `{manifest.digest}`. "
+        f"Data: {sizes} images, {len(manifest.labels)} labels, protocol {manifest.protocol}, "
+        f"images without a label: {manifest.unlabelled}, unreadable pictures left out: "
+        f"{manifest.rejected}, digest `{manifest.digest}`. "
         f"Trained at {cost['train/images_per_s']:.0f} images/s for {cost['train/seconds']:.0f} s. "
         "The last point of a val or test curve is the chosen weights' figure.",
     ])  # fmt: skip
@@ -172,28 +202,33 @@ def _cells(values: Figures, separator: str, width: int = 0) -> str:
     return separator.join(f"{values[name]:{width}.3f}" for name in HEADLINE)
 
 
-def evaluate_registered(model: str, data: str, split: str) -> None:
+def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
     """Measure a registered model again on a split of a data set, in a run of its own.
 
     model: models:/NAME@ALIAS or models:/NAME/VERSION. val is carved as the model's own run did.
+    cache: the folder for decoded pictures.
     """
     version = bundle.find_version(model)
     tagger = bundle.load_tagger(version)
     manifest = load_manifest(data)
-    if split == "val":
-        manifest = carve_val(
-            manifest, fraction=tagger.config["val_fraction"], seed=tagger.config["seed"]
-        )
     columns = _matching_columns(tagger, manifest)
-    samples = manifest.of(split)
+    whole = open_dataset(
+        manifest,
+        size_px=tagger.image_size_px,
+        folder=cache,
+        skip_rejected=tagger.config["skip_rejected"],
+    )
+    # As the model's own run carved it, so that the same images are val.
+    fraction, seed = tagger.config["val_fraction"], tagger.config["seed"]
+    part = whole.carve_val(fraction=fraction, seed=seed).of(split)
+    samples = part.manifest
     if not len(samples):
         raise click.ClickException(f"{data} has no {split} images for {model}; give another split")
-    part = decode_dataset(samples, size_px=tagger.image_size_px)
     with start_run("evaluate", f"{version.name}/{version.version} on {split}") as run:
         run.log_params({"model": model, "data": data, "split": split})
         run.set_tags({"model.version": f"{version.name}/{version.version}"})
         run.log_dataset(samples, split)
-        scores = predict(tagger.score, part.images)[:, columns]
+        scores = predict(tagger.score, part)[:, columns]
         evaluation = Evaluation(split, part, scores, tagger.threshold)
         evaluation.record(run, step=0, model_id=bundle.model_id_of(version))
         summary = _summary({f"{version.name}/{version.version}, {split}": evaluation.figures})

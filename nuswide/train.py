@@ -74,7 +74,7 @@ def fit(config: Config, model: TaggerNet, data: Dataset, run: Run) -> tuple[Best
     for state.epoch in range(config.epochs):
         loss = train_one_epoch(config, state, data, run, evaluate)
         click.echo(f"epoch {state.epoch:3d}  step {state.steps:5d}  train  loss {loss:.3f}")
-        if config.val_fraction:
+        if len(data.manifest.indices("val")):
             evaluate("val")
         run.flush()
     if state.best is None:
@@ -95,8 +95,8 @@ def train_one_epoch(
     for batch in tqdm(batches, name, n_batches, unit="step", disable=None, leave=False):
         start = time.perf_counter()
         inputs, targets, warp = (
-            torch.from_numpy(array[batch]).to(state.device)
-            for array in (data.images, manifest.targets, theta)
+            torch.from_numpy(array).to(state.device)
+            for array in (data.gather(batch), manifest.targets[batch], theta[batch])
         )
         known = None
         if manifest.known is not None:
@@ -172,7 +172,7 @@ class _StepRecord:
 def _evaluate_and_keep_best(
     config: Config, state: State, data: Dataset, run: Run, split: str
 ) -> None:
-    scores = predict(torch_score(state.model, state.device), data.images)
+    scores = predict(torch_score(state.model, state.device), data)
     evaluation = Evaluation(split, data, scores, config.threshold)
     run.log_metrics(evaluation.prefixed, step=state.steps)
     is_best = split == config.select_on and (

@@ -80,6 +80,7 @@ class Trained:
     workspace: Workspace
     run_id: str
     data: Path
+    cache: str
     output: str
 
 
@@ -87,5 +88,6 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Trained:
     """One run of the main entry point through `mlflow run`, made once for all tests."""
     workspace = Workspace(tmp_path_factory.mktemp("workspace"))
-    done = workspace.mlflow_run("main", data=str(tiny_data), **TINY)
-    return Trained(workspace, run_id_of(done), tiny_data, done.stdout + done.stderr)
+    cache = str(workspace.folder / "cache")
+    done = workspace.mlflow_run("main", data=str(tiny_data), cache=cache, **TINY)
+    return Trained(workspace, run_id_of(done), tiny_data, cache, done.stdout + done.stderr)

@@ -108,7 +108,6 @@ def test_the_ends_of_a_range_are_allowed(name: str, value: float) -> None:
         ("lr", True, "a number"),
         ("lr", "", "a number"),
         ("lr", [1], "a number"),
-        ("lr", 10**400, "a number"),
         ("lr", date(2024, 1, 2), "a number"),
         ("epochs", date(2024, 1, 2), "a whole number"),
         ("data", None, "text"),

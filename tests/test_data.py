@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -8,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nuswide.config import Config
-from nuswide.data import decode_dataset, epoch_order, load_splits
+from nuswide.data import Dataset, epoch_order, load_manifest, open_dataset
 from nuswide.manifest import Manifest
 
 SIZE = 32
@@ -47,42 +47,47 @@ def order_of(n: int = 20, batch_size: int = 4, seed: int = 0, epoch: int = 0) ->
     return [batch.tolist() for batch in batches]
 
 
-# decode_dataset
+# Dataset
 
 
-def test_images_are_decoded_in_the_manifests_order(tmp_path: Path) -> None:
-    dataset = decode_dataset(draw_pictures(tmp_path, 30), size_px=SIZE)
-    assert dataset.images.shape == (30, 3, SIZE, SIZE) and dataset.images.dtype == np.uint8
-    assert dataset.images[:, 0, 0, 0].tolist() == [5 * i for i in range(30)]
-    assert (dataset.images == dataset.images[:, :1, :1, :1]).all()
+def open_in(folder: Path, manifest: Manifest, **options: bool) -> Dataset:
+    return open_dataset(manifest, size_px=SIZE, folder=folder / "cache", **options)
+
+
+def greys(data: Dataset) -> list[int]:
+    images = data.gather(np.arange(len(data)))
+    assert images.shape == (len(data), 3, SIZE, SIZE) and images.dtype == np.uint8
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_images_come_in_the_manifests_order(tmp_path: Path) -> None:
+    data = open_in(tmp_path, draw_pictures(tmp_path, 30))
+    assert greys(data) == [5 * i for i in range(30)]
+    assert data.gather(np.array([7, 2]))[:, 0, 0, 0].tolist() == [35, 10]
 
 
 def test_a_split_keeps_pictures_and_targets_together(tmp_path: Path) -> None:
-    test = decode_dataset(draw_pictures(tmp_path, 9), size_px=SIZE).of("test")
+    test = open_in(tmp_path, draw_pictures(tmp_path, 9)).of("test")
     assert test.manifest.names == ("p02.png", "p05.png", "p08.png")
-    assert test.images[:, 0, 0, 0].tolist() == [10, 25, 40]
+    assert greys(test) == [10, 25, 40]
     assert test.manifest.targets.tolist() == [[1, 0], [0, 0], [1, 0]]
 
 
-def test_broken_pictures_are_counted_and_named(tmp_path: Path) -> None:
+def test_skipped_pictures_are_counted_and_the_rest_stay_with_their_targets(tmp_path: Path) -> None:
+    manifest = draw_pictures(tmp_path, 9)
+    (tmp_path / "p02.png").write_text("no picture")
+    data = open_in(tmp_path, replace(manifest, rejected=4), skip_rejected=True)
+    assert data.manifest.rejected == 5 and "p02.png" not in data.manifest.names
+    assert greys(data) == [5 * i for i in range(9) if i != 2]
+    assert greys(data.of("test")) == [25, 40]
+    assert data.of("test").manifest.targets.tolist() == [[0, 0], [1, 0]]
+
+
+def test_broken_pictures_are_an_error_unless_skipped(tmp_path: Path) -> None:
     manifest = draw_pictures(tmp_path, 6)
     (tmp_path / "p01.png").write_text("no picture")
-    (tmp_path / "p04.png").write_bytes(b"")
-    with pytest.raises(click.ClickException) as caught:
-        decode_dataset(manifest, size_px=SIZE)
-    message = caught.value.message
-    assert message.startswith("2 of 6 pictures are broken")
-    assert "p01.png: not a readable picture" in message and "p04.png" in message
-    assert "\n" not in message and not message.endswith("...")
-
-
-def test_many_broken_pictures_are_cut_short(tmp_path: Path) -> None:
-    manifest = draw_pictures(tmp_path, 6)
-    for name in manifest.names:
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(click.ClickException, match=r"^6 of 6 .*p00.*p01.*p02.* \.\.\.$") as caught:
-        decode_dataset(manifest, size_px=SIZE)
-    assert "p03.png" not in caught.value.message
+    with pytest.raises(click.ClickException, match=r"^1 of 6 pictures can't be read: p01\.png"):
+        open_in(tmp_path, manifest)
 
 
 # epoch_order
@@ -122,35 +127,80 @@ def test_the_images_left_out_change_from_epoch_to_epoch() -> None:
     assert len(seen) == 10
 
 
-# load_splits
+# load_manifest
+
+
+def test_pictures_are_found_beside_the_annotations_or_in_images(tmp_path: Path) -> None:
+    write_annotations(tmp_path, n_train=2)
+    assert load_manifest(str(tmp_path)).root == tmp_path
+    (tmp_path / "images").mkdir()
+    for picture in tmp_path.glob("*.png"):
+        picture.rename(tmp_path / "images" / picture.name)
+    assert load_manifest(str(tmp_path)).root == tmp_path / "images"
+
+
+def test_missing_pictures_are_counted_and_named(tmp_path: Path) -> None:
+    write_annotations(tmp_path, n_train=4)
+    (tmp_path / "train2.png").unlink()
+    with pytest.raises(click.ClickException, match=r"^1 of 6 pictures are missing, 'train2\.png'"):
+        load_manifest(str(tmp_path))
+
+
+def test_a_prepared_folder_is_read_with_its_pictures_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "prepared").mkdir()
+    manifest = draw_pictures(tmp_path / "pictures", 5)
+    manifest.save(tmp_path / "prepared")
+    loaded = load_manifest(str(tmp_path / "prepared"))
+    assert (loaded.root, loaded.digest) == (tmp_path / "pictures", manifest.digest)
+
+
+def test_a_prepared_folder_that_was_changed_is_one_line(tmp_path: Path) -> None:
+    draw_pictures(tmp_path, 5).save(tmp_path)
+    text = (tmp_path / "samples.csv").read_text()
+    (tmp_path / "samples.csv").write_text(text.replace("test", "train"))
+    with pytest.raises(click.ClickException, match=r"was changed after .*; prepare it again$"):
+        load_manifest(str(tmp_path))
+
+
+# carve_val
+
+
+def annotated(folder: Path, n_train: int, labels_of: int = 10**9) -> Dataset:
+    write_annotations(folder, n_train=n_train, labels_of=labels_of)
+    return open_in(folder, load_manifest(str(folder)))
 
 
 def test_val_is_carved_out_of_train_by_the_seed(tmp_path: Path) -> None:
-    write_annotations(tmp_path, n_train=40)
-    config = Config(data=str(tmp_path), val_fraction=0.25, batch_size=2)
-    manifest = load_splits(config)
-    assert [len(manifest.indices(split)) for split in ("train", "val", "test")] == [30, 10, 2]
-    assert load_splits(config).digest == manifest.digest
+    data = annotated(tmp_path, n_train=40)
+    carved, again = (data.carve_val(fraction=0.25, seed=3).manifest for _ in range(2))
+    assert [len(carved.indices(split)) for split in ("train", "val", "test")] == [30, 10, 2]
+    assert carved.digest == again.digest
+
+
+def test_another_seed_carves_another_val(tmp_path: Path) -> None:
+    data = annotated(tmp_path, n_train=40)
+    one, other = (data.carve_val(fraction=0.15, seed=s).of("val").manifest.names for s in (0, 1))
+    assert set(one) != set(other)
 
 
 def test_no_val_fraction_gives_no_val(tmp_path: Path) -> None:
-    write_annotations(tmp_path, n_train=4)
-    config = Config(data=str(tmp_path), val_fraction=0, select_on="last", batch_size=4)
-    assert set(load_splits(config).splits) == {"train", "test"}
+    data = annotated(tmp_path, n_train=4)
+    assert set(data.carve_val(fraction=0, seed=0).manifest.splits) == {"train", "test"}
 
 
-def test_a_train_split_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
-    write_annotations(tmp_path, n_train=10)
-    config = Config(data=str(tmp_path), val_fraction=0.5, batch_size=6)
-    with pytest.raises(click.ClickException, match=r"5 images, fewer than batch_size=6; lower it"):
-        load_splits(config)
+def test_a_val_split_of_the_sources_own_is_kept(tmp_path: Path) -> None:
+    manifest = draw_pictures(tmp_path, 20)
+    splits = manifest.splits.copy()
+    splits[0] = "val"
+    data = open_in(tmp_path, replace(manifest, splits=splits))
+    assert data.carve_val(fraction=0.5, seed=0).of("val").manifest.names == ("p00.png",)
 
 
 @pytest.mark.parametrize(("n_train", "labels_of"), [(3, 3), (40, 1)])
 def test_a_val_split_without_a_label_is_refused(
     tmp_path: Path, n_train: int, labels_of: int
 ) -> None:
-    write_annotations(tmp_path, n_train, labels_of=labels_of)
-    config = Config(data=str(tmp_path), val_fraction=0.15, batch_size=2)
+    data = annotated(tmp_path, n_train, labels_of)
     with pytest.raises(click.ClickException, match=r"val without a label; raise it, or give"):
-        load_splits(config)
+        data.carve_val(fraction=0.15, seed=0)

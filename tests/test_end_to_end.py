@@ -25,9 +25,8 @@ from safetensors.torch import load_file
 
 from nuswide.bundle import find_version, load_tagger
 from nuswide.config import Config
-from nuswide.data import decode_dataset
+from nuswide.data import Dataset, load_manifest, open_dataset
 from nuswide.evaluate import predict, torch_score
-from nuswide.importers import read_article_json
 from nuswide.metrics import NINE
 from nuswide.models import create_model
 
@@ -57,6 +56,12 @@ def artifacts(run_id: str) -> set[str]:
             folders += [item.path] * item.is_dir
             found.add(item.path)
     return found
+
+
+def held_out(trained: Trained) -> Dataset:
+    """The run's test images."""
+    folder = trained.workspace.folder / "cache"
+    return open_dataset(load_manifest(str(trained.data)), size_px=32, folder=folder).of("test")
 
 
 def test_params_are_recorded_and_those_of_mlflow_run_stay_as_typed(run: Run) -> None:
@@ -93,7 +98,7 @@ def test_figures_tables_and_pictures_are_in_the_record(run: Run) -> None:
 def test_data_sets_are_tied_with_their_digests(run: Run, trained: Trained) -> None:
     inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
     assert set(inputs) == {"train", "val", "test"}
-    samples = read_article_json(trained.data).of("test")
+    samples = held_out(trained).manifest
     assert inputs["test"].digest == samples.digest == run.data.tags["data.test_digest"]
     assert json.loads(inputs["test"].profile) == {"images": 8, "labels": len(samples.labels)}
 
@@ -129,7 +134,9 @@ def test_the_model_carries_its_figures_and_no_pickle(run: Run, trained: Trained)
 def test_evaluate_finds_the_figures_of_training_again(
     run: Run, trained: Trained, split: str
 ) -> None:
-    done = trained.workspace.mlflow_run("evaluate", data=str(trained.data), split=split)
+    done = trained.workspace.mlflow_run(
+        "evaluate", data=str(trained.data), split=split, cache=trained.cache
+    )
     again = mlflow.get_run(run_id_of(done))
     for name in ("map", *NINE):
         key = f"{split}/{name}"
@@ -140,15 +147,15 @@ def test_evaluate_finds_the_figures_of_training_again(
 
 
 def test_the_served_network_scores_as_the_trained_one(trained: Trained) -> None:
-    data = decode_dataset(read_article_json(trained.data).of("test"), size_px=32)
+    data = held_out(trained)
     weights = mlflow.artifacts.download_artifacts(
         run_id=trained.run_id, artifact_path="weights/weights.safetensors"
     )
     config = Config(backbone="resnet18", image_size_px=32)
     model = create_model(config, n_labels=len(data.manifest.labels))
     model.load_state_dict(load_file(weights))
-    torch_scores = predict(torch_score(model, torch.device("cpu")), data.images)
-    onnx_scores = predict(load_tagger(find_version(CHAMPION)).score, data.images)
+    torch_scores = predict(torch_score(model, torch.device("cpu")), data)
+    onnx_scores = predict(load_tagger(find_version(CHAMPION)).score, data)
     np.testing.assert_allclose(onnx_scores, torch_scores, atol=1e-5)
 
 
@@ -220,9 +227,10 @@ def ask(url: str, body: Any) -> tuple[int, str]:
 def test_a_served_photo_gets_the_scores_of_evaluate(trained: Trained) -> None:
     port = free_port()
     command = ("mlflow", "models", "serve", "-m", CHAMPION, "--env-manager", "local", "-p")
-    manifest = read_article_json(trained.data).of("test")
+    data = held_out(trained)
+    manifest = data.manifest
     tagger = load_tagger(find_version(CHAMPION))
-    scores = predict(tagger.score, decode_dataset(manifest, size_px=32).images)
+    scores = predict(tagger.score, data)
     photos = [
         base64.b64encode((manifest.root / name).read_bytes()).decode() for name in manifest.names
     ]

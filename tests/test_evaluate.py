@@ -25,12 +25,12 @@ def data() -> Dataset:
     targets = rng.integers(0, 2, (150, 3)).astype(np.uint8)
     names = tuple(map(str, range(150)))
     manifest = Manifest(Path("."), names, ("a", "b", "c"), targets, np.array(["test"] * 150))
-    return Dataset(manifest, images)
+    return Dataset(manifest, images, np.arange(150))
 
 
 def test_scores_keep_the_order_of_the_images_across_batches(data: Dataset) -> None:
     score = torch_score(MeanOfChannels(), torch.device("cpu"))
-    scores = predict(score, data.images)
+    scores = predict(score, data)
     one_by_one = np.concatenate([score(data.images[i : i + 1]) for i in range(150)])
     np.testing.assert_allclose(scores, one_by_one, atol=1e-6)
     assert scores.shape == (150, 3) and scores.dtype == np.float32

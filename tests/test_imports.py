@@ -8,9 +8,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
     ("config", "manifest", "tagger", "unpack"),
-    ("importers", "protocols", "download", "sample", "transforms", "models", "losses", "metrics"),
+    ("cache", "importers", "protocols", "download", "sample")
+    + ("transforms", "models", "losses", "metrics"),
     ("data", "tracking", "plots"),
-    ("evaluate",),
+    ("evaluate", "prepare"),
     ("train", "bundle", "compare"),
     ("jobs",),
     ("cli",),

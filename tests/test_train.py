@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import click
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def data() -> Dataset:
     images = (noise + 150 * targets[:, :, None, None]).astype(np.uint8)
     splits = np.array(["train"] * 40 + ["val"] * 8 + ["test"] * 8)
     names = tuple(f"{i}.png" for i in range(56))
-    return Dataset(Manifest(".", names, LABELS, targets, splits), images)
+    return Dataset(Manifest(".", names, LABELS, targets, splits), images, np.arange(56))
 
 
 def train(data: Dataset, **changes: object) -> tuple[Best, State, Recorder]:
@@ -90,7 +92,9 @@ def test_the_weights_with_the_best_val_map_are_kept(data: Dataset) -> None:
 
 
 def test_test_is_evaluated_at_test_freq_and_chooses_where_asked(data: Dataset) -> None:
-    best, _, recorder = train(data, test_freq=4, select_on="test", val_fraction=0.0)
+    splits = np.where(data.manifest.splits == "val", "test", data.manifest.splits)
+    without_val = replace(data, manifest=replace(data.manifest, splits=splits))
+    best, _, recorder = train(without_val, test_freq=4, select_on="test", val_fraction=0.0)
     assert recorder.steps("test/map") == [0, 4, 8]
     assert recorder.steps("val/map") == []
     assert best.steps in (0, 4, 8)
