@@ -26,10 +26,10 @@ from nuswide.manifest import Manifest
 LABELS_81 = tuple(
     "airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds "
     "computer coral cow dancing dog earthquake elk fire fish flags flowers food fox frost garden "
-    "glacier grass harbor horses house lake leaf map military moon mountain nighttime ocean person "
-    "plane plants police protest railroad rainbow reflection road rocks running sand sign sky snow "
-    "soccer sports statue street sun sunset surf swimmers tattoo temple tiger tower town toy train tree "
-    "valley vehicle water waterfall wedding whales window zebra".split()
+    "glacier grass harbor horses house lake leaf map military moon mountain nighttime ocean "
+    "person plane plants police protest railroad rainbow reflection road rocks running sand sign "
+    "sky snow soccer sports statue street sun sunset surf swimmers tattoo temple tiger tower town "
+    "toy train tree valley vehicle water waterfall wedding whales window zebra".split()
 )
 _HASHNET = re.compile(r"\S+( [01]){81}\s*")
 _INDEXED = re.compile(r"[^,]+\.\w+,\d+( \d+)*\s*")
