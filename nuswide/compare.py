@@ -6,9 +6,7 @@ the runs' records.
     compare_runs("Default")  # or "RUN_ID,RUN_ID"
 """
 
-import base64
 import csv
-import html
 import io
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from matplotlib.figure import Figure
 from mlflow.entities import Run as RecordedRun
 from mlflow.exceptions import MlflowException
 
+from nuswide import pages
 from nuswide.evaluate import HEADLINE, baseline_key
 from nuswide.metrics import NINE
 from nuswide.plots import metric_bars
@@ -211,40 +210,13 @@ def to_csv(table: Table) -> str:
 
 def to_html(table: Table, figure: Figure) -> str:
     """Write the table and the figure as one page that needs no network."""
-    head = "".join(f"<th scope=col>{html.escape(column)}</th>" for column in table.columns)
-    body = "\n".join(_html_line(row) for row in table.rows)
-    remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in table.remarks)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    picture = base64.b64encode(png.getvalue()).decode()
-    return _PAGE.format(head=head, body=body, remarks=remarks, picture=picture)
-
-
-def _html_line(row: Row) -> str:
-    cells = (
-        f"<td{' class=best' if i in row.best else ''}>{html.escape(cell)}</td>"
-        for i, cell in enumerate(row.cells)
+    return pages.page(
+        "Comparison of runs",
+        pages.table(
+            ["", *table.columns],
+            [(row.name, *row.cells) for row in table.rows],
+            [row.best for row in table.rows],
+        ),
+        *map(pages.paragraph, table.remarks),
+        pages.picture(figure, "Bars of the runs' figures on test"),
     )
-    return f"<tr><th scope=row>{html.escape(row.name)}</th>{''.join(cells)}</tr>"
-
-
-_PAGE = """<!doctype html>
-<html lang=en><meta charset=utf-8><title>Comparison of runs</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222 }}
-table {{ border-collapse: collapse }}
-th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }}
-th[scope=row] {{ text-align: left; font-weight: normal }}
-.best {{ font-weight: bold; background: #e3f0fa }}
-.best::after {{ content: " *" }}
-img {{ max-width: 100%; margin-top: 1.5rem }}
-</style>
-<h1>Comparison of runs</h1>
-<table><thead><tr><td></td>{head}</tr></thead>
-<tbody>
-{body}
-</tbody></table>
-{remarks}
-<img alt="Bars of the runs' figures on test" src="data:image/png;base64,{picture}">
-</html>
-"""
