@@ -61,18 +61,25 @@ class Dataset:
 
 
 def load_manifest(data: str) -> Manifest:
-    """Read a prepared folder, or annotations in any form with their pictures.
+    """Read a data set as read_manifest does, and find its pictures.
 
-    `sample` is drawn first where it is not there yet. Raises click.ClickException if pictures are
-    missing.
+    Raises click.ClickException if some are missing.
+    """
+    return locate_pictures(read_manifest(data))
+
+
+def read_manifest(data: str) -> Manifest:
+    """Read a prepared folder, or annotations in any form, without a look for the pictures.
+
+    `sample` is drawn first where it is not there yet.
     """
     if data == SAMPLE:
         draw_sample(SAMPLE_FOLDER)
     folder = SAMPLE_FOLDER if data == SAMPLE else Path(data)
     if not Manifest.is_saved_in(folder):
-        return locate_pictures(read_annotations(folder))
+        return read_annotations(folder)
     try:
-        return locate_pictures(Manifest.load(folder))
+        return Manifest.load(folder)
     except ValueError as error:
         raise click.ClickException(f"{error}; prepare it again") from error
 

@@ -15,10 +15,10 @@ import click
 import numpy as np
 import yaml
 
-from nuswide import bundle, plots
+from nuswide import audit, bundle, plots
 from nuswide.bundle import LoggedModel
 from nuswide.config import Config
-from nuswide.data import Dataset, load_manifest, open_dataset
+from nuswide.data import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.evaluate import HEADLINE, Evaluation, baseline_key, predict, torch_score
 from nuswide.manifest import SPLITS, Manifest
 from nuswide.metrics import Figures, baseline_figures
@@ -27,6 +27,8 @@ from nuswide.tagger import Tagger
 from nuswide.tracking import Run, scratch_folder, start_run
 from nuswide.train import choose_device, fit
 
+_MOST_HASHED = 20_000  # pictures in which each run looks for duplicates; more take minutes
+_AUDIT_PX = 64  # enough to tell pictures apart, and to see them
 _CHECKED = 8  # pictures on which the exported model must agree with torch
 
 
@@ -42,7 +44,7 @@ def train_and_register(config: Config, *, name: str) -> None:
     with start_run("train", name) as run:
         run.log_params(asdict(config))
         run.log_text(yaml.safe_dump(asdict(config), sort_keys=False), "config.yaml")
-        _record_data(run, manifest)
+        _record_data(run, data)
         best, state = fit(config, model, data, run)
         model.load_state_dict(best.weights)
         score = torch_score(model, device)
@@ -94,8 +96,9 @@ def _open(config: Config, manifest: Manifest) -> Dataset:
     return data.carve_val(fraction=config.val_fraction, seed=config.seed)
 
 
-def _record_data(run: Run, manifest: Manifest) -> None:
-    """Record the splits as data sets, and how often each label occurs in them."""
+def _record_data(run: Run, data: Dataset) -> None:
+    """Record the splits as data sets, how often each label occurs in them, and the audit."""
+    manifest = data.manifest
     counts = {s: manifest.of(s).targets.sum(axis=0, dtype=np.int64) for s in SPLITS}
     counts = {split: count for split, count in counts.items() if len(manifest.indices(split))}
     table: dict[str, list[Any]] = {"label": list(manifest.labels)}
@@ -111,6 +114,8 @@ def _record_data(run: Run, manifest: Manifest) -> None:
     run.set_tags({f"data.{key}": value for key, value in rules.items()})
     run.log_table(table, "data/label_distribution.json")
     run.log_figure(plots.label_distribution(manifest.labels, counts), "data/label_distribution.png")
+    pictures = data if len(data) <= _MOST_HASHED else None
+    run.log_text(audit.to_html(audit.make_audit(manifest, pictures)), "data/audit.html")
 
 
 def _log_model(run: Run, config: Config, model: TaggerNet, data: Dataset) -> LoggedModel:
@@ -245,3 +250,19 @@ def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:
             f"it knows: {', '.join(tagger.labels)}"
         )
     return [tagger.labels.index(label) for label in manifest.labels]
+
+
+def audit_data(data: str, out: Path, cache: Path | None) -> None:
+    """Audit a data set into a folder. cache: the folder for decoded pictures, None for no look."""
+    if cache is None:
+        made = audit.make_audit(read_manifest(data))
+    else:
+        pictures = open_dataset(
+            load_manifest(data), size_px=_AUDIT_PX, folder=cache, skip_rejected=True
+        )
+        made = audit.make_audit(pictures.manifest, pictures)
+    try:
+        audit.write_audit(made, out)
+    except OSError as error:
+        raise click.ClickException(f"cannot write into {out}: {error.strerror}") from error
+    click.echo(f"{audit.to_text(made)}\n\n{out / 'audit.html'} shows it all.")

@@ -143,3 +143,69 @@ def _add_legend(figure: Figure, names: list[str]) -> None:
 
 def _cut(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width - 1]}…"
+
+
+def co_occurrence(labels: Sequence[str], together: NDArray[np.int64]) -> Figure:
+    """Heat map: of the images with the row's label, the share that has the column's, too.
+
+    together: (C, C) images that have both. Shows the 100 most frequent labels.
+    """
+    counts = np.diag(together)
+    order = np.argsort(-counts, kind="stable")[:100]
+    shares = together[np.ix_(order, order)] / np.maximum(counts[order, None], 1)
+    np.fill_diagonal(shares, np.nan)
+    names = [_cut(labels[i], 30) for i in order]
+    side = 2.5 + 0.17 * len(names)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
+    axis.set_facecolor("#bbbbbb")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)  # by lightness, and sparing of ink
+    size = 8 if len(names) < 50 else 7
+    places = np.arange(len(names))
+    axis.set_xticks(places, names, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(places, names, fontsize=size, parse_math=False)
+    axis.set_xlabel("... have this label, too")
+    axis.set_ylabel("of the images with this label ...")
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of images")
+    return figure
+
+
+def prevalence_change(
+    labels: Sequence[str],
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    names: tuple[str, str],
+) -> Figure:
+    """Two shares of images a label, joined by a line, so that a change is seen at once."""
+    places = np.arange(len(labels))[::-1]
+    shown = [_cut(label, 40) for label in labels]
+    figure = Figure(figsize=(8, 1.4 + 0.2 * len(labels)), layout="constrained")
+    axis = figure.subplots()
+    axis.hlines(places, before, after, color=GREY, linewidth=1)
+    axis.plot(before, places, "o", color=BLUE, label="before", markersize=5)
+    axis.plot(after, places, "D", color=ORANGE, label="after", markersize=5)
+    axis.set_yticks(places, shown, fontsize=8, parse_math=False)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("share of images with the label")
+    axis.margins(y=0.02)
+    axis.spines[["top", "right"]].set_visible(False)
+    _add_legend(figure, list(names))
+    return figure
+
+
+def pair_sheet(
+    firsts: NDArray[np.uint8], seconds: NDArray[np.uint8], captions: Sequence[str]
+) -> Figure:
+    """Pictures (N, 3, S, S) side by side with their partners, a caption below each pair."""
+    columns = min(3, max(2, len(captions)))
+    rows = -(-len(captions) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained", dpi=80)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, first, second, caption in zip(axes, firsts, seconds, captions, strict=False):
+        gap = np.full((first.shape[1], max(1, first.shape[2] // 20), 3), 255, dtype=np.uint8)
+        axis.imshow(np.hstack([first.transpose(1, 2, 0), gap, second.transpose(1, 2, 0)]))
+        lines = [_cut(line, 44) for line in caption.splitlines()]
+        axis.set_title("\n".join(lines), fontsize=9, y=0, va="top", pad=-4, parse_math=False)
+    return figure

@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
-    ("config", "manifest", "tagger", "unpack"),
+    ("config", "manifest", "tagger", "unpack", "pages"),
     ("cache", "importers", "protocols", "download", "sample")
     + ("transforms", "models", "losses", "metrics"),
     ("data", "tracking", "plots"),
-    ("evaluate", "prepare"),
-    ("train", "bundle", "compare"),
+    ("evaluate", "prepare", "duplicates"),
+    ("train", "bundle", "compare", "audit"),
     ("jobs",),
     ("cli",),
     ("__main__",),
@@ -22,7 +22,7 @@ LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in 
 SAME_LAYER = {("models", "transforms")}
 ONLY_IN = {
     "mlflow": {"tracking", "bundle", "tagger", "compare", "cli"},
-    "matplotlib": {"plots", "tracking", "compare"},
+    "matplotlib": {"plots", "tracking", "compare", "pages", "audit"},
     "sklearn": {"metrics"},
     "onnxruntime": {"tagger"},
 }
