@@ -97,7 +97,11 @@ def evaluate(model: str, data: str, split: str, cache: Path) -> None:
 @main.command()
 @click.option("--runs", default="Default", show_default=True, help="ID,ID or an MLflow experiment.")
 @click.option(
-    "--across_test_sets", is_flag=True, help="Rank runs that were tested on different images, too."
+    "--across_test_sets",
+    type=bool,
+    default=False,
+    show_default=True,
+    help="Rank runs that were tested on different images, too.",
 )
 @one_line_errors
 def compare(runs: str, across_test_sets: bool) -> None:
@@ -122,9 +126,14 @@ def serve(model: str, host: str, port: int) -> None:
 
 
 @main.command()
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--format", default="auto", show_default=True, help="Form of the annotations.")
+@click.option(
+    "--format",
+    default="auto",
+    show_default=True,
+    help="Form of the annotations: article, nuswide, hashnet, indexed, csv, coco or voc.",
+)
 @click.option(
     "--protocol",
     default="source",
@@ -157,6 +166,26 @@ def prepare(source: Path, out: Path, **options: Any) -> None:
         f"{out} holds {sizes} images with {len(manifest.labels)} labels, protocol "
         f"{manifest.protocol}, digest {manifest.digest}; train on them with --data {out}"
     )
+
+
+@main.command()
+@click.option("--data", default="sample", show_default=True, help="Folder, or `sample`.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="data/audit",
+    show_default=True,
+    help="Folder for the page, the tables and the figures.",
+)
+@click.option(
+    "--pictures", type=bool, default=True, show_default=True, help="Look for duplicates, too."
+)
+@cache_option
+def audit(data: str, out: Path, pictures: bool, cache: Path) -> None:
+    """Say what a data set is like: counts, gaps, duplicates, bias."""
+    from nuswide.jobs import audit_data
+
+    audit_data(data, out, cache if pictures else None)
 
 
 @main.command()

@@ -36,7 +36,7 @@ class Config:
     """Every choice that defines an experiment; raises ValueError when a field is out of range."""
 
     # Data
-    data: str = _field("sample", "Folder with train.json and test.json, or `sample`.")
+    data: str = _field("sample", "Prepared folder, annotations with their pictures, or `sample`.")
     val_fraction: float = _field(
         0.15, "Share of train set aside as val; 0 for none.", low=0, high=0.5
     )

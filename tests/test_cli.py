@@ -14,7 +14,7 @@ import mlflow
 import pytest
 import torchvision
 from click.testing import CliRunner
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, Workspace
 
 from nuswide.cli import main
 from nuswide.config import Config
@@ -204,3 +204,54 @@ def test_help_is_given_without_importing_torch_or_mlflow(command: tuple[str, ...
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "Usage:" in done.stdout and "heavy: []" in done.stdout
+
+
+# prepare, audit and cache
+
+
+def test_what_prepare_makes_trains_and_says_so(tiny_data: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    done = workspace.nuswide("prepare", str(tiny_data), "out", "--labels", "top:5")
+    assert "out holds 40 train, 0 val, 8 test images with 5 labels" in done.stdout
+    said = workspace.nuswide("prepare", str(tiny_data), "out", check=False)
+    assert said.returncode == 1 and "another folder" in said.stderr and "\n" not in said.stderr[:-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere", "out"], 1, "there is no folder nowhere"),
+        (["{data}", "out", "--protocol", "oficial"], 2, "did you mean official?"),
+        (["{data}", "out", "--protocol", "official"], 1, "has 81 labels, but the source has"),
+        (["{data}", "out", "--labels", "top:0"], 2, "must name a number from 1 to"),
+        (["{data}", "out", "--format", "cocoo"], 2, "did you mean coco?"),
+        (["{data}", "out", "--split_file", "none.csv"], 1, "cannot read the split file none.csv"),
+    ],
+)
+def test_a_mistake_in_prepare_is_one_line(
+    tiny_data: Path, tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    given = [argument.format(data=tiny_data) for argument in arguments]
+    done = Workspace(tmp_path).nuswide("prepare", *given, check=False)
+    assert done.returncode == code and words in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_audit_writes_a_page_and_caches_are_listed_and_removed(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    said = workspace.nuswide("audit", "--data", str(tiny_data), "--out", "out").stdout
+    assert "pairs of pictures" in said and (tmp_path / "out/audit.html").is_file()
+    listed = workspace.nuswide("cache").stdout
+    assert "48 images,   64 px" in listed and "complete" in listed
+    assert workspace.nuswide("cache", "--remove", "no such", check=False).returncode == 1
+    key = listed.split()[0]
+    assert f"removed {key}" in workspace.nuswide("cache", "--remove", key).stdout
+    assert "no caches in data/cache" in workspace.nuswide("cache").stdout
+
+
+def test_annotations_without_pictures_are_audited_if_told(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,labels,split\na.jpg,sky,train\nb.jpg,sea,test\n")
+    done = Workspace(tmp_path).nuswide("audit", "--data", ".", "--pictures", "false")
+    assert "not looked at" in done.stdout

@@ -43,6 +43,12 @@ def test_an_mlflow_run_command_renders_to_one_that_parses(command: str) -> None:
         assert set(params) <= {*Config.__dataclass_fields__, "experiment"}
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m nuswide")])
+def test_a_command_of_the_package_parses(command: str) -> None:
+    _, _, _, name, *arguments = shlex.split(command)
+    cli.main.commands[name].make_context(name, arguments)
+
+
 def test_mlflow_is_pinned_as_in_conda_yaml() -> None:
     pins = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"][-1]["pip"]
     (pinned,) = [pin for pin in pins if pin.startswith("mlflow==")]
