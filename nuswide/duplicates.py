@@ -69,14 +69,13 @@ def _shrink(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _hash(greys: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Hash grey pictures (N, 32, 32); (N,)."""
-    place = np.arange(_SIDE_PX)
-    waves = np.cos(np.pi * np.arange(8)[:, None] * (place + 0.5) / _SIDE_PX).astype(np.float32)
-    bits = [
-        (low > np.median(low[:, 1:], axis=1, keepdims=True)).astype(np.uint8)
-        for start in range(0, len(greys), _BLOCK)
-        for low in [(waves @ greys[start : start + _BLOCK] @ waves.T).reshape(-1, 64)]
-    ]
-    return np.packbits(np.concatenate(bits), axis=1).view(np.uint64)[:, 0]
+    places = (np.arange(_SIDE_PX) + 0.5) / _SIDE_PX
+    waves = np.cos(np.pi * np.arange(8)[:, None] * places).astype(np.float32)
+    low = np.concatenate(
+        [waves @ greys[i : i + _BLOCK] @ waves.T for i in range(0, len(greys), _BLOCK)]
+    ).reshape(-1, 64)
+    bits = low > np.median(low[:, 1:], axis=1, keepdims=True)  # the first is the mean grey
+    return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
 def _candidates(hashes: NDArray[np.uint64]) -> set[tuple[int, int]]:

@@ -1,7 +1,6 @@
 """Duplicates among drawn pictures: found through JPEG, resizing and company, and only where."""
 
 import io
-import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nuswide.data import Dataset, load_manifest, open_dataset
-from nuswide.duplicates import find_duplicates
+from nuswide.duplicates import _candidates, find_duplicates
 from nuswide.manifest import Manifest
 
 SIZE = 64
@@ -87,11 +86,7 @@ def test_a_picture_mirrored_or_turned_is_another(scenes: list[np.ndarray]) -> No
     assert all(pair.second != pair.first + 8 for pair in pairs)
 
 
-def test_a_hundred_thousand_hashes_are_searched_without_comparing_all() -> None:
-    from nuswide.duplicates import _candidates
-
+def test_a_near_hash_is_found_among_a_hundred_thousand() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, dtype=np.uint64)
-    hashes[70_000] = hashes[3] ^ np.uint64(0b100100100100100000100)
-    start = time.perf_counter()
-    assert (3, 70_000) in _candidates(hashes)
-    print(f"{time.perf_counter() - start:.1f} s")
+    hashes[70_000] = hashes[3] ^ np.uint64(0b100100100100100000100)  # six bits, a band each
+    assert _candidates(hashes) == {(3, 70_000)}
