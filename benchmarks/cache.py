@@ -21,7 +21,7 @@ from nuswide.cache import open_cache
 from nuswide.data import open_dataset
 from nuswide.manifest import Manifest
 
-SIZE_PX, BATCH, ROUNDS = 256, 32, 5
+SIZE_PX, BATCH, ROUNDS = 256, 32, 3
 
 
 def draw_pictures(folder: Path, n: int) -> Manifest:
@@ -65,7 +65,7 @@ def gather_rate(manifest: Manifest, folder: Path) -> float:
 
 def main() -> None:
     """Time them in turn, and print what came out."""
-    n_pictures = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    n_pictures = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

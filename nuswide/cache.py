@@ -37,7 +37,7 @@ from nuswide.tagger import DECODER_VERSION, decode_image
 _PIXELS, _DECODED, _REJECTED = "pixels.u8", "decoded.u64", "rejected.csv"
 _ABOUT, _LOCK = "cache.json", "lock"
 _BLOCK = 32  # images a thread decodes in one go
-_SAVE_S = 2.0  # a killed build repeats at most about so much work
+_SAVE_S = 0.5  # a killed build repeats about so much work; the disk writes while others decode
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def test_what_prepare_makes_trains_and_says_so(tiny_data: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nowhere", "out"], 1, "there is no folder nowhere"),
+        (["nowhere", "out"], 1, "there is no data folder nowhere"),
         (["{data}", "out", "--protocol", "oficial"], 2, "did you mean official?"),
         (["{data}", "out", "--protocol", "official"], 1, "has 81 labels, but the source has"),
         (["{data}", "out", "--labels", "top:0"], 2, "must name a number from 1 to"),

@@ -59,7 +59,7 @@ def read_annotations(source: Path, format: str = "auto") -> Manifest:
     """
     if not source.exists():
         raise click.ClickException(
-            f"there is no folder {source}; name one with train.json and test.json or the like"
+            f"there is no data folder {source}; name one with train.json and test.json or the like"
         )
     if format != "auto":
         return pick(IMPORTERS, "format", format).read(source)
