@@ -75,13 +75,7 @@ def read_manifest(data: str) -> Manifest:
     """
     if data == SAMPLE:
         draw_sample(SAMPLE_FOLDER)
-    folder = SAMPLE_FOLDER if data == SAMPLE else Path(data)
-    if not Manifest.is_saved_in(folder):
-        return read_annotations(folder)
-    try:
-        return Manifest.load(folder)
-    except ValueError as error:
-        raise click.ClickException(f"{error}; prepare it again") from error
+    return read_annotations(SAMPLE_FOLDER if data == SAMPLE else Path(data))
 
 
 def locate_pictures(manifest: Manifest) -> Manifest:

@@ -46,8 +46,7 @@ def prepare(
     )
     if not manifest.targets.any():
         raise click.ClickException(f"{source}: no image is left that has a label; keep more labels")
-    root = images or (source if source.is_dir() else source.parent)
-    manifest = replace(manifest, root=root.resolve())
+    manifest = replace(manifest, root=(images or manifest.root).resolve())
     try:
         out.mkdir(parents=True, exist_ok=True)
         manifest.save(out)

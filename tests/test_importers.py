@@ -202,7 +202,8 @@ def test_a_label_that_is_no_plain_line_is_refused(tmp_path: Path, label: str) ->
 def test_labels_and_names_of_any_script_work(tmp_path: Path) -> None:
     labels = ["Käse", "می\u200cخواهم", "海 辺", "👩\u200d🚒", "no\u00a0break"]
     sample = {"image_name": "海.jpg", "image_labels": labels}
-    make_folder(tmp_path, train=content([sample], labels), test=content([sample], labels))
+    other = sample | {"image_name": "空.jpg"}
+    make_folder(tmp_path, train=content([sample], labels), test=content([other], labels))
     manifest = read_article_json(tmp_path)
     manifest.save(tmp_path)
     assert manifest.load(tmp_path).labels == tuple(labels)

@@ -218,6 +218,63 @@ def test_any_damage_is_read_or_refused_in_one_line(form: tuple[str, Path]) -> No
         path.write_bytes(sound)
 
 
+def test_a_damaged_list_is_not_left_out(tmp_path: Path) -> None:
+    write_hashnet(tmp_path)
+    (tmp_path / "list_train.txt").write_text("damaged\n")
+    assert "list_train.txt:1 must be a path" in error_of(tmp_path)
+
+
+def test_a_list_may_begin_with_an_image_without_a_label(tmp_path: Path) -> None:
+    write_indexed(tmp_path)
+    (tmp_path / "indexed_train.csv").write_text("0_x.jpg,\n1_x.jpg,4\n")
+    assert len(read_annotations(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("sets", [("trainval", "test"), ("trainval", "train", "val", "test")])
+def test_what_trainval_has_alone_is_train(tmp_path: Path, sets: tuple[str, ...]) -> None:
+    write_voc(tmp_path)
+    lists = {"trainval": "one\ntwo\n", "train": "one\n", "val": "two\n", "test": "three\n"}
+    (tmp_path / "ImageSets/Main/train.txt").unlink()
+    for name in sets:
+        (tmp_path / f"ImageSets/Main/{name}.txt").write_text(lists[name])
+    splits = read_annotations(tmp_path).splits.tolist()
+    assert sorted(splits) == sorted(["train", "val" if "val" in sets else "train", "test"])
+
+
+def test_an_image_in_train_and_test_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,labels,split\na.jpg,x,train\na.jpg,x,test\n")
+    assert "'a.jpg' is there twice, in train and test; keep one" in error_of(tmp_path)
+
+
+def test_the_split_is_a_word_of_the_name_and_no_part_of_one(tmp_path: Path) -> None:
+    (tmp_path / "latest.csv").write_text("1_x.jpg,0\n")
+    assert read_annotations(tmp_path / "latest.csv").splits.tolist() == ["train"]
+
+
+def test_a_prepared_folder_is_read_as_what_it_is(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    manifest = read_annotations(tmp_path)
+    (tmp_path / "prepared").mkdir()
+    manifest.save(tmp_path / "prepared")
+    again = read_annotations(tmp_path / "prepared")
+    assert again.digest == manifest.digest and again.root == tmp_path
+
+
+def test_a_name_may_hold_what_unicode_calls_a_line_separator(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,labels\na.jpg,up\u2028down\n", encoding="utf-8")
+    assert read_annotations(tmp_path).labels == ("up\u2028down",)
+
+
+def test_a_file_that_unpacks_to_too_many_lines_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list_train.csv.gz"
+    path.write_bytes(gzip.compress(b"a.jpg,0\n" + b"\n" * 5_000_001))
+    assert "has above 5,000,000 lines" in error_of(path, "indexed")
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    assert "there is no data folder" in error_of(tmp_path / ("a" * 5000))
+
+
 def test_damaged_gzip_is_one_line(tmp_path: Path) -> None:
     write_table(tmp_path)
     path = tmp_path / "labels.csv"

@@ -118,7 +118,7 @@ SKY = "Groundtruth/AllLabels/Labels_sky.txt"
     ("file", "spoil", "words"),
     [
         (SKY, drop_last, ["Labels_sky.txt has 9 lines, but the image list 10"]),
-        ("ImageList/Imagelist.txt", drop_last, ["has 10 lines, but the image list 9"]),
+        ("ImageList/Imagelist.txt", drop_last, ["1 images are in Imagelist.txt or in the train"]),
         (SKY, spoil_number, ["Labels_sky.txt:2 must be 0 or 1"]),
         (SKY, join_numbers, ["Labels_sky.txt:1 must be 0 or 1"]),
         (SKY, flip_first, ["differ in 1 places, first on sky of actor/0000_9000.jpg"]),
@@ -143,6 +143,31 @@ def test_a_list_in_another_order_than_the_labels_is_refused(official: Path) -> N
         path = official / f"ImageList/{part}Imagelist.txt"
         path.write_text("\n".join(sorted(lines_of(path), reverse=True)) + "\n")
     assert "AllLabels and TrainTestLabels differ" in error_of(official)
+
+
+def test_train_and_test_labels_alone_are_checked_against_the_whole_list(official: Path) -> None:
+    (official / "Groundtruth/AllLabels").rename(official / "elsewhere")
+    swap_first_two(official / "ImageList/TrainImagelist.txt")
+    assert "TrainImagelist.txt:2 is in another order" in error_of(official)
+
+
+def test_a_concept_that_is_not_listed_is_refused(official: Path) -> None:
+    drop_last(official / "Concepts81.txt")
+    assert "has labels_sky_train.txt, which Concepts81.txt does not name" in error_of(official)
+
+
+def test_the_authors_own_folder_in_front_of_a_name_is_left_out(official: Path) -> None:
+    whole = read_annotations(official)
+    for path in (official / "ImageList").iterdir():
+        lines = (f"C:\\ImageData\\Flickr\\{line}" for line in lines_of(path) if line)
+        path.write_text("\n".join(lines))
+    assert read_annotations(official).names == whole.names
+
+
+def test_a_folder_without_labels_is_refused(official: Path) -> None:
+    (official / "Groundtruth").rename(official / "elsewhere")
+    with pytest.raises(click.ClickException, match="has neither Groundtruth/AllLabels nor"):
+        read_annotations(official, "nuswide")
 
 
 def test_an_image_in_both_lists_is_refused(official: Path) -> None:

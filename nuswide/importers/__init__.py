@@ -6,6 +6,7 @@ picture, nor decodes one. To add a form, write `detects` and `read` and enter th
     manifest = read_annotations(Path("photos"))
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,15 +53,20 @@ IMPORTERS = {
 
 
 def read_annotations(source: Path, format: str = "auto") -> Manifest:
-    """Read a folder or file of annotations in a form of IMPORTERS, detected unless it is given.
+    """Read a prepared folder, or annotations in a form of IMPORTERS, detected unless it is given.
 
     Names of images are relative to the folder. Raises click.ClickException, naming file and line,
     for whatever is wrong.
     """
-    if not source.exists():
+    if not os.path.exists(source):  # Path.exists() raises for a name that is too long
         raise click.ClickException(
             f"there is no data folder {source}; name one with train.json and test.json or the like"
         )
+    if format == "auto" and Manifest.is_saved_in(source):
+        try:
+            return Manifest.load(source)
+        except ValueError as error:
+            raise click.ClickException(f"{error}; prepare it again") from error
     if format != "auto":
         return pick(IMPORTERS, "format", format).read(source)
     for importer in IMPORTERS.values():

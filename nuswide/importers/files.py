@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuswide.config import unknown_name
-from nuswide.manifest import Manifest
+from nuswide.manifest import SPLITS, Manifest
 
-_MOST_BYTES = 2**31  # a gzipped file may grow without end
+# A gzipped file may grow without end. COCO's largest has 0.5 GB, NUS-WIDE's 269,648 lines.
+_MOST_BYTES, _MOST_LINES = 2**30, 5_000_000
 # Control characters and halves of surrogate pairs: JSON can say them, text files cannot hold them.
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_SPLIT_WORDS = {"train": "train", "val": "val", "test": "test"}
 
 
 def read_bytes(path: Path) -> bytes:
@@ -38,8 +38,12 @@ def read_bytes(path: Path) -> bytes:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, without the blank ones at its end."""
+    content = read_bytes(path)
+    if content.count(b"\n") > _MOST_LINES:
+        raise click.ClickException(f"{path} has above {_MOST_LINES:,} lines; split it")
     try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        # Not splitlines(), which parts lines at characters that a name may hold.
+        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise click.ClickException(f"{path} is no text file in UTF-8: {error}") from error
     while lines and not lines[-1].strip():
@@ -74,14 +78,15 @@ def find_file(folder: Path, *names: str) -> Path | None:
 
 
 def split_in_name(path: Path) -> str | None:
-    """The split that a file's name speaks of: *train*, *val* or *test*."""
-    return next((s for word, s in _SPLIT_WORDS.items() if word in path.name.lower()), None)
+    """The split that a file's name has among its words; train2017 and 81_train count, too."""
+    words = re.split(r"[^a-z]+", path.name.lower())
+    return next((split for split in SPLITS if split in words), None)
 
 
 def checked_name(where: str, name: str) -> str:
     """Check that an image name stays in its folder and on one line; gives it with plain slashes."""
     pure = PurePosixPath(name)
-    if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
+    if not pure.parts or "\0" in name or pure.is_absolute() or ".." in pure.parts:
         raise click.ClickException(f"{where}: image_name {name!r} must stay inside the folder")
     if _UNWRITABLE.search(name):
         raise click.ClickException(
@@ -99,10 +104,20 @@ def checked_labels(where: str, labels: Sequence[Any]) -> list[str]:
         raise click.ClickException(
             f"{where}: label {unwritable!r} is no plain line of text; mend it"
         )
-    doubled = sorted({label for label in labels if labels.count(label) > 1})
-    if doubled:
-        raise click.ClickException(f'{where}: "labels" has {doubled[0]!r} twice; keep one')
+    doubled = first_double(labels)
+    if doubled is not None:
+        raise click.ClickException(f'{where}: "labels" has {doubled!r} twice; keep one')
     return list(labels)
+
+
+def first_double(names: Iterable[str]) -> str | None:
+    """The first name that is there again."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def make_manifest(
@@ -130,7 +145,11 @@ def manifest_of(
     targets: NDArray[np.uint8],
     known: NDArray[np.bool_] | None = None,
 ) -> Manifest:
-    """Build a Manifest that has something to learn from. targets, known: (N, C)."""
+    """Build a Manifest that has something to learn from, no image twice. targets, known: (N, C)."""
+    doubled = first_double(names)
+    if doubled is not None:
+        where = " and ".join(s for n, s in zip(names, splits, strict=True) if n == doubled)
+        raise click.ClickException(f"{source}: {doubled!r} is there twice, in {where}; keep one")
     if not targets.any():
         raise click.ClickException(
             f"{source}: no sample has any label; there is nothing to learn from"

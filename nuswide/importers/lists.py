@@ -32,7 +32,7 @@ LABELS_81 = tuple(
     "toy train tree valley vehicle water waterfall wedding whales window zebra".split()
 )
 _HASHNET = re.compile(r"\S+( [01]){81}\s*")
-_INDEXED = re.compile(r"[^,]+\.\w+,\d+( \d+)*\s*")
+_INDEXED = re.compile(r"[^,]+\.\w+,(\d+( \d+)*)?\s*")
 
 
 def detects_hashnet(source: Path) -> bool:
@@ -61,7 +61,14 @@ def _files(source: Path, begins: re.Pattern[str]) -> list[Path]:
     found = sorted(
         path for path in source.iterdir() if re.search(r"\.(txt|csv|lst)(\.gz)?$", path.name)
     )
-    return [path for path in found if split_in_name(path) and begins.fullmatch(first_line(path))]
+    named = [path for path in found if split_in_name(path)]
+    kinds = {_kind(path) for path in named if begins.fullmatch(first_line(path))}
+    # With the others of that kind, so that a damaged list is an error and not left out.
+    return [path for path in named if _kind(path) in kinds]
+
+
+def _kind(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix
 
 
 def _read(

@@ -116,12 +116,16 @@ def detects_voc(source: Path) -> bool:
 
 def read_voc(source: Path) -> Manifest:
     """Read the images of ImageSets/Main, or all of Annotations/ as train."""
-    listed = _image_sets(source)
+    annotated = {
+        path.name.removesuffix(".gz").removesuffix(".xml"): path
+        for path in sorted((source / "Annotations").glob("*.xml*"))
+    }
+    listed = _image_sets(source) or dict.fromkeys(annotated, "train")
     names, splits, present, unknown = [], [], [], []
     for identifier, split in listed.items():
-        path = find_file(source / "Annotations", f"{identifier}.xml")
-        if path is None:
+        if identifier not in annotated:
             raise click.ClickException(f"{source / 'Annotations'} has no {identifier}.xml")
+        path = annotated[identifier]
         name, sure, difficult = _read_objects(path)
         names.append(checked_name(str(path), f"JPEGImages/{name}"))
         splits.append(split)
@@ -133,17 +137,16 @@ def read_voc(source: Path) -> Manifest:
 
 
 def _image_sets(source: Path) -> dict[str, str]:
-    """Each image's split; image -> split."""
-    paths = {split: find_file(source / "ImageSets/Main", f"{split}.txt") for split in SPLITS}
-    if not any(paths.values()):
-        annotated = sorted((source / "Annotations").glob("*.xml*"))
-        return {path.name.removesuffix(".gz").removesuffix(".xml"): "train" for path in annotated}
+    """Each listed image's split; image -> split. What trainval.txt has alone is train."""
     listed: dict[str, str] = {}
-    for split, path in paths.items():
+    for name in (*SPLITS, "trainval"):
+        path = find_file(source / "ImageSets/Main", f"{name}.txt")
+        split = "train" if name == "trainval" else name
         for line in read_lines(path) if path else []:
             identifier = line.split()[0] if line.strip() else ""
             checked_name(str(path), identifier)
-            if listed.setdefault(identifier, split) != split:
+            known = listed.setdefault(identifier, split)
+            if known != split and (name, known) != ("trainval", "val"):
                 raise click.ClickException(f"{path}: {identifier} is in {listed[identifier]}, too")
     return listed
 

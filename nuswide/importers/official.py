@@ -6,6 +6,7 @@ all, TrainTestLabels/ to train and test. NUS-WIDE-urls.txt lists the same photos
 so that a list made from it fits no label file: whatever can show such a mix-up is checked here.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,15 +55,21 @@ def read(source: Path) -> Manifest:
             for part, names in (("Train", train), ("Test", test))
         ]
         by_part = np.concatenate(blocks)
-    if not whole:
-        assert by_part is not None  # detects() has seen one of the two
-        names, targets = train + test, by_part
-    else:
-        names = _read_list(_required(source, "ImageList", "Imagelist.txt"))
-        targets = _read_labels(whole, concepts, "", len(names))
+    listed = find_file(_folder(source, "ImageList") or source, "Imagelist.txt")
+    names = _read_list(listed) if listed else train + test
+    if listed:
         _check_order(source, names, train, test)
+    if whole:
+        _required(source, "ImageList", "Imagelist.txt")
+        targets = _read_labels(whole, concepts, "", len(names))
         if by_part is not None:
             _check_agreement(source, names, targets, train + test, by_part, concepts)
+    elif by_part is not None:
+        names, targets = train + test, by_part
+    else:
+        raise click.ClickException(
+            f"{source} has neither Groundtruth/AllLabels nor Groundtruth/TrainTestLabels"
+        )
     _check_urls(source, names)
     is_test = set(test)
     splits = ["test" if name in is_test else "train" for name in names]
@@ -97,10 +104,15 @@ def _read_concepts(source: Path) -> list[str]:
 def _read_list(path: Path) -> list[str]:
     """The images' names, with plain slashes."""
     lines = enumerate(read_lines(path), 1)
-    names = [checked_name(f"{path}:{n}", line.strip().replace("\\", "/")) for n, line in lines]
+    names = [checked_name(f"{path}:{n}", _slashes(line.strip())) for n, line in lines]
     if len(set(names)) < len(names):
         raise click.ClickException(f"{path} has {len(names) - len(set(names))} lines twice")
     return names
+
+
+def _slashes(name: str) -> str:
+    """A name with plain slashes, without the folder of the authors' own machine."""
+    return re.sub("^[a-z]:/ImageData/Flickr/", "", name.replace("\\", "/"), flags=re.IGNORECASE)
 
 
 def _read_labels(
@@ -109,6 +121,11 @@ def _read_labels(
     """The labels of a list's images; (N, C)."""
     targets = np.empty((n_images, len(concepts)), dtype=np.uint8)
     present = {path.name.removesuffix(".gz").lower(): path for path in folder.iterdir()}
+    wanted = {f"labels_{concept}{suffix}.txt".lower() for concept in concepts}
+    kind = [name for name in present if re.fullmatch(rf"labels_.*{suffix.lower()}\.txt", name)]
+    odd = sorted(set(kind) - wanted)
+    if odd:
+        raise click.ClickException(f"{folder} has {odd[0]}, which Concepts81.txt does not name")
     for column, concept in enumerate(concepts):
         name = f"Labels_{concept}{suffix}.txt"
         path = present.get(name.lower())
@@ -187,11 +204,13 @@ def _check_agreement(
 
 def _check_urls(source: Path, names: Sequence[str]) -> None:
     """Check that the list of addresses, where there is one, is of the same photos."""
-    path = find_file(source, "NUS-WIDE-urls.txt")
+    name = "NUS-WIDE-urls.txt"
+    path = find_file(source, name) or find_file(source / "NUS-WIDE-urls", name)
     if path is None:
         return
-    firsts = (line.partition(" ")[0].replace("\\", "/") for line in read_lines(path))
-    listed = [first for first in firsts if first.lower().endswith(".jpg")]  # below a header
+    firsts = (_slashes(line.strip()).split()[:1] for line in read_lines(path))
+    # Below a header.
+    listed = [name for first in firsts for name in first if name.lower().endswith(".jpg")]
     ids, wanted = ({_photo_id(name) for name in group} for group in (listed, names))
     if ids != wanted:
         raise click.ClickException(

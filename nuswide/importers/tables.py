@@ -12,6 +12,7 @@ import click
 from nuswide.importers.files import (
     checked_labels,
     checked_name,
+    first_double,
     first_line,
     make_manifest,
     read_lines,
@@ -60,8 +61,12 @@ def _tables(source: Path) -> list[Path]:
         paths = [p for p in sorted(source.iterdir()) if p.name.endswith((".csv", ".csv.gz"))]
     else:
         paths = [source]
-    headers = {path: set(first_line(path).split(",")) for path in paths}
-    return [path for path, header in headers.items() if _NEEDED <= header <= _ALLOWED]
+    headers = {path: first_line(path).split(",") for path in paths}
+    return [
+        path
+        for path, header in headers.items()
+        if _NEEDED <= set(header) <= _ALLOWED and first_double(header) is None
+    ]
 
 
 def _parted(cell: str) -> list[str]:
