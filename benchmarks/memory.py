@@ -57,6 +57,7 @@ def train_alone(n_images: int) -> None:
     """Train, and print the most memory that was taken."""
     import torch
 
+    from nuswide.checkpoint import LAST, Writer
     from nuswide.config import Config
     from nuswide.models import create_model
     from nuswide.train import fit
@@ -76,7 +77,8 @@ def train_alone(n_images: int) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         start = time.perf_counter()
-        fit(config, create_model(config, n_labels=27), data, Recorder())
+        with Writer(Path(folder) / LAST) as writer:
+            fit(config, create_model(config, n_labels=27), data, Recorder(), writer)
         seconds = time.perf_counter() - start
         done.set()
         watcher.join()

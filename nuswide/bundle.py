@@ -96,11 +96,16 @@ class LoggedModel:
     version: str | None
 
 
-def log_bundle(folder: Path, example: NDArray[np.uint8], registered_model: str) -> LoggedModel:
+def log_bundle(
+    folder: Path, example: NDArray[np.uint8], registered_model: str, run_id: str
+) -> LoggedModel:
     """Log a bundle to the active run as a pyfunc, and register it unless the name is `none`.
 
-    example: an image (3, S, S) uint8 for the model's input example.
+    example: an image (3, S, S) uint8 for the model's input example. A version that this run has
+    registered before it was killed is taken as it is.
     """
+    if found := _registered_by(run_id, registered_model):
+        return found
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=tagger.__file__,
@@ -112,6 +117,16 @@ def log_bundle(folder: Path, example: NDArray[np.uint8], registered_model: str) 
     )
     number = info.registered_model_version
     return LoggedModel(info.model_id, info.model_uri, None if number is None else str(number))
+
+
+def _registered_by(run_id: str, name: str) -> LoggedModel | None:
+    run = mlflow.get_run(run_id)
+    if run.info.end_time:  # it was finished, and has been trained further
+        return None
+    for version in mlflow.MlflowClient().search_model_versions(f"name='{name}'"):
+        if version.run_id == run_id:
+            return LoggedModel(model_id_of(version) or "", version.source or "", version.version)
+    return None
 
 
 def _signature() -> ModelSignature:

@@ -126,6 +126,23 @@ def serve(model: str, host: str, port: int) -> None:
 
 
 @main.command()
+@click.argument("run_id")
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    default=Config.checkpoints,
+    show_default=True,
+    help="Folder for the state of runs.",
+)
+@one_line_errors
+def upload(run_id: str, checkpoints: Path) -> None:
+    """Send what the tracking server did not take of a run, once it answers again."""
+    from nuswide.jobs import upload_run
+
+    upload_run(run_id, checkpoints)
+
+
+@main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

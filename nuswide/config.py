@@ -57,11 +57,36 @@ class Config:
     # Optimization
     loss: str = _field("bce", "bce.")
     epochs: int = _field(35, "Passes over train.", low=1)
-    batch_size: int = _field(32, "Images a step.", low=2)
-    lr: float = _field(1e-4, "Learning rate of Adam.", low=0, open_low=True)
+    batch_size: int = _field(32, "Images a process takes at once.", low=2)
+    accumulate: int = _field(1, "Batches whose gradients make one step.", low=1)
+    optimizer: str = _field("adam", "adam, adamw or sgd.")
+    lr: float = _field(1e-4, "Learning rate.", low=0, open_low=True)
+    momentum: float = _field(0.9, "Momentum of sgd.", low=0, high=0.999)
+    weight_decay: float = _field(0.0, "Decay of weights, not of biases and norms.", low=0)
+    schedule: str = _field("constant", "Of the learning rate: constant, cosine or one_cycle.")
+    warmup_epochs: float = _field(0.0, "Epochs in which the learning rate rises to lr.", low=0)
+    head_epochs: int = _field(0, "First epochs that train the head alone.", low=0)
+    clip_norm: float = _field(0.0, "Greatest norm of the gradients; 0 for any.", low=0)
+    ema_epochs: float = _field(
+        0.0, "Epochs that a moving average of the weights spans; 0 for none.", low=0
+    )
     seed: int = _field(0, "Seed of everything random.", low=0, high=2**31 - 1)
+
+    # Hardware
     device: Literal["auto", "cpu", "cuda"] = _field(
         "auto", "auto takes the GPU where there is one."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
+        "auto", "Of the network; auto takes bf16 on a GPU that has it, else fp32."
+    )
+    compile: Literal["auto", "on", "off"] = _field(
+        "auto", "torch.compile; auto takes it for long training on a GPU."
+    )
+    sync_batchnorm: bool = _field(
+        False, "Statistics of batch normalisation over all processes; needs GPUs."
+    )
+    feed: Literal["auto", "resident", "blocks"] = _field(
+        "auto", "Pictures on the device all at once or block by block; auto by its free memory."
     )
 
     # Augmentation, drawn per image
@@ -70,6 +95,13 @@ class Config:
     translate: float = _field(0.2, "Shift drawn from +- this share of the side.", low=0, high=1)
     scale_min: float = _field(0.5, "Least zoom.", low=0, open_low=True)
     scale_max: float = _field(1.5, "Greatest zoom.", low=0, open_low=True)
+    brightness: float = _field(0.0, "Brightness is multiplied by 1 +- this.", low=0)
+    contrast: float = _field(0.0, "Contrast is multiplied by 1 +- this.", low=0)
+    saturation: float = _field(0.0, "Saturation is multiplied by 1 +- this.", low=0)
+    hue: float = _field(0.0, "Hue is shifted by +- this share of a turn.", low=0, high=0.5)
+    erase: float = _field(0.0, "Probability that a rectangle is erased.", low=0, high=1)
+    mixup: float = _field(0.0, "Alpha of mixup, the blending of two images; 0 for none.", low=0)
+    cutmix: float = _field(0.0, "Alpha of CutMix, pasting from another image; 0 for none.", low=0)
 
     # Evaluation and selection
     threshold: float = _field(0.5, "A label is predicted at this score or above.", low=0, high=1)
@@ -80,6 +112,19 @@ class Config:
     test_freq: int = _field(0, "Evaluate on test every so many steps; 0 for the end only.", low=0)
 
     # Record
+    resume: str = _field(
+        "none", "none; auto, the last run of this configuration; or the ID of a run to continue."
+    )
+    checkpoints: str = _field("data/checkpoints", "Folder for the state of runs.")
+    checkpoint_minutes: float = _field(
+        10.0, "Save the state so often, and after each epoch.", low=0, open_low=True
+    )
+    upload_minutes: float = _field(
+        10.0,
+        "Send the state to the run's artifacts so often, and when interrupted.",
+        low=0,
+        open_low=True,
+    )
     registered_model: str = _field(
         "nuswide-tagger", "Name in the model registry; `none` to leave it out."
     )
@@ -90,6 +135,11 @@ class Config:
         if self.scale_min > self.scale_max:
             raise ValueError(
                 f"scale_min={self.scale_min} is above scale_max={self.scale_max}; swap them"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}; "
+                "lower it"
             )
         if self.select_on == "val" and self.val_fraction == 0:
             raise ValueError(

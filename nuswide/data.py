@@ -7,7 +7,6 @@ Owns the way from a Manifest to uint8 batches. Never augments, and never looks a
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,8 +108,8 @@ def open_dataset(
 
 def epoch_order(
     indices: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int
-) -> Iterator[NDArray[np.int64]]:
-    """Shuffle the indices for one epoch and give them batch by batch, the short rest left out."""
+) -> list[NDArray[np.int64]]:
+    """Shuffle the indices for one epoch and cut them into batches, the short rest left out."""
     order = np.random.default_rng([seed, epoch, 0]).permutation(indices)
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+    n_batches = len(order) // batch_size
+    return list(order[: n_batches * batch_size].reshape(n_batches, batch_size))

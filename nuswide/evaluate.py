@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from nuswide import metrics, plots
+from nuswide import distributed, metrics, plots
 from nuswide.data import Dataset
 from nuswide.models import Scorer
 from nuswide.tracking import Run
@@ -27,26 +27,39 @@ _BATCH = 64
 _SHOWN = 12
 
 
-def torch_score(model: nn.Module, device: torch.device) -> Score:
-    """Make a function that scores uint8 images (N, 3, S, S) with a network, in eval mode."""
+def torch_score(
+    model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Score:
+    """Make a function that scores uint8 images (N, 3, S, S) with a network, in eval mode.
+
+    dtype: of the arithmetic inside.
+    """
     scorer = Scorer(model)
 
     def score(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        was_training = model.training
+        was_training = {module: module.training for module in model.modules()}
         scorer.eval()
-        with torch.inference_mode():
-            scores = scorer(torch.from_numpy(images).to(device)).float().cpu().numpy()
-        model.train(was_training)
+        autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+        with torch.inference_mode(), autocast:
+            scores: NDArray[np.float32] = scorer(torch.from_numpy(images).to(device)).cpu().numpy()
+        for module, training in was_training.items():
+            module.training = training
         return scores
 
     return score
 
 
 def predict(score: Score, data: Dataset) -> NDArray[np.float32]:
-    """Score all samples in their order; (N, C)."""
+    """Score all samples in their order; (N, C), in every process.
+
+    Many processes share whole batches out, so that the scores are those of one process.
+    """
     batches = np.array_split(np.arange(len(data)), range(_BATCH, len(data), _BATCH))
-    progress = tqdm(batches, "scoring", unit="batch", disable=None, leave=False)
-    return np.concatenate([score(data.gather(batch)) for batch in progress])
+    own = batches[distributed.rank() :: distributed.world_size()]
+    quiet = None if distributed.is_main() else True
+    progress = tqdm(own, "scoring", unit="batch", disable=quiet, leave=False)
+    scores = [score(data.gather(batch)) for batch in progress]
+    return np.concatenate(distributed.gather_batches(scores, len(batches)))
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,34 @@ Owns the order of things and the words on a run's page. Every part is in a lower
     train_and_register(load_config(Path("experiments/sample.yaml"), {}), name="sample")
 """
 
+import os
+import shlex
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import torch
 import yaml
 
-from nuswide import audit, bundle, plots
+from nuswide import audit, bundle, checkpoint, distributed, plots, runs
 from nuswide.bundle import LoggedModel
+from nuswide.checkpoint import LAST, Writer
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.evaluate import HEADLINE, Evaluation, baseline_key, predict, torch_score
 from nuswide.manifest import SPLITS, Manifest
 from nuswide.metrics import Figures, baseline_figures
 from nuswide.models import TaggerNet, create_model
+from nuswide.step import Best, State, choose_device
 from nuswide.tagger import Tagger
-from nuswide.tracking import Run, scratch_folder, start_run
-from nuswide.train import choose_device, fit
+from nuswide.tracking import NullRun, Run, scratch_folder, send_spool, start_run
+from nuswide.train import fit, global_batch_size
 
 _MOST_HASHED = 20_000  # pictures in which each run looks for duplicates; more take minutes
 _AUDIT_PX = 64  # enough to tell pictures apart, and to see them
@@ -33,54 +40,135 @@ _CHECKED = 8  # pictures on which the exported model must agree with torch
 
 
 def train_and_register(config: Config, *, name: str) -> None:
-    """Train by a config in one MLflow run, evaluate the chosen weights, and register them."""
+    """Train by a config in one MLflow run, evaluate the chosen weights, and register them.
+
+    Of many processes, each trains, and the main one writes.
+    """
     start = time.perf_counter()
-    device = choose_device(config.device)
-    manifest = load_manifest(config.data)
-    _require_enough(config, manifest)
-    model = create_model(config, n_labels=len(manifest.labels))
-    data = _open(config, manifest)
-    manifest = data.manifest
-    with start_run("train", name) as run:
-        run.log_params(asdict(config))
-        run.log_text(yaml.safe_dump(asdict(config), sort_keys=False), "config.yaml")
-        _record_data(run, data)
-        best, state = fit(config, model, data, run)
-        model.load_state_dict(best.weights)
-        score = torch_score(model, device)
-        evaluations = [
-            Evaluation(split, part, predict(score, part), config.threshold)
-            for split in ("val", "test")
-            if len(part := data.of(split))
-        ]
-        logged = _log_model(run, config, model, data)
-        for evaluation in evaluations:
-            # A figure that has no curve stands at step 0: MLflow shows such a one as a bar.
-            has_curve = evaluation.split == "val" or config.test_freq
-            step = state.steps if has_curve else 0
-            evaluation.record(run, step=step, model_id=logged.model_id)
-        cost = {
-            "train/images_per_s": state.steps * config.batch_size / state.train_s,
-            "train/seconds": state.train_s,
-            "run/seconds": time.perf_counter() - start,
-        }
-        run.log_metrics(cost, step=0)
-        outcome = _choice(config, best.steps, state.steps) + _register(
-            config, manifest, evaluations, logged
+    with distributed.process_group(choose_device(config.device)):
+        manifest = load_manifest(config.data)
+        _require_enough(config, manifest)
+        model = create_model(config, n_labels=len(manifest.labels))
+        data = _open(config, manifest)
+        found = distributed.tell(
+            runs.find(config, data.manifest) if distributed.is_main() else None
         )
-        rows = {f"this model, {e.split}": e.figures for e in evaluations}
-        rows |= _record_baselines(run, manifest, evaluations[-1].figures)
-        run.set_note(_note(manifest, rows, cost, outcome))
+        with _begin(config, data, name, found) as (run, folder):
+            with Writer(folder / LAST) as writer:
+                best, state = fit(config, model, data, run, writer, found[1] if found else None)
+            model.load_state_dict(best.weights)
+            evaluations = _evaluate(config, model, data, state.device)
+            if distributed.is_main():
+                seconds = time.perf_counter() - start
+                _record_outcome(config, model, data, run, best, state, evaluations, seconds)
+
+
+@contextmanager
+def _begin(
+    config: Config, data: Dataset, name: str, found: tuple[str, checkpoint.State | None] | None
+) -> Iterator[tuple[Run, Path]]:
+    """Begin a run, or go on with the one found; gives it, and the folder of its state.
+
+    An error leaves the state in the folder, and the way to go on is printed.
+    """
+    if not distributed.is_main():
+        yield NullRun(), Path(config.checkpoints)  # type: ignore[misc]
+        return
+    run_id, state = found or (None, None)
+    folder = Path(config.checkpoints)
+    mark = state["mark"] if state else 0
+    with start_run("train", name, run_id=run_id, spool=folder, mark=mark) as run:
+        place = folder / run.id
+        with runs.alone(place):
+            runs.write_about(place, config, data.manifest, is_recorded=False)
+            _record_splits(run, data.manifest)
+            if state:
+                click.echo(f"going on with run {run_id} after {state['progress']['steps']} steps")
+            else:
+                run.log_params({**asdict(config), **_batch_sizes(config)})
+                run.log_text(yaml.safe_dump(asdict(config), sort_keys=False), "config.yaml")
+                _record_data(run, data)
+            try:
+                yield run, place
+            except KeyboardInterrupt:
+                click.echo(f"\ninterrupted; go on with\n  {_resume_command(run.id)}")
+                raise
+            runs.write_about(place, config, data.manifest, is_recorded=True)
+
+
+def _batch_sizes(config: Config) -> dict[str, int]:
+    return {
+        "processes": distributed.world_size(),
+        "global_batch_size": global_batch_size(config),
+    }
+
+
+def _resume_command(run_id: str) -> str:
+    """The command that this process was started with, made to go on with a run."""
+    given = sys.argv[1:]
+    if "--resume" in given:
+        place = given.index("--resume")
+        given = given[:place] + given[place + 2 :]
+    if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`
+        pairs = zip(given[1::2], given[2::2], strict=False)
+        options = " ".join(f"-P {k.removeprefix('--')}={shlex.quote(v)}" for k, v in pairs)
+        return f"mlflow run . {options} -P resume={run_id}"
+    return f"python -m nuswide {shlex.join(given)} --resume {run_id}"
+
+
+def _evaluate(
+    config: Config, model: TaggerNet, data: Dataset, device: torch.device
+) -> list[Evaluation]:
+    """Evaluate the chosen weights on val, if there is one, and on test, in full precision."""
+    score = torch_score(model.to(device), device)
+    return [
+        Evaluation(split, part, predict(score, part), config.threshold)
+        for split in ("val", "test")
+        if len(part := data.of(split))
+    ]
+
+
+def _record_outcome(
+    config: Config,
+    model: TaggerNet,
+    data: Dataset,
+    run: Run,
+    best: Best,
+    state: State,
+    evaluations: list[Evaluation],
+    seconds: float,
+) -> None:
+    """Record the figures, the model and the cost, and print them."""
+    manifest, progress = data.manifest, state.progress
+    logged = _log_model(run, config, model, data)
+    for evaluation in evaluations:
+        # A figure that has no curve stands at step 0: MLflow shows such a one as a bar. A curve
+        # ends, one step past the last, with the chosen weights' figure.
+        has_curve = evaluation.split == "val" or config.test_freq or run.is_extended
+        step = progress.steps + 1 if has_curve else 0
+        evaluation.record(run, step=step, model_id=logged.model_id)
+    cost = {
+        "train/images_per_s": progress.steps * global_batch_size(config) / progress.train_s,
+        "train/seconds": progress.train_s,
+        "run/seconds": seconds,
+    }
+    run.log_metrics(cost, step=progress.steps if run.is_extended else 0)
+    outcome = _choice(config, best.steps, progress.steps) + _register(
+        config, manifest, evaluations, logged
+    )
+    rows = {f"this model, {e.split}": e.figures for e in evaluations}
+    rows |= _record_baselines(run, manifest, evaluations[-1].figures)
+    run.set_note(_note(manifest, rows, cost, outcome))
     click.echo(f"\n{_summary(rows)}\n\n{outcome}\nrun {run.id}\n{run.address}")
 
 
 def _require_enough(config: Config, manifest: Manifest) -> None:
     """Refuse data that the config can't be run on, before any picture is decoded."""
     sizes = {split: len(manifest.indices(split)) for split in SPLITS}
-    if sizes["train"] < config.batch_size:
+    if sizes["train"] < (size := global_batch_size(config)):
         raise click.ClickException(
-            f"train has {sizes['train']} images, fewer than batch_size={config.batch_size}; "
-            "lower it"
+            f"train has {sizes['train']} images, fewer than the {size} of a step; lower "
+            f"batch_size={config.batch_size}"
         )
     if not sizes["test"]:
         raise click.ClickException(f"{config.data} has no test images; give it some to report on")
@@ -96,20 +184,25 @@ def _open(config: Config, manifest: Manifest) -> Dataset:
     return data.carve_val(fraction=config.val_fraction, seed=config.seed)
 
 
+def _record_splits(run: Run, manifest: Manifest) -> None:
+    """Record the splits as data sets, and print how large they are."""
+    for split in SPLITS:
+        if len(samples := manifest.of(split)):
+            run.log_dataset(samples, split)
+            labels = samples.targets.sum(dtype=np.int64) / len(samples)
+            click.echo(f"{split:5s}  {len(samples)} images, {labels:.2f} labels each")
+
+
 def _record_data(run: Run, data: Dataset) -> None:
-    """Record the splits as data sets, how often each label occurs in them, and the audit."""
+    """Record how often each label occurs in the splits, and the audit."""
     manifest = data.manifest
-    counts = {s: manifest.of(s).targets.sum(axis=0, dtype=np.int64) for s in SPLITS}
-    counts = {split: count for split, count in counts.items() if len(manifest.indices(split))}
     table: dict[str, list[Any]] = {"label": list(manifest.labels)}
-    for split, count in counts.items():
-        samples = manifest.of(split)
-        run.log_dataset(samples, split)
-        table[split] = count.tolist()
-        table[f"{split} share"] = (count / len(samples)).round(4).tolist()
-        click.echo(
-            f"{split:5s}  {len(samples)} images, {count.sum() / len(samples):.2f} labels each"
-        )
+    counts = {}
+    for split in SPLITS:
+        if len(samples := manifest.of(split)):
+            counts[split] = samples.targets.sum(axis=0, dtype=np.int64)
+            table[split] = counts[split].tolist()
+            table[f"{split} share"] = (counts[split] / len(samples)).round(4).tolist()
     rules = {k: getattr(manifest, k) for k in ("protocol", "unlabelled", "rejected", "digest")}
     run.set_tags({f"data.{key}": value for key, value in rules.items()})
     run.log_table(table, "data/label_distribution.json")
@@ -133,7 +226,7 @@ def _log_model(run: Run, config: Config, model: TaggerNet, data: Dataset) -> Log
         bundle.write_bundle(folder / "bundle", model, settings, checked)
         bundle.write_weights(folder / "weights.safetensors", model)
         run.log_file(folder / "weights.safetensors", "weights")
-        return bundle.log_bundle(folder / "bundle", checked[0], config.registered_model)
+        return bundle.log_bundle(folder / "bundle", checked[0], config.registered_model, run.id)
 
 
 def _register(
@@ -250,6 +343,21 @@ def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:
             f"it knows: {', '.join(tagger.labels)}"
         )
     return [tagger.labels.index(label) for label in manifest.labels]
+
+
+def upload_run(run_id: str, checkpoints: Path) -> None:
+    """Send what a run could not, and record its end if its training is complete."""
+    about = runs.read_about(checkpoints / run_id)
+    config = Config(**about["config"] | {"resume": run_id, "checkpoints": str(checkpoints)})
+    path = checkpoints / run_id / LAST
+    state = checkpoint.load(path) if path.exists() else None
+    if state and state["progress"]["epoch"] >= config.epochs:
+        train_and_register(config, name=run_id)
+        return
+    with runs.alone(checkpoints / run_id):
+        mark = state["mark"] if state else 0
+        send_spool(run_id, checkpoints, mark)
+    click.echo(f"run {run_id} is recorded as far as it was trained; --resume {run_id} goes on")
 
 
 def audit_data(data: str, out: Path, cache: Path | None) -> None:

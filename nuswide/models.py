@@ -61,7 +61,7 @@ class Scorer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Give the scores (N, C) of uint8 images."""
-        return torch.sigmoid(self.model(normalize(images)))
+        return torch.sigmoid(self.model(normalize(images)).float())
 
 
 def create_model(config: Config, *, n_labels: int) -> TaggerNet:

@@ -1,6 +1,6 @@
 """The record of a run: the writer to MLflow.
 
-Owns start_run and Run, which buffers metrics and ends every run that it began. Computes nothing
+Owns start_run and Run, which spools metrics and ends every run that it began. Computes nothing
 that it records.
 
     with start_run("train", "sample lr=1e-4") as run:
@@ -23,23 +23,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import mlflow
 import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 from mlflow.entities import Metric, Param, RunStatus, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
-from PIL import Image
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from nuswide.manifest import Manifest
+from nuswide.spool import Spool
 
 JOB_TAG = "nuswide.job"
 # MLflow's own progress and its remark on pip drown what a run has to say.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
-_BATCH = 1000  # the most that one log_batch call takes
+# A minute of MLflow's own patience; the spool has more of its own.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+CHECKPOINTS = "checkpoint"  # the folder of artifacts that a run's state is in
+_PATIENCE_S = 60.0
+_LATER = "python -m nuswide upload"
 _MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 
@@ -64,11 +70,14 @@ class ManifestDataset(MetaDataset):
 class Run:
     """One active MLflow run; figures that are not finite are left out of the record."""
 
-    def __init__(self, active: mlflow.ActiveRun) -> None:
+    def __init__(
+        self, active: mlflow.ActiveRun, spool: Spool, *, is_extended: bool = False
+    ) -> None:
+        self.is_extended = is_extended  # it was finished once, and goes on
         self.id: str = active.info.run_id
         self.experiment_id: str = active.info.experiment_id
         self._client = mlflow.MlflowClient()
-        self._metrics: list[Metric] = []
+        self._spool = spool
         self._recorded = set(active.data.params)
         self._datasets: dict[str, MetaDataset] = {}
 
@@ -92,19 +101,28 @@ class Run:
         self._client.log_batch(self.id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Put metrics into the buffer, which flush() writes."""
+        """Put metrics into the spool; those that a commit covers are sent."""
         now_ms = round(time.time() * 1000)
-        self._metrics += [
+        self._spool.add_metrics(
             Metric(key, float(value), now_ms, step)
             for key, value in metrics.items()
             if math.isfinite(value)
-        ]
+        )
 
-    def flush(self) -> None:
-        """Write the buffered metrics."""
-        for start in range(0, len(self._metrics), _BATCH):
-            self._client.log_batch(self.id, metrics=self._metrics[start : start + _BATCH])
-        self._metrics.clear()
+    def mark(self) -> int:
+        """Put what was logged on disk; gives where it ends."""
+        return self._spool.mark()
+
+    def commit(self, mark: int, checkpoint: Path | None = None) -> None:
+        """Let everything before a mark be sent, and a checkpoint that covers it."""
+        self._spool.commit(mark)
+        if checkpoint:
+            self._spool.send_file(checkpoint, CHECKPOINTS)
+
+    def close(self) -> bool:
+        """Send the rest, and wait a while for it to arrive; gives whether it has."""
+        self._spool.commit(self._spool.mark())
+        return self._spool.close(_PATIENCE_S)
 
     def log_dataset(self, manifest: Manifest, split: str) -> None:
         """Record the samples of a split as an input of the run, with their digest."""
@@ -118,21 +136,33 @@ class Run:
     ) -> None:
         """Record figures, tied to the model and to the logged split that they were measured on."""
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        # A run that was killed while it recorded its end has some of them.
+        there = {m.key: (m.step, m.value) for m in self._latest()}
+        finite = {key: value for key, value in finite.items() if there.get(key) != (step, value)}
         mlflow.log_metrics(finite, step=step, model_id=model_id, dataset=self._datasets[split])
+
+    def _latest(self) -> list[Metric]:
+        latest: list[Metric] = self._client.get_run(self.id).data._metric_objs
+        return latest
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Record a figure as the artifact `name`."""
         mlflow.log_figure(figure, name)
 
     def log_image(self, figure: Figure, key: str, *, step: int) -> None:
-        """Record a figure as a picture with a step, for the step slider of MLflow's page."""
+        """Spool a figure as a picture with a step, for the step slider of MLflow's page."""
         png = io.BytesIO()
         figure.savefig(png, format="png")
-        mlflow.log_image(Image.open(png), key=key, step=step)
+        self._spool.add_picture(png.getvalue(), key, step=step)
 
     def log_table(self, columns: Mapping[str, list[Any]], name: str) -> None:
         """Record columns as a table; tables of one name are shown side by side across runs."""
-        mlflow.log_table(pd.DataFrame(columns), name)
+        folder = name.rpartition("/")[0] or None
+        if name in {file.path for file in self._client.list_artifacts(self.id, folder)}:
+            rows = [list(row) for row in zip(*columns.values(), strict=True)]
+            mlflow.log_dict({"columns": list(columns), "data": rows}, name)  # log_table appends
+        else:
+            mlflow.log_table(pd.DataFrame(columns), name)
 
     def log_text(self, text: str, name: str) -> None:
         """Record a text as the artifact `name`."""
@@ -153,30 +183,109 @@ def _folder_name(root: Path) -> str:
     return root.parent.name if root.name == "images" else root.name
 
 
+class NullRun:
+    """Takes what a Run takes, and forgets it: for the processes that don't write."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: None
+
+
 @contextmanager
-def start_run(job: str, name: str) -> Iterator[Run]:
+def start_run(
+    job: str, name: str, *, run_id: str | None = None, spool: Path | None = None, mark: int = 0
+) -> Iterator[Run]:
     """Begin a run, or join the one that `mlflow run` has begun, and end it whatever happens.
 
-    It ends FINISHED, FAILED on an error, or KILLED on an interrupt; what is buffered is written.
+    It ends FINISHED, FAILED on an error, or KILLED on an interrupt; what is spooled is sent.
     name: takes the place of a name that MLflow made up, but not of one that the user gave.
+    run_id: an earlier run to go on with. spool: the folder that its metrics wait in, up to mark.
+    Raises TrackerAway if the server does not answer at the end.
     """
-    active = mlflow.start_run()
-    run = Run(active)
+    is_extended = _is_finished(run_id) if run_id else False
+    active = mlflow.start_run(run_id=run_id)
     status = RunStatus.FAILED
-    try:
-        if _MADE_UP_NAME.fullmatch(active.info.run_name):
-            run.set_tags({MLFLOW_RUN_NAME: name})
-        run.set_tags({JOB_TAG: job, **_environment()})
-        yield run
-        status = RunStatus.FINISHED
-    except KeyboardInterrupt:
-        status = RunStatus.KILLED
-        raise
-    finally:
+    with scratch_folder() as scratch:
+        place = (spool or scratch) / active.info.run_id
+        own_spool = Spool(place, active.info.run_id, keep_bytes=mark)
+        run = Run(active, own_spool, is_extended=is_extended)
         try:
-            run.flush()
+            _name(run, active, name)
+            run.set_tags({JOB_TAG: job, **_environment()})
+            yield run
+            status = RunStatus.FINISHED
+        except KeyboardInterrupt:
+            status = RunStatus.KILLED
+            raise
+        except MlflowException as error:
+            reason = str(error).splitlines()[0]
+            hint = f"; what was trained is kept: {_LATER} {run.id} records it" if spool else ""
+            raise TrackerAway(f"MLflow: {reason}{hint}") from error
         finally:
-            mlflow.end_run(RunStatus.to_string(status))
+            away = _end(run, RunStatus.to_string(status))
+            if away and status == RunStatus.KILLED:
+                click.echo(f"{away}; {_LATER} {run.id} records the rest", err=True)
+        if away:
+            raise TrackerAway(f"{away}; {_LATER} {run.id} records the rest")
+
+
+def _is_finished(run_id: str) -> bool:
+    return bool(mlflow.get_run(run_id).info.status == "FINISHED")
+
+
+def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:
+    """Name a run, and the one that `mlflow run` has begun, if it is to go on with another."""
+    if _MADE_UP_NAME.fullmatch(active.info.run_name):
+        run.set_tags({MLFLOW_RUN_NAME: name})
+    launcher = os.environ.get("MLFLOW_RUN_ID", run.id)
+    if launcher != run.id:
+        tags = {
+            JOB_TAG: "resume", MLFLOW_RUN_NAME: f"resume of {active.info.run_name}",
+            MLFLOW_PARENT_RUN_ID: run.id, "mlflow.note.content": f"Goes on with run {run.id}.",
+        }  # fmt: skip
+        client = mlflow.MlflowClient()
+        client.log_batch(launcher, tags=[RunTag(k, v) for k, v in tags.items()])
+
+
+class TrackerAway(click.ClickException):
+    """The tracking server did not take a run's record."""
+
+
+def _end(run: Run, status: str) -> str | None:
+    """Send the rest and end a run; gives what went wrong, if the server is away."""
+    arrived = run.close()
+    try:
+        mlflow.end_run(status)
+    except (MlflowException, OSError) as error:
+        return f"the tracking server does not answer ({str(error).splitlines()[0]})"
+    return None if arrived else "the tracking server did not take all metrics"
+
+
+def send_spool(run_id: str, folder: Path, mark: int) -> None:
+    """Send what a run that was stopped has spooled up to a mark; leaves it KILLED.
+
+    Raises TrackerAway if the server does not answer.
+    """
+    spool = Spool(folder / run_id, run_id, keep_bytes=mark)
+    spool.commit(spool.mark())
+    if not spool.close(_PATIENCE_S):
+        raise TrackerAway(f"the tracking server {mlflow.get_tracking_uri()} does not answer")
+    mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+
+
+def fetch_checkpoint(run_id: str, folder: Path) -> None:
+    """Download a run's last state into a folder; raises click.ClickException if it has none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        try:
+            found = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=CHECKPOINTS, dst_path=scratch
+            )
+        except (MlflowException, OSError) as error:
+            raise click.ClickException(
+                f"there is no checkpoint of run {run_id} in {folder.parent}, and none in the run's "
+                "artifacts; give resume=auto, or checkpoints=DIR with the folder it was trained in"
+            ) from error
+        Path(found).replace(folder)
 
 
 @contextmanager

@@ -1,191 +1,246 @@
 """The training loop.
 
-Owns fit() and train_one_epoch(). Knows no file format, plot or model registry; what it measures
-goes to the run that it is given.
+Owns fit() and the order of steps, evaluations and checkpoints. Knows no file format, plot or model
+registry; what it measures goes to the run, and its state to the writer, that it is given.
 
-    best, state = fit(config, model, data, run)
-    model.load_state_dict(best.weights)
+    with Writer(folder / LAST) as writer:
+        best, state = fit(config, model, data, run, writer)
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
 
-import click
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nuswide.config import Config, pick
+from nuswide import distributed
+from nuswide.checkpoint import Writer, snapshot
+from nuswide.config import Config
+from nuswide.counts import StepRecord
 from nuswide.data import Dataset, epoch_order
 from nuswide.evaluate import Evaluation, headline, predict, torch_score
-from nuswide.losses import LOSSES, Criterion
-from nuswide.metrics import NINE
+from nuswide.feed import open_feed, to_device
+from nuswide.interrupt import Interrupted, Stop
 from nuswide.models import StateDict, TaggerNet
+from nuswide.step import (
+    Best,
+    MicroBatch,
+    State,
+    choose_device,
+    create_state,
+    prepare_epoch,
+    take_step,
+)
 from nuswide.tracking import Run
-from nuswide.transforms import affine, draw_affine, normalize
-
-_BLOCK = 100  # steps whose figures leave the device together
+from nuswide.transforms import draw
 
 
-@dataclass(frozen=True)
-class Best:
-    """The weights that `select_on` chose, after how many steps, and the mAP that chose them."""
-
-    weights: StateDict
-    steps: int
-    map: float
+def global_batch_size(config: Config) -> int:
+    """Images that make one step, over all processes."""
+    return config.batch_size * config.accumulate * distributed.world_size()
 
 
-@dataclass
-class State:
-    """What changes while training. steps: optimizer steps taken. train_s: seconds of them alone."""
+def fit(
+    config: Config,
+    model: TaggerNet,
+    data: Dataset,
+    run: Run,
+    writer: Writer,
+    resumed: dict[str, Any] | None = None,
+) -> tuple[Best, State]:
+    """Train, evaluate after each epoch, and give the chosen weights and the state at the end.
 
-    model: TaggerNet
-    optimizer: torch.optim.Optimizer
-    criterion: Criterion
-    device: torch.device
-    steps: int = 0
-    epoch: int = 0
-    train_s: float = 0.0
-    best: Best | None = None
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn auto, cpu or cuda into a device; raises click.ClickException for a missing GPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise click.ClickException("device=cuda, but torch finds no GPU; give device=auto or cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def fit(config: Config, model: TaggerNet, data: Dataset, run: Run) -> tuple[Best, State]:
-    """Train, evaluate after each epoch, and give the chosen weights and the state at the end."""
+    resumed: the checkpoint to go on from. Raises Interrupted on SIGINT and SIGTERM, with the state
+    in the writer's hands.
+    """
     device = choose_device(config.device)
-    model.to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    state = State(model, optimizer, pick(LOSSES, "loss", config.loss), device)
-
-    def evaluate(split: str) -> None:
-        _evaluate_and_keep_best(config, state, data.of(split), run, split)
-
-    for state.epoch in range(config.epochs):
-        loss = train_one_epoch(config, state, data, run, evaluate)
-        click.echo(f"epoch {state.epoch:3d}  step {state.steps:5d}  train  loss {loss:.3f}")
-        if len(data.manifest.indices("val")):
-            evaluate("val")
-        run.flush()
+    steps_per_epoch = len(data.manifest.indices("train")) // global_batch_size(config)
+    state = create_state(config, model, device, steps_per_epoch=steps_per_epoch)
+    if resumed:
+        state.load_state_dict(resumed)
+    with Stop() as stop:
+        loop = _Loop(config, state, data, run, writer, stop)
+        try:
+            while state.progress.epoch < config.epochs:
+                loop.train_one_epoch()
+                loop.end_epoch()
+        except Interrupted:
+            loop.checkpoint(is_last=True)
+            raise
     if state.best is None:
-        state.best = Best(_copy_weights(model), state.steps, float("nan"))
+        state.best = Best(_copy_weights(state.evaluated), state.progress.steps, float("nan"))
     return state.best, state
 
 
-def train_one_epoch(
-    config: Config, state: State, data: Dataset, run: Run, evaluate: Callable[[str], None]
-) -> float:
-    """Take one pass over train, evaluating on test every `test_freq` steps; gives the mean loss."""
-    state.model.train()
-    manifest, train = data.manifest, data.manifest.indices("train")
-    theta = draw_affine(config, n_images=len(manifest), epoch=state.epoch)
-    batches = epoch_order(train, batch_size=config.batch_size, seed=config.seed, epoch=state.epoch)
-    record = _StepRecord(run, first_step=state.steps)
-    name, n_batches = f"epoch {state.epoch}", len(train) // config.batch_size
-    for batch in tqdm(batches, name, n_batches, unit="step", disable=None, leave=False):
-        start = time.perf_counter()
-        inputs, targets, warp = (
-            torch.from_numpy(array).to(state.device)
-            for array in (data.gather(batch), manifest.targets[batch], theta[batch])
-        )
-        known = None
-        if manifest.known is not None:
-            known = torch.from_numpy(manifest.known[batch]).to(state.device)
-        inputs = affine(normalize(inputs), warp).contiguous(memory_format=torch.channels_last)
-        logits = state.model(inputs)
-        loss = state.criterion(logits, targets, known)
-        state.optimizer.zero_grad()
-        loss.backward()
-        state.optimizer.step()
-        figures = step_figures(logits.detach(), targets, config.threshold, known)
-        record.add(loss.detach(), figures)
-        state.train_s += time.perf_counter() - start
-        if config.test_freq and state.steps % config.test_freq == 0:
-            evaluate("test")
-        state.steps += 1
-    return record.close()
+class _Loop:
+    """One epoch after the other.
 
-
-def step_figures(
-    logits: Tensor, targets: Tensor, threshold: float, known: Tensor | None = None
-) -> Tensor:
-    """The nine figures of a batch in the order of metrics.NINE, left on the device; (9,).
-
-    logits, targets, known: (N, C). As metrics.precision_recall_f1 defines them.
+    Whatever a step or an evaluation adds counts as done at once, so that the state is whole
+    whenever the loop is left.
     """
-    predicted, true = (logits.sigmoid() >= threshold).float(), targets.float()
-    if known is not None:
-        predicted = predicted * known
-    hits = predicted * true
-    figures = []
-    for dims in ((0, 1), (0,), (1,)):  # micro, macro, samples
-        tp, p, t = hits.sum(dims), predicted.sum(dims), true.sum(dims)
-        # A zero denominator goes with a zero numerator, so that clamping gives 0.
-        figures += [tp / p.clamp(min=1), tp / t.clamp(min=1), 2 * tp / (p + t).clamp(min=1)]
-    return torch.stack([figure.mean() for figure in figures])
 
+    def __init__(
+        self, config: Config, state: State, data: Dataset, run: Run, writer: Writer, stop: Stop
+    ) -> None:
+        self.config, self.state, self.data = config, state, data
+        self.run, self.writer, self.stop = run, writer, stop
+        self.train = data.manifest.indices("train")
+        self.feed = open_feed(data, self.train, state.device, config.feed)
+        self.targets = to_device(data.manifest.targets, state.device)
+        known = data.manifest.known
+        self.known = None if known is None else to_device(known, state.device)
+        self.saved_at = self.sent_at = self.clock = time.perf_counter()
+        self.record = self._new_record()
 
-class _StepRecord:
-    """Collects each step's loss and figures on the device and hands them on in blocks."""
+    def train_one_epoch(self) -> None:
+        """Take the rest of the steps of this epoch, with an evaluation on test every `test_freq`.
 
-    def __init__(self, run: Run, first_step: int) -> None:
-        self.run = run
-        self.step = first_step
-        self.waiting: list[Tensor] = []
-        self.losses: list[float] = []
+        Those steps also end with a checkpoint every `checkpoint_minutes`.
+        """
+        progress = self.state.progress
+        prepare_epoch(self.config, self.state)
+        self.record = self._new_record()
+        self.clock = time.perf_counter()
+        micro_batches = self._micro_batches()
+        left = range(progress.step_in_epoch, self.state.steps_per_epoch)
+        for _ in tqdm(
+            left, f"epoch {progress.epoch}", self.state.steps_per_epoch, unit="step", leave=False,
+            initial=progress.step_in_epoch, disable=None if distributed.is_main() else True,
+        ):  # fmt: skip
+            self._test_if_due()
+            self.stop.check(progress.steps)
+            step = islice(micro_batches, self.config.accumulate)
+            self.record.add(take_step(self.config, self.state, step))
+            progress.steps += 1
+            progress.step_in_epoch += 1
+            if time.perf_counter() - self.saved_at > 60 * self.config.checkpoint_minutes:
+                self.checkpoint()
+        self._test_if_due()
 
-    def add(self, loss: Tensor, figures: Tensor) -> None:
-        self.waiting.append(torch.cat([loss[None], figures]))
-        if len(self.waiting) == _BLOCK:
-            self._hand_on()
+    def end_epoch(self) -> None:
+        """Evaluate on val, and save."""
+        progress = self.state.progress
+        with self._aside():
+            loss = self.record.loss_sum / max(1, self.state.steps_per_epoch)
+            self._say("train", f"loss {loss:.3f}", progress.steps)
+            if len(self.data.manifest.indices("val")):
+                self._evaluate("val", progress.steps)
+        progress.epoch += 1
+        progress.step_in_epoch, progress.loss_sum = 0, 0.0
+        self.checkpoint()
 
-    def close(self) -> float:
-        """Hand on the rest; gives the mean loss of all."""
-        self._hand_on()
-        return float(np.mean(self.losses))
+    def checkpoint(self, *, is_last: bool = False) -> None:
+        """Give the writer a copy of the state, with how much of the record belongs to it."""
+        config = self.config
+        with self._aside():
+            self.saved_at = time.perf_counter()
+            if not distributed.is_main():
+                return
+            mark = self.run.mark()
+            state = {
+                "config": asdict(config),
+                "digest": self.data.manifest.digest,
+                "world_size": distributed.world_size(),
+                "threshold": config.threshold,
+                "mark": mark,
+                **snapshot(self.state.state_dict()),
+            }
+            is_sent = is_last or time.perf_counter() - self.sent_at > 60 * config.upload_minutes
+            if is_sent:
+                self.sent_at = time.perf_counter()
+            path = self.writer.path if is_sent else None
+            self.writer.save(state, then=lambda: self.run.commit(mark, path))
 
-    def _hand_on(self) -> None:
-        if not self.waiting:
-            return
-        for loss, *figures in torch.stack(self.waiting).cpu().tolist():
-            if not np.isfinite(loss):
-                raise click.ClickException(
-                    f"the loss became {loss} at step {self.step}; give a lower lr"
-                )
-            values = {"loss": loss, **dict(zip(NINE, figures, strict=True))}
-            self.run.log_metrics({f"train/{k}": v for k, v in values.items()}, step=self.step)
-            self.losses.append(loss)
-            self.step += 1
-        self.waiting.clear()
+    def _micro_batches(self) -> Iterator[MicroBatch]:
+        """Give what is left of this epoch, this process's share of it, on the device."""
+        config, progress, device = self.config, self.state.progress, self.state.device
+        draws = to_device(draw(config, n_images=len(self.data), epoch=progress.epoch), device)
+        steps = self._order(progress.epoch)[progress.step_in_epoch :]
+        batches = [part for step in steps for part in self._own_parts(step)]
+        for batch, images in zip(batches, self.feed.batches(batches), strict=True):
+            indices = to_device(batch, device)
+            known = None if self.known is None else self.known[indices]
+            yield images, self.targets[indices], known, draws[indices]
 
+    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
+        size = global_batch_size(self.config)
+        return epoch_order(self.train, batch_size=size, seed=self.config.seed, epoch=epoch)
 
-def _evaluate_and_keep_best(
-    config: Config, state: State, data: Dataset, run: Run, split: str
-) -> None:
-    scores = predict(torch_score(state.model, state.device), data)
-    evaluation = Evaluation(split, data, scores, config.threshold)
-    run.log_metrics(evaluation.prefixed, step=state.steps)
-    is_best = split == config.select_on and (
-        state.best is None or evaluation.figures["map"] > state.best.map
-    )
-    note = "  best so far" if is_best else ""
-    click.echo(
-        f"epoch {state.epoch:3d}  step {state.steps:5d}  {split:5s}  "
-        f"{headline(evaluation.figures)}{note}"
-    )
-    if is_best:
-        state.best = Best(_copy_weights(state.model), state.steps, evaluation.figures["map"])
-        evaluation.record_pictures(run, step=state.steps)
+    def _own_parts(self, step: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's batches of a step; (accumulate, batch_size).
+
+        A process's images stand side by side in the step, so that neighbours, which mixing pairs,
+        stay together.
+        """
+        parts = step.reshape(distributed.world_size(), self.config.accumulate, -1)
+        own: NDArray[np.int64] = parts[distributed.rank()]
+        return own
+
+    def _test_if_due(self) -> None:
+        """Evaluate on test after the first step, and every `test_freq` steps from there."""
+        progress, every = self.state.progress, self.config.test_freq
+        is_due = every and progress.steps % every == 1 % every
+        if is_due and progress.tested != progress.steps:
+            with self._aside():
+                self._evaluate("test", progress.steps - 1)
+            progress.tested = progress.steps
+
+    def _evaluate(self, split: str, step: int) -> None:
+        """Evaluate on a split, and keep the weights if they are the best so far."""
+        state = self.state
+        distributed.share_buffers(state.model)
+        score = torch_score(state.evaluated, state.device, state.dtype)
+
+        def score_unless_stopped(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            self.stop.check_alone()
+            return score(images)
+
+        part = self.data.of(split)
+        evaluation = Evaluation(
+            split, part, predict(score_unless_stopped, part), self.config.threshold
+        )
+        self.run.log_metrics(evaluation.prefixed, step=step)
+        value = evaluation.figures["map"]
+        is_best = split == self.config.select_on and (state.best is None or value > state.best.map)
+        self._say(split, headline(evaluation.figures) + "  best so far" * is_best, step)
+        if is_best:
+            state.best = Best(_copy_weights(state.evaluated), state.progress.steps, value)
+            evaluation.record_pictures(self.run, step=step)
+
+    def _say(self, split: str, text: str, step: int) -> None:
+        epoch = self.state.progress.epoch
+        distributed.say(f"epoch {epoch:3d}  step {step:5d}  {split:5s}  {text}")
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Do what is not training, with all steps' figures handed on and the clock stopped."""
+        progress = self.state.progress
+        self.record.hand_on()
+        progress.loss_sum = self.record.loss_sum
+        progress.train_s += time.perf_counter() - self.clock
+        try:
+            yield
+        finally:
+            self.clock = time.perf_counter()
+
+    def _new_record(self) -> StepRecord:
+        progress = self.state.progress
+        return StepRecord(self.run, progress.steps, progress.loss_sum, self._explain)
+
+    def _explain(self, step: int, loss: float) -> str:
+        """Say what to do about a loss that is not finite."""
+        epoch, step_in_epoch = divmod(step, self.state.steps_per_epoch)
+        rows = self._order(epoch)[step_in_epoch]
+        files = ", ".join(self.data.manifest.names[row] for row in rows)
+        return (
+            f"the loss became {loss} at step {step}, on {files}; give a lower lr or mend the "
+            f"data, and start again; {self.writer.path} holds the state before it"
+        )
 
 
 def _copy_weights(model: TaggerNet) -> StateDict:

@@ -112,7 +112,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         ({"loss": "bec"}, ["unknown loss", "bce"]),
         ({"device": "gpu"}, ["device='gpu'", "cuda"]),
         ({"val_fraction": "0"}, ["select_on=val", "select_on=last"]),
-        ({"batch_size": "4096"}, ["fewer than batch_size=4096"]),
+        ({"batch_size": "4096"}, ["fewer than the 4096 of a step", "lower batch_size=4096"]),
         ({"weights": "nowhere.pth"}, ["nowhere.pth"]),
         ({"experiment": "nowhere.yaml"}, ["nowhere.yaml"]),
         ({"lrr": "1e-4"}, ["--lrr", "--lr"]),

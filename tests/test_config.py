@@ -143,7 +143,9 @@ def test_an_unknown_field_names_the_nearest_one(
         if near:
             assert f"did you mean {near}?" in message
         else:
-            assert all(field.name in message for field in fields(Config))
+            names = [field.name for field in fields(Config)]
+            assert all(name in message for name in names[:40])
+            assert f"({len(names)} in all)" in message
 
 
 def test_a_key_of_yaml_that_is_no_text_is_an_unknown_field(tmp_path: Path) -> None:

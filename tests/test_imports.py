@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
-    ("config", "manifest", "tagger", "unpack", "pages"),
-    ("cache", "importers", "protocols", "download", "sample")
+    ("config", "manifest", "tagger", "unpack", "pages", "distributed", "spool"),
+    ("cache", "importers", "protocols", "download", "sample", "interrupt", "checkpoint")
     + ("transforms", "models", "losses", "metrics"),
-    ("data", "tracking", "plots"),
-    ("evaluate", "prepare", "duplicates"),
+    ("data", "tracking", "plots", "optim", "counts"),
+    ("evaluate", "prepare", "duplicates", "feed", "step", "runs"),
     ("train", "bundle", "compare", "audit"),
     ("jobs",),
     ("cli",),
@@ -21,7 +21,7 @@ LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in 
 # transforms holds the normalisation that models bakes into what it exports.
 SAME_LAYER = {("models", "transforms")}
 ONLY_IN = {
-    "mlflow": {"tracking", "bundle", "tagger", "compare", "cli"},
+    "mlflow": {"tracking", "spool", "bundle", "tagger", "compare", "cli"},
     "matplotlib": {"plots", "tracking", "compare", "pages", "audit"},
     "sklearn": {"metrics"},
     "onnxruntime": {"tagger"},

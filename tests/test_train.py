@@ -1,16 +1,25 @@
+import os
+import signal
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
 import torch
 
+from nuswide.checkpoint import LAST, Writer, load, save
 from nuswide.config import Config
 from nuswide.data import Dataset
+from nuswide.interrupt import Interrupted
 from nuswide.manifest import Manifest
 from nuswide.metrics import NINE
 from nuswide.models import create_model
-from nuswide.train import Best, State, choose_device, fit
+from nuswide.step import Best, State, choose_device
+from nuswide.train import fit
 
 LABELS = ("red", "green", "blue")
 CONFIG = Config(
@@ -31,8 +40,11 @@ class Recorder:
     def log_image(self, figure: object, key: str, *, step: int) -> None:
         self.images.append((key, step))
 
-    def flush(self) -> None:
-        pass
+    def mark(self) -> int:
+        return len(self.metrics)
+
+    def commit(self, mark: int, checkpoint: Path | None = None) -> None:
+        self.committed = mark
 
     def steps(self, key: str) -> list[int]:
         return [step for name, _, step in self.metrics if name == key]
@@ -53,7 +65,8 @@ def data() -> Dataset:
 def train(data: Dataset, **changes: object) -> tuple[Best, State, Recorder]:
     config = Config(**{**vars(CONFIG), **changes})
     recorder = Recorder()
-    best, state = fit(config, create_model(config, n_labels=3), data, recorder)
+    with tempfile.TemporaryDirectory() as folder, Writer(Path(folder) / LAST) as writer:
+        best, state = fit(config, create_model(config, n_labels=3), data, recorder, writer)
     return best, state, recorder
 
 
@@ -72,9 +85,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(data: Dat
 
 def test_every_step_is_recorded_once_with_ten_figures(data: Dataset) -> None:
     _, state, recorder = train(data)
-    assert state.steps == 2 * (40 // 8)
+    assert state.progress.steps == 2 * (40 // 8)
     for key in ("loss", *NINE):
-        assert recorder.steps(f"train/{key}") == list(range(state.steps))
+        assert recorder.steps(f"train/{key}") == list(range(state.progress.steps))
 
 
 def test_val_is_evaluated_after_each_epoch(data: Dataset) -> None:
@@ -97,12 +110,12 @@ def test_test_is_evaluated_at_test_freq_and_chooses_where_asked(data: Dataset) -
     best, _, recorder = train(without_val, test_freq=4, select_on="test", val_fraction=0.0)
     assert recorder.steps("test/map") == [0, 4, 8]
     assert recorder.steps("val/map") == []
-    assert best.steps in (0, 4, 8)
+    assert best.steps in (1, 5, 9)  # the curve's step 0 is after the first one
 
 
 def test_the_last_weights_are_kept_where_nothing_chooses(data: Dataset) -> None:
     best, state, _ = train(data, select_on="last", val_fraction=0.0)
-    assert best.steps == state.steps
+    assert best.steps == state.progress.steps
     now = state.model.state_dict()
     assert all(torch.equal(best.weights[name], now[name].cpu()) for name in now)
 
@@ -116,8 +129,132 @@ def test_the_kept_weights_do_not_change_with_further_training(data: Dataset) -> 
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(data: Dataset) -> None:
-    with pytest.raises(click.ClickException, match=r"nan|inf.* at step \d+; give a lower lr"):
+    with pytest.raises(click.ClickException, match=r"(nan|inf).* at step \d+, on .*png.*lower lr"):
         train(data, lr=1e30, epochs=8)
+
+
+class Keeper(Writer):
+    """Keeps every state that it is given."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.states: list[dict[str, Any]] = []
+
+    def save(self, state: dict[str, Any], then: Callable[[], None]) -> None:
+        self.states.append(state)
+        super().save(state, then)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "averaged": {"optimizer": "adamw", "ema_epochs": 1.0, "schedule": "one_cycle", "mixup": 0.3},
+    "by_parts": {"optimizer": "sgd", "accumulate": 2, "batch_size": 4, "clip_norm": 1.0},
+    "head_first": {"head_epochs": 1, "schedule": "cosine", "erase": 0.5, "feed": "blocks"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_training_goes_on_from_any_step_as_if_nothing_had_happened(
+    data: Dataset, recipe: str, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, epochs=2, checkpoint_minutes=1e-9, **RECIPES[recipe])
+
+    def run(resumed: dict[str, Any] | None) -> tuple[Keeper, Recorder, Best, State]:
+        recorder = Recorder()
+        model = create_model(config, n_labels=3)
+        with Keeper(tmp_path / LAST) as writer:
+            best, state = fit(config, model, data, recorder, writer, resumed)
+        return writer, recorder, best, state
+
+    writer, whole, best, state = run(None)
+    assert [s["progress"]["steps"] for s in writer.states] == [1, 2, 3, 4, 5, 5, *range(6, 11), 10]
+    for saved in (writer.states[i] for i in (2, 4, 5, 9)):
+        save(tmp_path / LAST, saved)
+        _, rest, best_again, state_again = run(load(tmp_path / LAST))
+        now, then = state_again.evaluated.state_dict(), state.evaluated.state_dict()
+        assert all(torch.equal(now[k], then[k]) for k in then)
+        assert all(torch.equal(best_again.weights[k], best.weights[k]) for k in best.weights)
+        assert best_again.steps == best.steps
+        assert whole.metrics[: saved["mark"]] + rest.metrics == whole.metrics
+
+
+def test_a_signal_stops_between_two_steps_with_a_checkpoint(data: Dataset, tmp_path: Path) -> None:
+    class Alarm(Recorder):
+        def log_metrics(self, metrics: dict[str, float], *, step: int) -> None:
+            super().log_metrics(metrics, step=step)
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    config = replace(CONFIG, epochs=5, checkpoint_minutes=1e-9)
+    before = signal.getsignal(signal.SIGTERM)
+    recorder = Alarm()
+    with pytest.raises(Interrupted), Writer(tmp_path / LAST) as writer:
+        fit(config, create_model(config, n_labels=3), data, recorder, writer)
+    assert signal.getsignal(signal.SIGTERM) is before
+    steps = load(tmp_path / LAST)["progress"]["steps"]
+    assert steps == 8 and recorder.steps("train/loss") == list(range(8))
+
+
+def test_the_head_alone_is_trained_first(data: Dataset) -> None:
+    start = create_model(CONFIG, n_labels=3).state_dict()
+    _, state, _ = train(data, epochs=1, head_epochs=1)
+    for name, value in state.model.state_dict().items():
+        assert torch.equal(value, start[name]) == name.startswith("backbone."), name
+
+
+def test_two_halves_of_a_step_give_the_gradient_of_the_whole(data: Dataset) -> None:
+    # Batch statistics are of half a step, hence a network without them: its head, trained alone.
+    still = {
+        "head_epochs": 9, "epochs": 1, "dropout": 0.0, "optimizer": "sgd", "momentum": 0.0,
+        "lr": 1.0,
+    }  # fmt: skip
+    _, whole, _ = train(data, **still)
+    _, parts, _ = train(data, **still, batch_size=4, accumulate=2)
+    theirs = parts.model.head.state_dict()
+    for name, value in whole.model.head.state_dict().items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_bounds_what_a_step_moves(data: Dataset) -> None:
+    start = create_model(CONFIG, n_labels=3).state_dict()
+    changes = {"optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "epochs": 1, "batch_size": 40}
+    _, state, _ = train(data, **changes, clip_norm=1e-3)
+    moved = [v - start[k] for k, v in state.model.named_parameters()]
+    assert torch.cat([m.flatten() for m in moved]).norm().item() <= 1.1e-3
+
+
+def test_the_average_is_evaluated_and_kept_where_there_is_one(data: Dataset) -> None:
+    best, state, _ = train(data, ema_epochs=2.0, select_on="last", val_fraction=0.0)
+    average = state.ema.model.state_dict()
+    assert all(torch.equal(best.weights[k], average[k]) for k in average)
+    assert not torch.equal(average["head.linear.weight"], state.model.head.linear.weight)
+
+
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is_and_says_so(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    compiled, _, _ = train(data, epochs=1, compile="on")
+    assert "does not work here" in capsys.readouterr().out
+    plain, _, _ = train(data, epochs=1, compile="off")
+    assert all(torch.equal(compiled.weights[k], plain.weights[k]) for k in plain.weights)
+
+
+def test_bf16_trains_with_losses_in_float32(data: Dataset) -> None:
+    _, state, recorder = train(data, precision="bf16", epochs=1)
+    assert state.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in state.model.parameters())
+    losses = [value for key, value, _ in recorder.metrics if key == "train/loss"]
+    assert all(0 < loss < 5 for loss in losses)
+
+
+def test_a_precision_or_batch_norm_that_needs_a_gpu_says_so(data: Dataset) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(click.ClickException, match="precision=fp16 needs a GPU"):
+            train(data, precision="fp16")
+        with pytest.raises(click.ClickException, match="sync_batchnorm=true needs GPUs"):
+            train(data, sync_batchnorm=True)
 
 
 def test_a_missing_gpu_is_an_error_and_auto_takes_what_is_there() -> None:

@@ -8,7 +8,7 @@ from torchvision.transforms import functional as tvf
 from torchvision.transforms import transforms as tvt
 
 from nuswide.config import Config
-from nuswide.transforms import MEAN, STD, affine, draw_affine, normalize
+from nuswide.transforms import MEAN, STD, affine, augment, draw, jitter, mix, normalize
 
 SIDE = 64
 STILL = {"hflip": 0.0, "rotate_deg": 0.0, "translate": 0.0, "scale_min": 1.0, "scale_max": 1.0}
@@ -18,6 +18,11 @@ def config(**changes: Any) -> Config:
     return Config(image_size_px=SIDE, **changes)
 
 
+def thetas(cfg: Config, *, n_images: int, epoch: int) -> np.ndarray:
+    """The matrices that are drawn for affine."""
+    return draw(cfg, n_images=n_images, epoch=epoch)[:, :6].reshape(-1, 2, 3)
+
+
 def noise(n: int = 1, seed: int = 0) -> torch.Tensor:
     """Images (n, 3, SIDE, SIDE) without two pixels alike, none of them 0."""
     generator = torch.Generator().manual_seed(seed)
@@ -25,7 +30,7 @@ def noise(n: int = 1, seed: int = 0) -> torch.Tensor:
 
 
 def warped(cfg: Config, images: torch.Tensor, epoch: int = 0) -> torch.Tensor:
-    return affine(images, torch.from_numpy(draw_affine(cfg, n_images=len(images), epoch=epoch)))
+    return affine(images, torch.from_numpy(thetas(cfg, n_images=len(images), epoch=epoch)))
 
 
 def parameters_of(theta: np.ndarray) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def test_affine_equals_torchvisions_after_its_flip(epoch: int) -> None:
     # Where a source coordinate falls within rounding of a pixel's edge, the two may take either
     # neighbour: at most 1 pixel in 1,000 differs.
     images = noise(n=20, seed=epoch)
-    draws = draw_affine(config(), n_images=len(images), epoch=epoch)
+    draws = thetas(config(), n_images=len(images), epoch=epoch)
     ours = affine(images, torch.from_numpy(draws))
     theirs = torch.empty_like(images)
     for row, theta in enumerate(draws):
@@ -72,7 +77,7 @@ def test_affine_equals_torchvisions_after_its_flip(epoch: int) -> None:
 
 def test_drawn_parameters_fill_the_ranges_of_the_config() -> None:
     cfg = config(rotate_deg=20.0, translate=0.25, scale_min=0.5, scale_max=1.5, hflip=0.3)
-    drawn = [parameters_of(theta) for theta in draw_affine(cfg, n_images=2000, epoch=1)]
+    drawn = [parameters_of(theta) for theta in thetas(cfg, n_images=2000, epoch=1)]
     for values, low, high in (
         ([p["angle"] for p in drawn], -20, 20),
         ([p["scale"] for p in drawn], 0.5, 1.5),
@@ -92,7 +97,7 @@ def test_drawn_ranges_are_those_of_torchvisions_random_affine() -> None:
     cfg = config()
     ranges = ([-20.0, 20.0], [0.2, 0.2], [0.5, 1.5], None, [SIDE, SIDE])
     theirs = [tvt.RandomAffine.get_params(*ranges) for _ in range(2000)]
-    ours = [parameters_of(theta) for theta in draw_affine(cfg, n_images=2000, epoch=0)]
+    ours = [parameters_of(theta) for theta in thetas(cfg, n_images=2000, epoch=0)]
     for name, place in (("angle", 0), ("scale", 2)):
         mine, other = [p[name] for p in ours], [t[place] for t in theirs]
         assert np.quantile(mine, [0.1, 0.5, 0.9]) == pytest.approx(
@@ -108,13 +113,13 @@ def test_64_copies_of_an_image_do_not_come_out_equal() -> None:
 
 
 def test_the_same_seed_and_epoch_draw_the_same() -> None:
-    one, two = (draw_affine(config(seed=3), n_images=9, epoch=2) for _ in range(2))
+    one, two = (thetas(config(seed=3), n_images=9, epoch=2) for _ in range(2))
     assert (one == two).all()
 
 
 def test_another_seed_or_epoch_draws_anew() -> None:
     draws = [
-        draw_affine(config(seed=seed), n_images=5, epoch=epoch).tobytes()
+        thetas(config(seed=seed), n_images=5, epoch=epoch).tobytes()
         for seed in range(3)
         for epoch in range(3)
     ]
@@ -122,14 +127,14 @@ def test_another_seed_or_epoch_draws_anew() -> None:
 
 
 def test_what_an_image_sees_does_not_depend_on_how_many_there_are() -> None:
-    few, many = (draw_affine(config(), n_images=n, epoch=1) for n in (7, 1000))
+    few, many = (thetas(config(), n_images=n, epoch=1) for n in (7, 1000))
     assert (few == many[:7]).all()
 
 
 def test_draws_do_not_touch_the_global_generators() -> None:
     torch.manual_seed(0)
     before = (torch.get_rng_state(), np.random.get_state()[1].copy())
-    draw_affine(config(), n_images=5, epoch=0)
+    thetas(config(), n_images=5, epoch=0)
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()
 
@@ -149,7 +154,7 @@ def test_whole_pixel_shifts_are_exact_at_every_size(side: int) -> None:
     cfg = Config(image_size_px=side, **STILL | {"translate": 0.2})
     generator = torch.Generator().manual_seed(side)
     images = torch.rand(4, 3, side, side, generator=generator) + 0.5
-    draws = draw_affine(cfg, n_images=4, epoch=0)
+    draws = thetas(cfg, n_images=4, epoch=0)
     for image, theta, out in zip(
         images, draws, affine(images, torch.from_numpy(draws)), strict=True
     ):
@@ -161,6 +166,81 @@ def test_whole_pixel_shifts_are_exact_at_every_size(side: int) -> None:
 
 
 def test_draws_are_float32_matrices_a_row_an_image() -> None:
-    draws = draw_affine(config(), n_images=3, epoch=0)
+    draws = thetas(config(), n_images=3, epoch=0)
     assert draws.shape == (3, 2, 3) and draws.dtype == np.float32
-    assert draw_affine(config(), n_images=0, epoch=0).shape == (0, 2, 3)
+    assert thetas(config(), n_images=0, epoch=0).shape == (0, 2, 3)
+
+
+COLORS = {"brightness": 0.4, "contrast": 0.5, "saturation": 0.6, "hue": 0.1}
+
+
+def test_jitter_equals_torchvisions_for_the_same_factors() -> None:
+    images = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    factors = torch.from_numpy(draw(config(**COLORS), n_images=12, epoch=0)[:, 6:10])
+    for image, out, (b, c, s, h) in zip(
+        images, jitter(images, factors), factors.tolist(), strict=True
+    ):
+        expected = tvf.adjust_contrast(tvf.adjust_brightness(image, b), c)
+        expected = tvf.adjust_hue(tvf.adjust_saturation(expected, s), h)
+        torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
+
+
+def test_color_factors_fill_the_ranges_of_torchvisions_color_jitter() -> None:
+    drawn = draw(config(**COLORS), n_images=4000, epoch=0)[:, 6:10]
+    for values, low, high in zip(drawn.T, (0.6, 0.5, 0.4, -0.1), (1.4, 1.5, 1.6, 0.1), strict=True):
+        assert low <= values.min() < low + 0.01 * (high - low) + 1e-3
+        assert high - 0.01 * (high - low) - 1e-3 < values.max() <= high + 1e-6
+
+
+def test_without_jitter_colors_stay() -> None:
+    images = torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8)
+    still = config(**STILL)
+    draws = torch.from_numpy(draw(still, n_images=4, epoch=0))
+    assert torch.equal(augment(images, draws, still), normalize(images))
+
+
+def test_erasing_hits_the_asked_share_of_images_and_only_a_rectangle() -> None:
+    cfg = config(**STILL, erase=0.5)
+    n = 400
+    images = torch.full((n, 3, SIDE, SIDE), 255, dtype=torch.uint8)
+    out = augment(images, torch.from_numpy(draw(cfg, n_images=n, epoch=0)), cfg)
+    gone = (out == 0).all(dim=1)
+    hit = gone.flatten(1).any(dim=1)
+    assert abs(hit.float().mean().item() - 0.5) < 0.08
+    for image in gone[hit]:
+        rows, columns = image.any(dim=1).nonzero(), image.any(dim=0).nonzero()
+        box = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert box.all() and 0.01 < box.numel() / SIDE**2 < 0.36
+
+
+def test_mixup_blends_neighbours_and_their_targets_by_one_share() -> None:
+    cfg = config(mixup=0.4)
+    images, targets = noise(5), torch.eye(5)
+    draws = torch.from_numpy(draw(cfg, n_images=5, epoch=0))
+    mixed, soft, _ = mix(images, targets, None, draws, cfg)
+    share = draws[:, 14]
+    for i, j in ((0, 1), (1, 0), (2, 3), (3, 2), (4, 4)):
+        torch.testing.assert_close(mixed[i], share[i] * images[i] + (1 - share[i]) * images[j])
+        torch.testing.assert_close(soft[i], share[i] * targets[i] + (1 - share[i]) * targets[j])
+
+
+def test_cutmix_pastes_a_rectangle_whose_area_is_the_targets_share() -> None:
+    cfg = config(cutmix=1.0)
+    images, targets = noise(6), torch.eye(6)
+    draws = torch.from_numpy(draw(cfg, n_images=6, epoch=0))
+    mixed, soft, _ = mix(images, targets, None, draws, cfg)
+    for i in range(6):
+        own = (mixed[i] == images[i]).all(dim=0)
+        assert torch.equal(mixed[i][:, ~own], images[i ^ 1][:, ~own])
+        assert soft[i, i].item() == pytest.approx(own.float().mean().item(), abs=1e-6)
+        assert soft[i].sum().item() == pytest.approx(1)
+
+
+def test_with_both_a_coin_decides_and_a_mixed_entry_is_known_where_both_were() -> None:
+    cfg = config(mixup=0.4, cutmix=1.0)
+    draws = draw(cfg, n_images=400, epoch=0)
+    is_cut = draws[:, 17] > draws[:, 15]
+    assert 0.35 < is_cut.mean() < 0.6
+    known = torch.tensor([[True, True], [False, True]])
+    _, _, both = mix(noise(2), torch.zeros(2, 2), known, torch.from_numpy(draws[:2]), cfg)
+    assert both.tolist() == [[False, True], [False, True]]

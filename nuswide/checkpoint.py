@@ -1,0 +1,138 @@
+"""The files of training's state: saved whole or not at all, loaded without running code.
+
+Owns their form and the writing beside training. Never decides when.
+
+    with Writer(folder) as writer:
+        writer.save(state, then=lambda: ...)
+    state = load(folder / LAST)
+"""
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import click
+import torch
+from torch import Tensor
+
+LAST = "last.pt"
+State = dict[str, Any]
+
+
+def save(path: Path, state: State) -> None:
+    """Write a state so that, whenever this is killed, the file holds the old one or the new one.
+
+    Raises click.ClickException if the disk does not take it; the old file stays.
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the new name, too, is to outlast a power cut
+        os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise click.ClickException(_cannot_save(path, error)) from error
+
+
+def _cannot_save(path: Path, error: OSError | RuntimeError) -> str:
+    cause = error if isinstance(error, OSError) else error.__context__
+    kept = f"{path} is as it was" if path.exists() else "there is none yet"
+    if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot save the checkpoint ({cause.strerror}), {kept}; give checkpoints=DIR"
+    return (
+        f"no room for the checkpoint on the disk of {path.parent}, {kept}; free some there (old "
+        "runs' folders beside it, or caches: `nuswide cache`) or give checkpoints=DIR, and resume"
+    )
+
+
+def load(path: Path) -> State:
+    """Read a state onto the CPU; nothing in the file is executed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file of another kind
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise click.ClickException(f"cannot read the checkpoint {path} ({reason})") from error
+    if not isinstance(state, dict) or "progress" not in state:
+        raise click.ClickException(f"{path} is not a checkpoint of nuswide")
+    return state
+
+
+def snapshot(value: Any) -> Any:
+    """Copy a state to the CPU, so that training can go on while it is written."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value
+
+
+class Writer:
+    """Saves states in a thread, one at a time; one that waits gives way to a newer one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mail: queue.Queue[tuple[State, Callable[[], None]] | None] = queue.Queue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._mail.put(None)
+        self._thread.join()
+        if kind is None:
+            self.check()
+
+    def save(self, state: State, then: Callable[[], None]) -> None:
+        """Take a snapshot to write, and something to do once it is on disk."""
+        self.check()
+        self._mail.put((state, then))
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self) -> None:
+        while (item := self._newest()) is not None:
+            state, then = item
+            try:
+                _require_finite(state)
+                save(self.path, state)
+                then()
+            except Exception as error:
+                self._error = error
+
+    def _newest(self) -> tuple[State, Callable[[], None]] | None:
+        item = self._mail.get()
+        while item is not None and not self._mail.empty():
+            newer = self._mail.get()
+            if newer is None:  # the end: write what is there first
+                self._mail.put(None)
+                break
+            item = newer
+        return item
+
+
+def _require_finite(state: State) -> None:
+    bad = [k for k, v in state["model"].items() if not torch.isfinite(v).all()]
+    if bad:
+        raise click.ClickException(
+            f"the weights are no longer finite after step {state['progress']['steps']} "
+            f"({bad[0]} first) and were not saved; resume from the checkpoint before, or start "
+            "again with a lower lr"
+        )

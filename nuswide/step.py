@@ -1,0 +1,248 @@
+"""One optimizer step: forward, loss, backward, update, in the precision that was asked for.
+
+Owns State, which is what a checkpoint holds, and take_step. Knows nothing of epochs or splits.
+
+    state = create_state(config, model, device, steps_per_epoch=156)
+    counts = take_step(config, state, micro_batches)
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nuswide import distributed, transforms
+from nuswide.config import Config, pick
+from nuswide.counts import step_counts
+from nuswide.losses import LOSSES, Criterion
+from nuswide.models import StateDict, TaggerNet
+from nuswide.optim import Ema, create_optimizer, learning_rate
+
+_WORTH_COMPILING = 20_000  # steps; compiling takes a minute or two
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Progress:
+    """Where training is. steps: optimizer steps taken; step_in_epoch: those of this epoch.
+
+    tested: steps after which test was last evaluated. train_s: seconds of training alone.
+    """
+
+    steps: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    tested: int = 0
+    train_s: float = 0.0
+    loss_sum: float = 0.0
+
+
+@dataclass(frozen=True)
+class Best:
+    """The weights that `select_on` chose, after how many steps, and the mAP that chose them."""
+
+    weights: StateDict
+    steps: int
+    map: float
+
+
+@dataclass
+class State:
+    """All that changes while training.
+
+    network: the model as a step calls it, wrapped for many processes or compiled. dtype: of its
+    inner arithmetic.
+    """
+
+    model: TaggerNet
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Ema | None
+    criterion: Criterion
+    device: torch.device
+    dtype: torch.dtype
+    steps_per_epoch: int
+    progress: Progress = field(default_factory=Progress)
+    best: Best | None = None
+
+    @property
+    def evaluated(self) -> TaggerNet:
+        """The network whose figures count: the moving average where there is one."""
+        return self.ema.model if self.ema else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give everything that a checkpoint needs."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "best": vars(self.best) if self.best else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what state_dict gave."""
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.best = Best(**state["best"]) if state["best"] else None
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn auto, cpu or cuda into a device, this process's own if there are many.
+
+    Raises click.ClickException for a missing GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("device=cuda, but torch finds no GPU; give device=auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if (index := distributed.local_rank()) >= (there := torch.cuda.device_count()):
+        raise click.ClickException(
+            f"this machine has {there} GPUs, too few for its processes; give torchrun "
+            f"--nproc-per-node={there}"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Turn auto, fp32, bf16 or fp16 into a type that the device computes in."""
+    on_gpu = device.type == "cuda"
+    if name == "auto":
+        name = "bf16" if on_gpu and torch.cuda.is_bf16_supported(False) else "fp32"
+    if name == "fp16" and not on_gpu:
+        raise click.ClickException("precision=fp16 needs a GPU; give auto, fp32 or bf16")
+    return _DTYPES[name]
+
+
+def create_state(
+    config: Config, model: TaggerNet, device: torch.device, *, steps_per_epoch: int
+) -> State:
+    """Put a model on its device, with all that training it takes."""
+    if config.sync_batchnorm:
+        if device.type != "cuda":
+            raise click.ClickException(
+                "sync_batchnorm=true needs GPUs; give sync_batchnorm=false on CPUs"
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(device).to(memory_format=torch.channels_last)
+    dtype = choose_precision(config.precision, device)
+    ema = None
+    if config.ema_epochs:
+        ema = Ema(model, epochs=config.ema_epochs, steps_per_epoch=steps_per_epoch)
+    return State(
+        model=model,
+        network=model,
+        optimizer=create_optimizer(config, model),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        ema=ema,
+        criterion=pick(LOSSES, "loss", config.loss),
+        device=device,
+        dtype=dtype,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def prepare_epoch(config: Config, state: State) -> None:
+    """Set what is trained in the epoch at hand: the head alone at first, then all of it."""
+    head_only = state.progress.epoch < config.head_epochs
+    state.model.train()
+    if head_only:  # statistics that nothing adapts to stay as they are
+        state.model.backbone.eval()
+    if state.network is not state.model and state.progress.epoch != config.head_epochs:
+        return
+    state.model.backbone.requires_grad_(not head_only)
+    state.network = distributed.wrap(state.model, state.device)
+    if _wants_compiling(config, state):
+        state.network = _compile(config, state)
+
+
+def _wants_compiling(config: Config, state: State) -> bool:
+    if config.compile != "auto":
+        return config.compile == "on"
+    many = config.epochs * state.steps_per_epoch >= _WORTH_COMPILING
+    return many and state.device.type == "cuda"
+
+
+def _compile(config: Config, state: State) -> nn.Module:
+    """Compile the network and try it; say so and give it back as it was where that fails."""
+    network = state.network
+    buffers = [b.clone() for b in state.model.buffers()]
+    size = (config.batch_size, 3, config.image_size_px, config.image_size_px)
+    example = torch.zeros(size, device=state.device).to(memory_format=torch.channels_last)
+    click.echo("compiling the network; that takes a minute or two")
+    try:
+        compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
+        with _autocast(state):
+            logits = compiled(example)
+        logits.float().sum().backward()
+    except Exception as error:  # whatever the compiler meets, training can go on without it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        click.echo(f"compile={config.compile} does not work here ({reason}); going on without")
+        torch._dynamo.reset()
+        compiled = network
+    state.optimizer.zero_grad()
+    for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    return compiled
+
+
+def _autocast(state: State) -> torch.autocast:
+    enabled = state.dtype != torch.float32
+    return torch.autocast(state.device.type, state.dtype, enabled=enabled)
+
+
+MicroBatch = tuple[Tensor, Tensor, Tensor | None, Tensor]
+
+
+def take_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]) -> Tensor:
+    """Take one optimizer step; gives its counts, see counts.step_counts.
+
+    micro_batches: `accumulate` times uint8 images, targets, known and draws, on the device.
+    Randomness inside of the network follows from seed, step and process, so that it need not be
+    kept for resuming.
+    """
+    step = state.progress.steps
+    seed = np.random.SeedSequence([config.seed, step, distributed.rank()])
+    torch.manual_seed(int(seed.generate_state(1)[0]))
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step=step, steps_per_epoch=state.steps_per_epoch)
+    counts: Tensor | None = None
+    for n_taken, micro_batch in enumerate(micro_batches, start=1):
+        is_last = n_taken == config.accumulate
+        loss, own_counts = _forward(config, state, micro_batch)
+        with distributed.gradients_shared(state.network, is_last):
+            state.scaler.scale(loss / config.accumulate).backward()
+        counts = own_counts if counts is None else counts + own_counts
+    if config.clip_norm:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+    if state.ema:
+        state.ema.update(state.model, step=step)
+    assert counts is not None
+    return counts
+
+
+def _forward(config: Config, state: State, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Augment, run the network and give the loss, with the batch's counts."""
+    images, targets, known, draws = micro_batch
+    inputs = transforms.augment(images, draws, config)
+    inputs, targets, known = transforms.mix(inputs, targets, known, draws, config)
+    with _autocast(state):
+        logits = state.network(inputs.contiguous(memory_format=torch.channels_last))
+    loss = state.criterion(logits.float(), targets, known)
+    counts = step_counts(loss.detach(), logits.detach().float(), targets, config.threshold, known)
+    return loss, counts
