@@ -47,7 +47,8 @@ class Spool:
         self._sent = min(_read_number(folder / _SENT), self._file.tell())
         self._committed = self._sent
         self._present: dict[str, set[int]] | None = None if self._resumed() else {}
-        self._wake, self._ending = threading.Event(), False
+        self._wake, self._given_up = threading.Event(), threading.Event()
+        self._ending = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -98,12 +99,13 @@ class Spool:
         self._ending = True
         self._wake.set()
         self._thread.join(patience_s)
+        self._given_up.set()
         self._file.close()
         return self.is_empty
 
     def _work(self) -> None:
         wait_s = 0.5
-        while not (self._ending and self.is_empty):
+        while not (self._given_up.is_set() or self._ending and self.is_empty):
             if self.is_empty:
                 self._wake.wait()
                 self._wake.clear()
@@ -113,7 +115,7 @@ class Spool:
                 wait_s = 0.5
             except Exception as error:  # the server may come back from anything
                 self._error, self._present = error, None
-                time.sleep(wait_s)
+                self._given_up.wait(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _send_some(self) -> None:

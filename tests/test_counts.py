@@ -2,9 +2,10 @@ import click
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import precision_recall_fscore_support
 
 from nuswide.counts import BLOCK, StepRecord, figures_of, step_counts
-from nuswide.metrics import NINE, precision_recall_f1
+from nuswide.metrics import AVERAGES, NINE, precision_recall_f1
 
 
 class Log:
@@ -40,6 +41,29 @@ def test_counted_figures_are_those_of_metrics(seed: int, with_known: bool) -> No
     )
     assert loss == 0.25
     assert dict(zip(NINE, figures, strict=True)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shape", [(8, 5), (1, 1), (1, 6), (7, 1), (32, 81)])
+def test_counted_figures_are_those_of_scikit_learn(shape: tuple[int, int], seed: int) -> None:
+    logits, targets = problem(*shape, seed=seed)
+    logits = (4 * logits).round() + 0.5  # never at the threshold, with ties
+    threshold = (0.2, 0.5, 0.8)[seed % 3]
+    predictions = (logits.sigmoid() >= threshold).numpy()
+    # An empty second label stops scikit-learn from reading one label as a binary problem.
+    both = targets.numpy(), predictions
+    padded = [np.pad(x, ((0, 0), (0, 1))) if shape[1] == 1 else x for x in both]
+    expected = []
+    for average in AVERAGES:
+        *values, _ = precision_recall_fscore_support(*padded, average=average, zero_division=0)
+        expected += [2 * x if shape[1] == 1 and average == "macro" else x for x in values]
+    counts = step_counts(torch.tensor(0.0), logits, targets, threshold)
+    assert figures_of(counts[None])[0, 1:].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_score_at_the_threshold_is_predicted() -> None:
+    counts = step_counts(torch.tensor(0.0), torch.zeros(2, 2), torch.ones(2, 2), 0.5)
+    assert figures_of(counts[None])[0, 1:].tolist() == [1.0] * 9
 
 
 def test_counts_of_two_halves_add_up_to_those_of_the_whole() -> None:

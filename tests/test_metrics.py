@@ -3,7 +3,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import (
     average_precision_score,
     f1_score,
-    precision_recall_fscore_support,
     precision_score,
     recall_score,
 )
@@ -29,7 +27,6 @@ from nuswide.metrics import (
     per_label_table,
     precision_recall_f1,
 )
-from nuswide.train import step_figures
 
 Array = NDArray[Any]
 
@@ -269,33 +266,7 @@ def test_the_baselines_are_measured_on_the_other_split() -> None:
     assert figures["all_labels"]["labels_without_positives"] == 1
 
 
-# The figures of a training step
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("shape", [(8, 5), (1, 1), (1, 6), (7, 1), (32, 81)])
-def test_step_figures_equal_scikit_learns(shape: tuple[int, int], seed: int) -> None:
-    targets, scores = random_batch(*shape, seed=seed)
-    logits = np.round(scores * 10 - 5) + 0.5  # never at the threshold
-    threshold = (0.2, 0.5, 0.8)[seed % 3]
-    predictions = 1 / (1 + np.exp(-logits)) >= threshold
-    # An empty second label stops scikit-learn from reading one label as a binary problem.
-    padded = [np.pad(x, ((0, 0), (0, 1))) if shape[1] == 1 else x for x in (targets, predictions)]
-    expected = []
-    for average in AVERAGES:
-        *values, _ = precision_recall_fscore_support(*padded, average=average, zero_division=0)
-        expected += [2 * x if shape[1] == 1 and average == "macro" else x for x in values]
-    figures = step_figures(torch.from_numpy(logits), torch.from_numpy(targets), threshold)
-    assert figures.tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_step_figures_predict_a_score_at_the_threshold() -> None:
-    assert step_figures(torch.zeros(2, 2), torch.ones(2, 2), 0.5).tolist() == [1.0] * 9
-
-
-def test_step_figures_of_an_empty_batch_of_labels_are_0() -> None:
-    figures = step_figures(torch.full((3, 4), -9.0), torch.zeros(3, 4), 0.5)
-    assert figures.tolist() == [0.0] * 9
+# Unknown entries
 
 
 def unknown_batch(seed: int) -> tuple[Array, Array, Array]:
@@ -324,11 +295,3 @@ def test_figures_of_known_entries_are_those_of_the_labels_known_images() -> None
     figures = all_figures(targets, scores, 0.5, known)
     assert figures["map"] == pytest.approx(np.mean(expected))
     assert figures["micro/f1"] == pytest.approx(f1_score(targets[known], scores[known] >= 0.5))
-
-
-def test_step_figures_leave_unknown_entries_out() -> None:
-    targets, scores, known = unknown_batch(3)
-    logits = torch.logit(torch.from_numpy(scores))
-    ours = step_figures(logits, torch.from_numpy(targets), 0.5, torch.from_numpy(known))
-    expected = precision_recall_f1(targets, scores, 0.5, known)
-    assert ours.tolist() == pytest.approx([expected[name] for name in NINE], abs=1e-6)
