@@ -108,6 +108,8 @@ def _read_weights(path: Path) -> StateDict:
             f"cannot read weights={path} ({reason}); give none, imagenet, or a .safetensors or "
             ".pth file of tensors"
         ) from error
+    if isinstance(state, dict) and "progress" in state:  # a checkpoint: its best, or else its last
+        state = state["best"]["weights"] if state["best"] else state["ema"] or state["model"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise click.ClickException(f"weights={path} holds no state dict of tensors")
     return state

@@ -69,6 +69,7 @@ class State:
     steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
     best: Best | None = None
+    is_head_only: bool | None = None  # until the first epoch is prepared
 
     @property
     def evaluated(self) -> TaggerNet:
@@ -159,8 +160,9 @@ def prepare_epoch(config: Config, state: State) -> None:
     state.model.train()
     if head_only:  # statistics that nothing adapts to stay as they are
         state.model.backbone.eval()
-    if state.network is not state.model and state.progress.epoch != config.head_epochs:
+    if head_only == state.is_head_only:
         return
+    state.is_head_only = head_only
     state.model.backbone.requires_grad_(not head_only)
     state.network = distributed.wrap(state.model, state.device)
     if _wants_compiling(config, state):

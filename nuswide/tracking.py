@@ -111,7 +111,12 @@ class Run:
 
     def mark(self) -> int:
         """Put what was logged on disk; gives where it ends."""
-        return self._spool.mark()
+        try:
+            return self._spool.mark()
+        except OSError as error:
+            raise click.ClickException(
+                f"cannot keep the figures on disk ({error.strerror}); make room, and resume"
+            ) from error
 
     def commit(self, mark: int, checkpoint: Path | None = None) -> None:
         """Let everything before a mark be sent, and a checkpoint that covers it."""

@@ -215,6 +215,14 @@ def test_two_halves_of_a_step_give_the_gradient_of_the_whole(data: Dataset) -> N
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_checkpoint_is_a_file_of_weights_to_start_from(data: Dataset, tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=2)
+    with Writer(tmp_path / LAST) as writer:
+        best, _ = fit(config, create_model(config, n_labels=3), data, Recorder(), writer)
+    again = create_model(replace(config, weights=str(tmp_path / LAST)), n_labels=3).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in best.weights.items())
+
+
 def test_clipping_bounds_what_a_step_moves(data: Dataset) -> None:
     start = create_model(CONFIG, n_labels=3).state_dict()
     changes = {"optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "epochs": 1, "batch_size": 40}
@@ -235,9 +243,9 @@ def test_a_network_that_cannot_be_compiled_is_trained_as_it_is_and_says_so(
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    compiled, _, _ = train(data, epochs=1, compile="on")
-    assert "does not work here" in capsys.readouterr().out
-    plain, _, _ = train(data, epochs=1, compile="off")
+    compiled, _, _ = train(data, compile="on")
+    assert capsys.readouterr().out.count("does not work here") == 1  # not once an epoch
+    plain, _, _ = train(data, compile="off")
     assert all(torch.equal(compiled.weights[k], plain.weights[k]) for k in plain.weights)
 
 
