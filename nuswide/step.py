@@ -137,6 +137,7 @@ def create_state(
             )
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device).to(memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = True  # all steps have one shape; the fastest kernel is tried
     dtype = choose_precision(config.precision, device)
     ema = None
     if config.ema_epochs:

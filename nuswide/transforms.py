@@ -22,6 +22,7 @@ Array = NDArray[np.float32]
 # Mean and deviation of ImageNet's RGB channels, which torchvision's weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+_LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue in gray, as torchvision has it
 # Share of the picture, and width to height, of a rectangle erased: Zhong et al., arXiv:1708.04896.
 _ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 # The columns of what is drawn for an image, and how many each takes.
@@ -39,9 +40,13 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def _standardize(images: Tensor) -> Tensor:
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
-    return (images - mean) / std
+    return (images - _channels(MEAN, images.device)) / _channels(STD, images.device)
+
+
+def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """A number for each channel, (1, 3, 1, 1); filled in there, as a copy waits for the device."""
+    filled = [torch.full((1, 1, 1, 1), value, device=device) for value in values]
+    return torch.cat(filled, dim=1)
 
 
 def draw(config: Config, *, n_images: int, epoch: int) -> Array:
@@ -161,8 +166,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
+    return (images * _channels(_LUMA, images.device)).sum(dim=1, keepdim=True)
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -176,7 +180,7 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
     ], dim=1)  # fmt: skip
     hue = sextants.gather(1, top) + 6 * turns
     # Smith 1978 in one line: k runs through the sextants, one channel after the other.
-    k = (torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1) + hue) % 6
+    k = (_channels((5.0, 3.0, 1.0), images.device) + hue) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
