@@ -1,19 +1,15 @@
-"""The bundle: a trained network as ONNX with its labels, in the model registry and out of it.
+"""The bundle: a trained network as ONNX with its labels.
 
-Owns export, registration, the champion alias and loading. Never trains, and loads nothing that
-could execute code.
+Owns export and registration. Never trains, and writes nothing that could execute code.
 
-    version = log_bundle(write_bundle(folder, model, settings, images), config.registered_model)
-    tagger, version = load_tagger("models:/nuswide-tagger@champion")
+    write_bundle(folder, model, settings, images)
+    logged = log_bundle(folder, images[0], config.registered_model, run.id)
 """
 
 import base64
 import io
 import json
 import logging
-import os
-import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -25,8 +21,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
@@ -37,9 +31,9 @@ from safetensors.torch import save_file
 from nuswide import tagger
 from nuswide.evaluate import torch_score
 from nuswide.models import Scorer, TaggerNet
+from nuswide.registry import model_id_of
 from nuswide.tagger import Tagger
 
-CHAMPION = "champion"
 _TOLERANCE = 1e-4  # between the scores of torch and of ONNX Runtime
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
@@ -143,93 +137,3 @@ def _as_base64(image: NDArray[np.uint8]) -> str:
     jpeg = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(jpeg, format="JPEG", quality=90)
     return base64.b64encode(jpeg.getvalue()).decode()
-
-
-def describe_version(name: str, version: str, tags: Mapping[str, str]) -> bool:
-    """Tag a version with its figures and make it champion if it earns that; True if it did.
-
-    The first version does, and any later one whose `val/map` is higher than the champion's on the
-    same val samples (`val_digest`).
-    """
-    client = mlflow.MlflowClient()
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
-    try:
-        champion = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:  # there is none yet
-        wins = True
-    else:
-        wins = _beats(tags, champion.tags)
-    if wins:
-        client.set_registered_model_alias(name, CHAMPION, version)
-    return wins
-
-
-def _beats(challenger: Mapping[str, str], champion: Mapping[str, str]) -> bool:
-    comparable = "val_digest" in champion and challenger.get("val_digest") == champion["val_digest"]
-    return comparable and float(challenger["val/map"]) > float(champion["val/map"])
-
-
-def find_version(uri: str) -> ModelVersion:
-    """Look up models:/NAME@ALIAS or models:/NAME/VERSION.
-
-    Raises click.ClickException if there is none, naming the models there are.
-    """
-    client = mlflow.MlflowClient()
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    name, _, number = name.partition("/")
-    if not uri.startswith("models:/") or not name or not (alias if at else number):
-        raise click.ClickException(
-            f"model={uri!r} is no model address; give models:/NAME@ALIAS or models:/NAME/VERSION"
-        )
-    try:
-        if at:
-            return client.get_model_version_by_alias(name, alias)
-        if number == "latest":
-            return max(client.search_model_versions(f"name='{name}'"), key=lambda v: int(v.version))
-        return client.get_model_version(name, number)
-    except (MlflowException, ValueError):
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none"
-        raise click.ClickException(
-            f"there is no model {uri}; registered models: {known}. `mlflow run .` makes one"
-        ) from None
-
-
-def load_tagger(version: ModelVersion) -> Tagger:
-    """Download a registered version's bundle and open it; none of the model's code is run."""
-    local = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
-    return Tagger.load(Path(local) / "artifacts" / "bundle")
-
-
-def model_id_of(version: ModelVersion) -> str | None:
-    """The id of the logged model behind a version; a version reached by alias lacks it."""
-    return version.model_id or (version.source or "").rpartition("/")[2] or None
-
-
-def serve_model(uri: str, host: str, port: int) -> None:
-    """Become `mlflow models serve` for a registered model, once it and the port are there."""
-    find_version(uri)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise click.ClickException(
-                f"cannot listen on {host}:{port} ({error.strerror}); give another port"
-            ) from error
-    arguments = [
-        "models",
-        "serve",
-        "-m",
-        uri,
-        "--env-manager",
-        "local",
-        "-h",
-        host,
-        "-p",
-        str(port),
-    ]
-    # `mlflow run` waits for the server's end, but is often killed with it: end its run beforehand.
-    if run_id := os.environ.get("MLFLOW_RUN_ID"):
-        mlflow.MlflowClient().set_terminated(run_id)
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])

@@ -120,7 +120,7 @@ def compare(runs: str, across_test_sets: bool) -> None:
 @one_line_errors
 def serve(model: str, host: str, port: int) -> None:
     """Serve a registered model with `mlflow models serve`."""
-    from nuswide.bundle import serve_model
+    from nuswide.serve import serve_model
 
     serve_model(model, host, port)
 

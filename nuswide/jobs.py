@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import yaml
 
-from nuswide import audit, bundle, checkpoint, distributed, plots, runs
+from nuswide import audit, bundle, checkpoint, distributed, plots, registry, runs
 from nuswide.bundle import LoggedModel
 from nuswide.checkpoint import LAST, Writer
 from nuswide.config import Config
@@ -240,7 +240,7 @@ def _register(
     for evaluation in evaluations:
         tags |= {key: f"{value:.6f}" for key, value in evaluation.prefixed.items()}
         tags[f"{evaluation.split}_digest"] = evaluation.data.manifest.digest
-    won = bundle.describe_version(name, logged.version, tags)
+    won = registry.describe_version(name, logged.version, tags)
     fate = f"It is now {name}@champion." if won else f"{name}@champion stays as it was."
     return f"It is registered as {name} version {logged.version}. {fate}"
 
@@ -306,8 +306,8 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
     model: models:/NAME@ALIAS or models:/NAME/VERSION. val is carved as the model's own run did.
     cache: the folder for decoded pictures.
     """
-    version = bundle.find_version(model)
-    tagger = bundle.load_tagger(version)
+    version = registry.find_version(model)
+    tagger = registry.load_tagger(version)
     manifest = load_manifest(data)
     columns = _matching_columns(tagger, manifest)
     whole = open_dataset(
@@ -328,7 +328,7 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
         run.log_dataset(samples, split)
         scores = predict(tagger.score, part)[:, columns]
         evaluation = Evaluation(split, part, scores, tagger.threshold)
-        evaluation.record(run, step=0, model_id=bundle.model_id_of(version))
+        evaluation.record(run, step=0, model_id=registry.model_id_of(version))
         summary = _summary({f"{version.name}/{version.version}, {split}": evaluation.figures})
         run.set_note(f"```\n{summary}\n```\nData: `{data}`, digest `{samples.digest}`.")
     click.echo(f"{summary}\nrun {run.id}\n{run.address}")

@@ -1,29 +1,19 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import mlflow
 import numpy as np
 import onnx
 import pytest
 import torch
 
 from nuswide import bundle
-from nuswide.bundle import describe_version, find_version, write_bundle, write_weights
+from nuswide.bundle import write_bundle, write_weights
 from nuswide.config import Config
 from nuswide.models import TaggerNet, create_model
 from nuswide.tagger import Tagger
 
 SETTINGS = {"labels": ["a", "b", "c"], "threshold": 0.4, "image_size_px": 32, "config": {}}
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("tracking")
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    yield
-    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")
@@ -67,40 +57,6 @@ def test_written_weights_start_another_model(model: TaggerNet, tmp_path: Path) -
     config = Config(backbone="resnet18", weights=str(tmp_path / "w.safetensors"), seed=9)
     again = create_model(config, n_labels=3).state_dict()
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
-
-
-def new_version(name: str, **tags: str) -> tuple[str, bool]:
-    client = mlflow.MlflowClient()
-    if not client.search_registered_models(f"name='{name}'"):
-        client.create_registered_model(name)
-    version = client.create_model_version(name, "runs:/x/model").version
-    renamed = {key.replace("__", "/"): value for key, value in tags.items()}
-    return str(version), describe_version(name, str(version), renamed)
-
-
-def test_the_champion_is_the_first_then_whoever_is_better_on_the_same_val() -> None:
-    def champion() -> str:
-        return str(find_version("models:/t@champion").version)
-
-    assert new_version("t", val__map="0.5", val_digest="d")[1]
-    assert not new_version("t", val__map="0.4", val_digest="d")[1]
-    assert not new_version("t", val__map="0.9", val_digest="other")[1]
-    assert not new_version("t", test__map="0.9")[1]  # a run without a val split
-    assert not new_version("t", val__map="0.5", val_digest="d")[1]
-    assert champion() == "1"
-    winner, won = new_version("t", val__map="0.6", val_digest="d")
-    assert won and champion() == winner == "6"
-
-
-def test_versions_are_found_by_alias_number_and_latest() -> None:
-    new_version("u", val__map="0.5", val_digest="d")
-    last, _ = new_version("u", val__map="0.4", val_digest="d")
-    assert str(find_version("models:/u@champion").version) == "1"
-    assert str(find_version("models:/u/1").version) == "1"
-    assert str(find_version("models:/u/latest").version) == last
-    for wrong in ("u", "models:/u", "models:/u/9", "models:/u@best", "models:/", "runs:/a/model"):
-        with pytest.raises(click.ClickException):
-            find_version(wrong)
 
 
 def test_the_served_model_asks_for_few_packages() -> None:

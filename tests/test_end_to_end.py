@@ -23,12 +23,12 @@ from conftest import ROOT, TINY, Trained, run_id_of
 from mlflow.entities import Run
 from safetensors.torch import load_file
 
-from nuswide.bundle import find_version, load_tagger
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest, open_dataset
 from nuswide.evaluate import predict, torch_score
 from nuswide.metrics import NINE
 from nuswide.models import create_model
+from nuswide.registry import find_version, load_tagger
 
 CHAMPION = "models:/nuswide-tagger@champion"
 

@@ -10,8 +10,8 @@ LAYERS = (
     ("config", "manifest", "tagger", "unpack", "pages", "distributed", "spool"),
     ("cache", "importers", "protocols", "download", "sample", "interrupt", "checkpoint")
     + ("transforms", "models", "losses", "metrics"),
-    ("data", "tracking", "plots", "optim", "counts"),
-    ("evaluate", "prepare", "duplicates", "feed", "step", "runs"),
+    ("data", "tracking", "plots", "optim", "counts", "registry"),
+    ("evaluate", "prepare", "duplicates", "feed", "step", "runs", "serve"),
     ("train", "bundle", "compare", "audit"),
     ("jobs",),
     ("cli",),
@@ -21,7 +21,7 @@ LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in 
 # transforms holds the normalisation that models bakes into what it exports.
 SAME_LAYER = {("models", "transforms")}
 ONLY_IN = {
-    "mlflow": {"tracking", "spool", "bundle", "tagger", "compare", "cli"},
+    "mlflow": {"tracking", "spool", "bundle", "registry", "serve"} | {"tagger", "compare", "cli"},
     "matplotlib": {"plots", "tracking", "compare", "pages", "audit"},
     "sklearn": {"metrics"},
     "onnxruntime": {"tagger"},
