@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
-    ("config", "manifest", "tagger", "unpack", "pages", "distributed", "spool"),
+    ("config", "manifest", "tagger", "unpack", "pages", "distributed", "spool", "memory"),
     ("cache", "importers", "protocols", "download", "sample", "interrupt", "checkpoint")
     + ("transforms", "models", "losses", "metrics"),
     ("data", "tracking", "plots", "optim", "counts", "registry"),
