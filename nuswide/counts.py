@@ -51,7 +51,7 @@ def step_counts(
 def figures_of(counts: Tensor) -> Tensor:
     """Loss and the nine figures, in the order of metrics.NINE, from steps' counts; (B, 10).
 
-    As metrics.precision_recall_f1 defines them. counts: (B, 5 + 3C), any device.
+    As metrics.all_figures defines them. counts: (B, 5 + 3C), any device.
     """
     n_images = counts[:, 1:2]
     hits, predicted, true = counts[:, _SUMS:].unflatten(1, (3, -1)).unbind(1)  # (B, C) each

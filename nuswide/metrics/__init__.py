@@ -1,0 +1,95 @@
+"""Figures of a multi-label prediction, from arrays.
+
+Owns METRICS and all_figures; the modules beside own thresholds, calibration, intervals, tables and
+the streaming mode. numpy and SciPy only: no torch, no pictures, no files.
+
+    figures = all_figures(targets, scores, thresholds=0.5)  # {"micro/f1": ..., "map": ...}
+
+An unknown entry is neither true nor predicted in any figure, and has no place in a ranking. A name
+that ends in `loss` or `error` is better low, any other better high.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nuswide.metrics.calibration import (
+    CALIBRATIONS,
+    Calibration,
+    calibration_figures,
+    fit_calibration,
+)
+from nuswide.metrics.decisions import (
+    AVERAGES,
+    KINDS,
+    NINE,
+    all_six,
+    precision_recall_f1,
+    subset_values,
+    wrong_entries,
+)
+from nuswide.metrics.ranking import (
+    areas,
+    average_precisions,
+    image_rankings,
+    label_average_precision,
+)
+from nuswide.metrics.scored import Figures, Ints, Known, Scored, Scores, Targets, Thresholds
+from nuswide.metrics.tables import baseline_scores, per_label_table
+from nuswide.metrics.thresholds import THRESHOLDS, fit_thresholds
+
+__all__ = [
+    "AVERAGES", "CALIBRATIONS", "KINDS", "METRICS", "NINE", "THRESHOLDS", "Calibration", "Figures",
+    "Scored", "all_figures", "baseline_figures", "baseline_scores", "fit_calibration",
+    "fit_thresholds", "label_average_precision", "per_label_table",
+]  # fmt: skip
+
+
+def image_means(scored: Scored) -> Figures:
+    """`lrap`, `coverage_error`, `ranking_loss` and `subset_accuracy`: means over the images."""
+    values = image_rankings(scored) | subset_values(scored)
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def all_figures(
+    targets: Targets,
+    scores: Scores,
+    thresholds: Thresholds,
+    known: Known = None,
+    *,
+    train_positives: Ints | None = None,
+) -> Figures:
+    """Every entry of METRICS in one dict.
+
+    targets, scores, known: (N, C); thresholds: one, or (C,). train_positives: (C,) positives of
+    each label in train, for head, medium and tail mAP, which are left out without it.
+    """
+    scored = Scored(targets, scores, thresholds, known, train_positives)
+    figures: Figures = {}
+    for metric in METRICS.values():
+        figures |= metric(scored)
+    return figures
+
+
+def baseline_figures(
+    train_targets: Targets, targets: Targets, known: Known = None
+) -> dict[str, Figures]:
+    """Figures of the two trivial baselines on `targets`; name -> figures."""
+    positives = train_targets.sum(axis=0, dtype=np.int64)
+    return {
+        name: all_figures(
+            targets, np.tile(scores, (len(targets), 1)), 0.5, known, train_positives=positives
+        )
+        for name, scores in baseline_scores(train_targets).items()
+    }
+
+
+METRICS: dict[str, Callable[[Scored], Figures]] = {
+    "precision_recall_f1": precision_recall_f1,
+    "six": all_six,
+    "hamming_loss": wrong_entries,
+    "average_precision": average_precisions,
+    "auroc": areas,
+    "images": image_means,
+    "calibration": calibration_figures,
+}

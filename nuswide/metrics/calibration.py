@@ -1,0 +1,156 @@
+"""Whether scores are probabilities, and maps that make them so.
+
+Owns the calibration error, the Brier loss, and per-label calibration fitted in logit space.
+
+    calibration = fit_calibration("platt", val_targets, val_scores)
+    scores = calibration.apply(scores)  # sigmoid(scale * logit(score) + shift)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_expit, logit
+
+from nuswide.metrics.ranking import mean_of_defined
+from nuswide.metrics.scored import Bools, Figures, Floats, Ints, Known, Scored, Scores, Targets
+
+BINS = 15  # of equal width, as Guo et al. 2017 (arXiv:1706.04599) have it
+_LOWEST, _HIGHEST = np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg
+_LOG_SCALES = (-3.0, 3.0)  # of a calibration: e to that is positive, so that rankings stay
+
+
+def bin_sums(scored: Scored) -> tuple[Floats, Floats]:
+    """Sums of scores and of positives over the known entries in each bin; (C, BINS) each.
+
+    A bin has its lower edge, the last one both edges.
+    """
+    n_labels = scored.targets.shape[1]
+    bins = np.minimum((scored.scores * np.float64(BINS)).astype(np.int32), BINS - 1)
+    bins += np.arange(n_labels, dtype=np.int32) * BINS
+    kept = slice(None) if scored.known is None else scored.known.ravel()
+    flat = bins.ravel()[kept]
+
+    def sums(values: NDArray[Any]) -> Floats:
+        weights = values.ravel()[kept].astype(np.float64)
+        counted = np.bincount(flat, weights, n_labels * BINS).astype(np.float64)
+        return counted.reshape(n_labels, BINS)
+
+    return sums(scored.scores), sums(scored.true)
+
+
+def calibration_errors(sums: tuple[Floats, Floats], n_known: Ints) -> Floats:
+    """Each label's expected calibration error; (C,), NaN for one of which nothing is known.
+
+    The mean over images of |share of positives - mean score| in the image's bin.
+    """
+    scores, positives = sums
+    return np.abs(scores - positives).sum(axis=1) / np.where(n_known, n_known, np.nan)
+
+
+def squared_errors(scored: Scored) -> Floats:
+    """Sum of (score - target)^2 over each label's known entries; (C,)."""
+    squares = np.subtract(scored.scores, scored.true, dtype=np.float64) ** 2
+    return squares.sum(axis=0, where=True if scored.known is None else scored.known)
+
+
+def brier_losses(squares: Floats, n_known: Ints) -> Floats:
+    """Mean of (score - target)^2 of each label; (C,), NaN for one of which nothing is known."""
+    return squares / np.where(n_known, n_known, np.nan)
+
+
+def calibration_figures(scored: Scored) -> Figures:
+    """`calibration_error` and `brier_loss`: means over the labels of which anything is known."""
+    errors = calibration_errors(bin_sums(scored), scored.n_known)
+    brier = brier_losses(squared_errors(scored), scored.n_known)
+    return {"calibration_error": mean_of_defined(errors), "brier_loss": mean_of_defined(brier)}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A map of each label's scores to sigmoid(scale * logit(score) + shift); scale, shift: (C,).
+
+    scale > 0, so that no ranking is turned round.
+    """
+
+    scale: Floats
+    shift: Floats
+
+    def apply(self, scores: Scores) -> Scores:
+        """Map scores (N, C)."""
+        return expit(_logits(scores) * self.scale + self.shift).astype(np.float32)
+
+
+def fit_calibration(
+    kind: str, targets: Targets, scores: Scores, known: Known = None
+) -> Calibration:
+    """Fit one of CALIBRATIONS to each label's known entries, by likelihood.
+
+    A label that lacks positives or negatives keeps its scores. Targets are drawn in a little, as
+    far as their number asks for it, which keeps labels with few positives from extremes.
+    Source: Platt 1999; Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6; for the temperature
+    Guo et al. 2017, arXiv:1706.04599.
+    """
+    scored = Scored(targets, scores, known=known)
+    scale, shift = np.ones(targets.shape[1]), np.zeros(targets.shape[1])
+    for label, column in enumerate(scored.true.T):
+        rows = slice(None) if known is None else known[:, label]
+        true = column[rows]
+        if true.any() and not true.all():
+            scale[label], shift[label] = CALIBRATIONS[kind](
+                _logits(scores[rows, label]), _smoothed(true)
+            )
+    return Calibration(scale, shift)
+
+
+def _logits(scores: Scores) -> Floats:
+    return logit(np.clip(scores.astype(np.float64), _LOWEST, _HIGHEST))
+
+
+def _smoothed(true: Bools) -> Floats:
+    """Platt's targets: 1 and 0 as they are after one more image of either kind."""
+    positives, negatives = true.sum(), (~true).sum()
+    return np.where(true, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+
+def _platt(logits: Floats, targets: Floats) -> tuple[float, float]:
+    """Scale and shift of highest likelihood."""
+    centre = logits.mean()  # makes scale and shift nearly independent, which saves steps
+
+    def loss(free: Floats) -> tuple[float, Floats]:
+        scale = np.exp(free[0])
+        moved = scale * (logits - centre) + free[1]
+        slope = expit(moved) - targets
+        gradient = np.array([(slope * (logits - centre)).mean() * scale, slope.mean()])
+        return _log_loss(moved, targets), gradient
+
+    found = minimize(
+        loss, np.array([0.0, centre]), jac=True, method="L-BFGS-B",
+        bounds=[_LOG_SCALES, (None, None)], options={"ftol": 1e-12, "gtol": 1e-9},
+    ).x  # fmt: skip
+    scale = float(np.exp(found[0]))
+    return scale, float(found[1] - scale * centre)
+
+
+def _temperature(logits: Floats, targets: Floats) -> tuple[float, float]:
+    """Scale of highest likelihood, which is one by the temperature, and no shift."""
+    found = minimize_scalar(
+        lambda log_scale: _log_loss(np.exp(log_scale) * logits, targets),
+        bounds=_LOG_SCALES, method="bounded", options={"xatol": 1e-6},
+    ).x  # fmt: skip
+    return float(np.exp(found)), 0.0
+
+
+def _log_loss(logits: Floats, targets: Floats) -> float:
+    return -float((targets * log_expit(logits) + (1 - targets) * log_expit(-logits)).mean())
+
+
+# kind -> (logits, targets) of one label -> scale, shift
+CALIBRATIONS: dict[str, Callable[[Floats, Floats], tuple[float, float]]] = {
+    "none": lambda logits, targets: (1.0, 0.0),
+    "platt": _platt,
+    "temperature": _temperature,
+}

@@ -1,0 +1,129 @@
+"""Figures of predictions: an entry is predicted or not, and how sure the model was is forgotten.
+
+Owns precision, recall and F1 in all their averages, the top-3 figures, Hamming loss and subset
+accuracy. Their sums are kept apart from their ratios, so that the bootstrap and the streaming mode
+use the same definitions.
+
+    precision_recall_f1(Scored(targets, scores, 0.5))["micro/f1"]
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuswide.metrics.scored import Bools, Figures, Floats, Ints, Scored
+
+# average -> the axis that hits are counted over before the mean of what is left
+AVERAGES = {"micro": None, "macro": 0, "samples": 1}
+KINDS = ("precision", "recall", "f1")
+NINE = tuple(f"{average}/{kind}" for average in AVERAGES for kind in KINDS)
+Counts = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # hits, predicted, true
+
+
+def count(predicted: Bools, true: Bools, axis: int) -> Counts:
+    """Hits, predicted and true entries along an axis."""
+    return (predicted & true).sum(axis=axis), predicted.sum(axis=axis), true.sum(axis=axis)
+
+
+def ratios(counts: Counts) -> tuple[Floats, Floats, Floats]:
+    """Precision, recall and F1; 0 where the denominator is 0.
+
+    Counted here because scikit-learn takes targets of one label for a binary problem: it refuses
+    their samples average, and gives the accuracy as micro.
+    """
+    hits, predicted, true = counts
+    # A zero denominator goes with a zero numerator, so that the maximum gives 0.
+    precision, recall, f1 = (
+        hits / np.maximum(d, 0.5) for d in (predicted, true, (predicted + true) / 2)
+    )
+    return precision, recall, f1
+
+
+def pooled_figures(counts: Counts) -> dict[str, Floats]:
+    """Micro and macro precision, recall and F1 from counts (..., C) a label."""
+    micro = ratios((counts[0].sum(-1), counts[1].sum(-1), counts[2].sum(-1)))
+    macro = [values.mean(-1) for values in ratios(counts)]
+    figures = {f"micro/{kind}": values for kind, values in zip(KINDS, micro, strict=True)}
+    return figures | {f"macro/{kind}": values for kind, values in zip(KINDS, macro, strict=True)}
+
+
+def six_figures(counts: Counts) -> dict[str, Floats]:
+    """CP, CR, CF1, OP, OR, OF1 from counts (..., C) a label.
+
+    CF1 is the harmonic mean of CP and CR, and not the mean of the labels' F1, which is macro F1;
+    OF1 is micro F1. A label that is never predicted counts 0 in CP.
+    Source: Chen et al. 2019, arXiv:1904.03582; on the two F1: Opitz and Burst, arXiv:1911.03347.
+    """
+    pooled = pooled_figures(counts)
+    cp, cr = pooled["macro/precision"], pooled["macro/recall"]
+    cf1 = 2 * cp * cr / np.maximum(cp + cr, np.finfo(float).tiny)
+    overall = {"op": "precision", "or": "recall", "of1": "f1"}
+    return {"cp": cp, "cr": cr, "cf1": cf1} | {k: pooled[f"micro/{v}"] for k, v in overall.items()}
+
+
+def precision_recall_f1(scored: Scored) -> Figures:
+    """Micro, macro and samples precision, recall and F1 as scikit-learn defines them.
+
+    A figure whose denominator is zero counts as 0.
+    """
+    samples = {name: values.mean() for name, values in samples_values(scored).items()}
+    figures = pooled_figures(count(scored.predicted, scored.true, axis=0)) | samples
+    return {name: float(figures[name]) for name in NINE}
+
+
+def samples_values(scored: Scored) -> dict[str, Floats]:
+    """Each image's own precision, recall and F1; (N,) each."""
+    values = ratios(count(scored.predicted, scored.true, axis=1))
+    return {f"samples/{kind}": v for kind, v in zip(KINDS, values, strict=True)}
+
+
+def top_three(scored: Scored) -> Bools:
+    """Mark each image's three labels of highest score, all if it has fewer known ones; (N, C).
+
+    Of labels that tie for a place, the first has it.
+    """
+    left = scored.scores if scored.known is None else np.where(scored.known, scored.scores, -1)
+    left, chosen = left.copy(), np.zeros(left.shape, dtype=bool)
+    images = np.arange(len(left))
+    for _ in range(min(3, left.shape[1])):
+        best = left.argmax(axis=1)
+        chosen[images, best] |= left[images, best] >= 0  # an unknown label is never chosen
+        left[images, best] = -1
+    return chosen
+
+
+# prefix -> what counts as predicted: what reaches its threshold, exactly three labels, or those of
+# the three that reach it. Papers give either of the last two as "top-3".
+DECISIONS: dict[str, Callable[[Scored], Bools]] = {
+    "": lambda scored: scored.predicted,
+    "top3/": top_three,
+    "top3_passing/": lambda scored: top_three(scored) & scored.predicted,
+}
+
+
+def all_six(scored: Scored) -> Figures:
+    """CP, CR, CF1, OP, OR, OF1 of all DECISIONS: `cf1`, `top3/cf1`, `top3_passing/cf1` ..."""
+    return {
+        prefix + name: float(value)
+        for prefix, decide in DECISIONS.items()
+        for name, value in six_figures(count(decide(scored), scored.true, axis=0)).items()
+    }
+
+
+def hamming_loss(counts: Counts, n_known: Ints) -> float:
+    """Share of the known entries that are predicted wrongly."""
+    hits, predicted, true = counts
+    return float((predicted + true - 2 * hits).sum() / max(1, n_known.sum()))
+
+
+def wrong_entries(scored: Scored) -> Figures:
+    """`hamming_loss` over the known entries."""
+    return {"hamming_loss": hamming_loss(count(scored.predicted, scored.true, 0), scored.n_known)}
+
+
+def subset_values(scored: Scored) -> dict[str, Floats]:
+    """For each image, 1 if all its known entries are predicted rightly, else 0; (N,)."""
+    right = (scored.predicted == scored.true).all(axis=1)
+    return {"subset_accuracy": right.astype(np.float64)}

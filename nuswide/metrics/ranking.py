@@ -1,0 +1,124 @@
+"""Figures of rankings, which no threshold touches.
+
+Owns average precision and AUROC along each label's images, their means, and LRAP, coverage error
+and ranking loss along each image's labels.
+
+    average_precision(scored.curves[0])
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuswide.metrics.scored import Curve, Figures, Floats, Ints, Scored
+
+# More than 100 positives in train are many, fewer than 20 few: Liu et al. 2019, arXiv:1904.05160,
+# and for multi-label sets Wu et al. 2020, arXiv:2007.09654.
+MANY, FEW = 100, 20
+_CHUNK = 2**22  # entries compared at once
+
+
+def average_precision(curve: Curve) -> float:
+    """Tie-aware, not interpolated average precision, as scikit-learn's; NaN without a positive.
+
+    The sum over distinct scores, from the highest, of the rise in recall times the precision.
+    """
+    if not curve.positives:
+        return float("nan")
+    rises = np.diff(curve.hits, prepend=0)
+    return float((rises * (curve.hits / curve.predicted)).sum() / curve.positives)
+
+
+def auroc(curve: Curve) -> float:
+    """Chance that a positive is above a negative, a tie being half; NaN if either is missing."""
+    misses = curve.predicted - curve.hits
+    pairs = curve.positives * int(misses[-1]) if len(misses) else 0
+    if not pairs:
+        return float("nan")
+    rises = np.diff(curve.hits, prepend=0)
+    # A positive beats the negatives below its score, and half of those at it.
+    beaten = misses[-1] - (misses + np.insert(misses[:-1], 0, 0)) / 2
+    return float((rises * beaten).sum() / pairs)
+
+
+def mean_of_defined(values: Floats, weights: Floats | None = None) -> float:
+    """Mean of what is not NaN; NaN if nothing is."""
+    defined = ~np.isnan(values)
+    if not defined.any():
+        return float("nan")
+    chosen = None if weights is None else weights[defined]
+    return float(np.average(values[defined], weights=chosen))
+
+
+def label_average_precision(scored: Scored) -> Floats:
+    """Average precision of each label over its known images; (C,), NaN without a positive."""
+    return np.array([average_precision(curve) for curve in scored.curves])
+
+
+def average_precisions(scored: Scored) -> Figures:
+    """`map` over the labels that have a positive, how many have none, and other means of AP.
+
+    `weighted_map` weighs labels by their positives, `micro/ap` ranks all labels' entries together.
+    With train_positives, `head_map`, `medium_map` and `tail_map` are over the labels with more than
+    100, 20 to 100 and fewer than 20 of them; NaN where there is no such label.
+    """
+    per_label = label_average_precision(scored)
+    positives = np.array([curve.positives for curve in scored.curves], dtype=np.float64)
+    figures = {
+        "map": mean_of_defined(per_label),
+        "weighted_map": mean_of_defined(per_label, positives),
+        "micro/ap": average_precision(scored.pooled),
+        "labels_without_positives": float((positives == 0).sum()),
+    }
+    return figures | parts_of_map(per_label, scored.train_positives)
+
+
+def parts_of_map(per_label: Floats, train_positives: NDArray[np.integer] | None) -> Figures:
+    """Mean AP of frequent, middling and rare labels; nothing if their frequency is not given."""
+    if train_positives is None:
+        return {}
+    is_head, is_tail = train_positives > MANY, train_positives < FEW
+    parts = {"head": is_head, "medium": ~is_head & ~is_tail, "tail": is_tail}
+    return {f"{name}_map": mean_of_defined(per_label[part]) for name, part in parts.items()}
+
+
+def areas(scored: Scored) -> Figures:
+    """`macro/auroc` over the labels that have positives and negatives, and `micro/auroc`."""
+    per_label = np.array([auroc(curve) for curve in scored.curves])
+    return {"macro/auroc": mean_of_defined(per_label), "micro/auroc": auroc(scored.pooled)}
+
+
+def image_rankings(scored: Scored) -> dict[str, Floats]:
+    """LRAP, coverage error and ranking loss of each image as scikit-learn defines them; (N,) each.
+
+    Over the image's known labels. An image without a positive has LRAP 1, coverage error 0 and
+    ranking loss 0; one without a negative has ranking loss 0. A tie counts as the wrong order.
+    """
+    n_images = len(scored.targets)
+    image, label = np.nonzero(scored.true)
+    rank, hits = _ranks(scored, image, label)
+    n_true = np.bincount(image, minlength=n_images)
+    known = scored.targets.shape[1] if scored.known is None else scored.known.sum(axis=1)
+    precision = np.bincount(image, hits / rank, n_images)
+    wrong = np.bincount(image, rank - hits, n_images)
+    coverage = np.zeros(n_images)
+    np.maximum.at(coverage, image, rank)
+    return {
+        "lrap": np.where(n_true > 0, precision / np.maximum(n_true, 1), 1.0),
+        "coverage_error": coverage,
+        "ranking_loss": wrong / np.maximum(n_true * (known - n_true), 1),
+    }
+
+
+def _ranks(scored: Scored, image: Ints, label: Ints) -> tuple[Ints, Ints]:
+    """For true entries, how many of the image's labels, and true ones, score at least as high."""
+    rank, hits = np.empty_like(image), np.empty_like(image)
+    step = max(1, _CHUNK // scored.targets.shape[1])
+    for start in range(0, len(image), step):
+        part = slice(start, start + step)
+        scores = scored.scores[image[part]]
+        above = scores >= scores[np.arange(len(scores)), label[part], None]
+        if scored.known is not None:
+            above &= scored.known[image[part]]
+        rank[part] = above.sum(axis=1)
+        hits[part] = (above & scored.true[image[part]]).sum(axis=1)
+    return rank, hits

@@ -1,0 +1,64 @@
+"""Figures label by label, and the trivial baselines.
+
+Owns the per-label table and what knows nothing of the pictures. Chooses no threshold.
+
+    table = per_label_table(("sky", "sea"), targets, scores, 0.5)  # {"label": [...], "ap": [...]}
+"""
+
+from typing import Any
+
+import numpy as np
+
+from nuswide.metrics.calibration import bin_sums, brier_losses, calibration_errors, squared_errors
+from nuswide.metrics.decisions import count, ratios
+from nuswide.metrics.ranking import auroc, label_average_precision
+from nuswide.metrics.scored import Known, Scored, Scores, Targets, Thresholds
+
+
+def per_label_table(
+    labels: tuple[str, ...],
+    targets: Targets,
+    scores: Scores,
+    thresholds: Thresholds,
+    known: Known = None,
+) -> dict[str, list[Any]]:
+    """Columns of each label's figures, support, share and threshold; frequent labels first.
+
+    A figure that is not defined, as the AP of a label without a positive, is None.
+    """
+    scored = Scored(targets, scores, thresholds, known)
+    precision, recall, f1 = ratios(count(scored.predicted, scored.true, axis=0))
+    support = scored.true.sum(axis=0)
+    order = np.argsort(-support, kind="stable")
+    columns = {
+        "ap": label_average_precision(scored), "f1": f1, "precision": precision, "recall": recall,
+        "auroc": np.array([auroc(curve) for curve in scored.curves]),
+        "calibration_error": calibration_errors(bin_sums(scored), scored.n_known),
+        "brier_loss": brier_losses(squared_errors(scored), scored.n_known),
+        "support": support, "share": support / np.maximum(scored.n_known, 1),
+        "threshold": np.broadcast_to(np.asarray(thresholds, dtype=np.float64), support.shape),
+    }  # fmt: skip
+    table = {name: [_cell(values[i]) for i in order] for name, values in columns.items()}
+    return {"label": [labels[i] for i in order], **table}
+
+
+def _cell(value: Any) -> int | float | None:
+    if isinstance(value, np.integer):
+        return int(value)
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def baseline_scores(train_targets: Targets) -> dict[str, Scores]:
+    """Score the labels without looking at a picture, in two ways; name -> (C,) of 0 and 1.
+
+    all_labels: every label, always. top_k: the k labels most frequent in train, with the k that has
+    the best micro-F1 there.
+    """
+    positives = train_targets.sum(axis=0, dtype=np.int64)  # unsigned sums can't be negated
+    order = np.argsort(-positives, kind="stable")
+    k = np.arange(1, len(order) + 1)
+    true_positives = positives[order].cumsum()
+    micro_f1 = 2 * true_positives / (k * len(train_targets) + positives.sum())
+    top_k = np.zeros(len(order), dtype=np.float32)
+    top_k[order[: micro_f1.argmax() + 1]] = 1
+    return {"all_labels": np.ones_like(top_k), "top_k": top_k}

@@ -1,0 +1,77 @@
+"""Thresholds fitted on one split to be used on another.
+
+Owns THRESHOLDS and the exact scan for the best F1. Never sees the test split.
+
+    thresholds = fit_thresholds("label", val_targets, val_scores)  # (C,)
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from nuswide.metrics.scored import Curve, Floats, Known, Scored, Scores, Targets
+
+PRIOR = 10.0  # positives that the global threshold counts for against a label's own
+_EDGE = 1e-7  # keeps logits of thresholds finite
+
+
+def fit_thresholds(
+    kind: str, targets: Targets, scores: Scores, known: Known = None, *, fixed: float = 0.5
+) -> NDArray[np.float32]:
+    """Fit one of THRESHOLDS to the known entries of a split; (C,)."""
+    return THRESHOLDS[kind](Scored(targets, scores, fixed, known))
+
+
+def best_f1(curve: Curve) -> float:
+    """Find the threshold of the best F1: of equally good ones the highest.
+
+    Exact: every distinct score is tried. Lies midway to the next lower score, so that rounding in
+    another program can't move an image across it.
+    """
+    best = int((curve.hits / (curve.predicted + curve.positives)).argmax())
+    at = curve.scores[best]
+    below = curve.scores[best + 1] if best + 1 < len(curve.scores) else np.float32(0)
+    middle = np.float32((at + below) / 2)
+    return float(middle if middle > below else at)
+
+
+def fixed(scored: Scored) -> NDArray[np.float32]:
+    """Give the thresholds as they are."""
+    return np.full(scored.targets.shape[1], scored.thresholds, dtype=np.float32)
+
+
+def one_global(scored: Scored) -> NDArray[np.float32]:
+    """Give all labels the threshold of the best micro F1, or the fixed one without a positive."""
+    if not scored.pooled.positives:
+        return fixed(scored)
+    return np.full(scored.targets.shape[1], best_f1(scored.pooled), dtype=np.float32)
+
+
+def per_label(scored: Scored, prior: float = PRIOR) -> NDArray[np.float32]:
+    """Give each label the threshold of its best F1, drawn to the global one if positives are few.
+
+    The two logits are averaged with weights n and `prior`, n being the label's positives: with few
+    of them the best threshold is mostly chance (Yang 2001, Fan and Lin 2007).
+    """
+    common = one_global(scored)
+    own = common.copy()
+    for label, curve in enumerate(scored.curves):
+        if curve.positives:
+            own[label] = best_f1(curve)
+    positives = np.array([curve.positives for curve in scored.curves])
+    trust = positives / np.maximum(positives + prior, 1)
+    drawn = expit(trust * _logits(own) + (1 - trust) * _logits(common)).astype(np.float32)
+    return np.where(trust < 1, drawn, own)
+
+
+def _logits(thresholds: NDArray[np.float32]) -> Floats:
+    return logit(np.clip(thresholds.astype(np.float64), _EDGE, 1 - _EDGE))
+
+
+THRESHOLDS: dict[str, Callable[[Scored], NDArray[np.float32]]] = {
+    "fixed": fixed,
+    "global": one_global,
+    "label": per_label,
+}
