@@ -128,7 +128,8 @@ def _signature() -> ModelSignature:
         ColSpec(Array(DataType.string), "labels"), ColSpec(Array(DataType.double), "scores")
     ])  # fmt: skip
     params = ParamSchema([
-        ParamSpec("threshold", DataType.double, None), ParamSpec("top_k", DataType.integer, 0)
+        ParamSpec("threshold", DataType.double, None), ParamSpec("top_k", DataType.integer, 0),
+        ParamSpec("all_scores", DataType.boolean, False),
     ])  # fmt: skip
     return ModelSignature(Schema([ColSpec(DataType.string, "image")]), outputs, params)
 

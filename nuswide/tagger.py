@@ -12,7 +12,10 @@ import base64
 import binascii
 import io
 import json
+import os
+import re
 import struct
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +37,10 @@ _PICTURE_ERRORS = (
     MemoryError, struct.error, Image.DecompressionBombError,
     RuntimeError, AttributeError,  # AVIF, BLP and DDS; SPIDER
 )  # fmt: skip
+# What the served model reads. Pillow knows forty more forms: one of them starts Ghostscript, and
+# others decode in plain Python.
+SERVED_FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
+_DATA_URI = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)
 
 
 def decode_image(source: Path | str | BinaryIO, size_px: int) -> NDArray[np.uint8]:
@@ -65,31 +72,70 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 class Tagger:
     """A bundle's network with what is needed to read its scores.
 
-    labels: C names. threshold: a label is predicted at this score or above. image_size_px: side of
-    the square that the network takes. config: the fields of the experiment that made it.
-    Normalisation and sigmoid are inside the network.
+    labels: C names. thresholds: (C,); a label is predicted at its own or above.
+    image_size_px: side of the square that the network takes. config: the fields of the experiment
+    that made it. Normalisation and sigmoid are inside the network.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, settings: dict[str, Any]) -> None:
         self.session = session
         self.labels: list[str] = settings["labels"]
-        self.threshold: float = settings["threshold"]
+        given = settings["thresholds"] if "thresholds" in settings else settings["threshold"]
+        self.thresholds = _per_label(given, len(self.labels))
+        calibration = settings.get("calibration")
+        self.calibration = calibration and tuple(
+            _per_label(calibration[name], len(self.labels)) for name in ("scale", "shift")
+        )
         self.image_size_px: int = settings["image_size_px"]
         self.config: dict[str, Any] = settings["config"]
 
     @classmethod
-    def load(cls, folder: Path) -> "Tagger":
-        """Open the bundle in a folder."""
+    def load(cls, folder: Path, threads: int | None = None) -> "Tagger":
+        """Open the bundle in a folder.
+
+        threads: how many score a batch together; all cores by default, which is wrong for one of
+        several processes on a machine.
+        """
         settings = json.loads((folder / "tagger.json").read_text(encoding="utf-8"))
         session = onnxruntime.InferenceSession(
-            folder / "model.onnx", providers=["CPUExecutionProvider"]
+            folder / "model.onnx", _session_options(threads), providers=["CPUExecutionProvider"]
         )
         return cls(session, settings)
+
+    @property
+    def threshold(self) -> float:
+        """The threshold that all labels share. Raises ValueError if they have their own."""
+        first, *others = set(self.thresholds.tolist())
+        if others:
+            raise ValueError("this model's labels have thresholds of their own")
+        return first
 
     def score(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score images (N, 3, S, S) uint8; (N, C) float32 in [0, 1]."""
         scores: NDArray[np.float32] = self.session.run(["scores"], {"images": images})[0]
-        return scores
+        return scores if self.calibration is None else _calibrated(scores, *self.calibration)
+
+
+def _per_label(value: Any, n_labels: int) -> NDArray[np.float64]:
+    """One number, or one a label, as (C,)."""
+    return np.broadcast_to(np.asarray(value, np.float64), (n_labels,))
+
+
+def _calibrated(
+    scores: NDArray[np.float32], scale: NDArray[np.float64], shift: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """sigmoid(scale * logit(score) + shift); scores of 0 and 1 count as the floats next to them."""
+    exact = np.clip(scores.astype(np.float64), 2.0**-126, 1 - 2.0**-25)
+    logits = np.log(exact) - np.log1p(-exact)
+    with np.errstate(over="ignore"):  # exp gives inf, and the score 0
+        return (1 / (1 + np.exp(-(scale * logits + shift)))).astype(np.float32)
+
+
+def _session_options(threads: int | None) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
+    options.inter_op_num_threads = 1  # the network is one chain of layers
+    return options
 
 
 class BadRequest(MlflowException):
@@ -112,51 +158,93 @@ class BadRequest(MlflowException):
 class TaggerModel(PythonModel):
     """The pyfunc around a Tagger: base64 pictures in, labels with scores out."""
 
+    max_pixels = MAX_PIXELS  # of a picture
+
     def load_context(self, context: Any) -> None:
-        """Open the bundle that was logged with the model."""
-        self.tagger = Tagger.load(Path(context.artifacts["bundle"]))
+        """Open the bundle that was logged with the model.
+
+        OMP_NUM_THREADS, where it is set, says how many threads score; `mlflow models serve -w N`
+        wants the machine's cores divided by N.
+        """
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        bundle = Path(context.artifacts["bundle"])
+        self.tagger = Tagger.load(bundle, int(threads) if threads.isdecimal() else None)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Tag the pictures in the column `image`, each a base64 text of a picture file.
+        """Tag the pictures in the column `image`: base64 texts or data:image/...;base64 URIs.
 
-        params: `threshold` (default: the model's own; 0 gives every label) and `top_k` (the most
-        labels a picture gets; 0 for any number). Gives a row a picture with `labels` and their
-        `scores`, best first. A picture that can't be read fails the whole request, naming the row.
+        params: `threshold` (for all labels; default: the model's own; 0 gives every label), `top_k`
+        (the most labels a picture gets; 0 for any number) and `all_scores` (add the column
+        `all_scores`, every label with its score). Gives a row a picture with `labels` and their
+        `scores`, best first. One picture that can't be read fails the whole request, naming the
+        row; nothing of the input is repeated.
         """
-        threshold, top_k = self._read_params(params or {})
-        images = [self._decode(row, text) for row, text in enumerate(model_input["image"])]
-        tagged = [self._tag(image, threshold, top_k) for image in images]
-        return pd.DataFrame(tagged, columns=["labels", "scores"])
+        thresholds, top_k, with_all = self._read_params(params or {})
+        if "image" not in model_input:
+            raise BadRequest("the input has no column image")
+        images = [self._decode(row, value) for row, value in enumerate(model_input["image"])]
+        tagged = [self._tag(image, thresholds, top_k) for image in images]
+        columns = ["labels", "scores", "all_scores"] if with_all else ["labels", "scores"]
+        return pd.DataFrame(tagged, columns=["labels", "scores", "all_scores"])[columns]
 
-    def _read_params(self, params: dict[str, Any]) -> tuple[float, int | None]:
-        threshold, top_k = params.get("threshold"), params.get("top_k") or 0
-        threshold = self.tagger.threshold if threshold is None else threshold
-        if not 0 <= threshold <= 1:
-            raise BadRequest(f"threshold is {threshold}; it must be from 0 to 1")
-        if top_k < 0:
-            raise BadRequest(f"top_k is {top_k}; it must be 0 (any number) or more")
-        return threshold, top_k or None
+    def _read_params(self, params: dict[str, Any]) -> tuple[NDArray[np.float32], int | None, bool]:
+        threshold, top_k = params.get("threshold"), params.get("top_k")
+        if threshold is not None and not (_is_a(Real, threshold) and 0 <= threshold <= 1):
+            raise BadRequest("threshold must be a number from 0 to 1")
+        if top_k is not None and not (_is_a(Integral, top_k) and top_k >= 0):
+            raise BadRequest("top_k must be a whole number: 0 (any number) or more")
+        with_all = params.get("all_scores")
+        if with_all is not None and not isinstance(with_all, bool | np.bool_):
+            raise BadRequest("all_scores must be true or false")
+        thresholds = self.tagger.thresholds.astype(np.float32)  # a score's type: 0.7 is at 0.7
+        if threshold is not None:
+            thresholds[:] = threshold
+        return thresholds, int(top_k or 0) or None, bool(with_all)
 
-    def _decode(self, row: int, text: Any) -> NDArray[np.uint8]:
+    def _decode(self, row: int, value: Any) -> NDArray[np.uint8]:
+        picture = io.BytesIO(_from_base64(row, value))
         try:
-            picture = base64.b64decode(text, validate=True)
-        except (TypeError, binascii.Error, ValueError):
-            raise BadRequest(f"row {row}: image must be a base64 text") from None
-        try:
-            return decode_image(io.BytesIO(picture), self.tagger.image_size_px)
-        except ValueError:
+            with Image.open(picture) as image:  # reads the header only
+                form, n_pixels = image.format, image.width * image.height
+            if form not in SERVED_FORMATS:
+                raise BadRequest(
+                    f"row {row}: image is in a form that is not served; send "
+                    + ", ".join(sorted(SERVED_FORMATS - {"MPO"}))
+                )
+            if n_pixels > self.max_pixels:
+                raise BadRequest(f"row {row}: image has more than {self.max_pixels} pixels")
+            picture.seek(0)
+            return decode_image(picture, self.tagger.image_size_px)
+        except _PICTURE_ERRORS:
             # Pillow's own words may quote the input; the caller knows what it sent.
             raise BadRequest(f"row {row}: image is not a readable picture") from None
 
     def _tag(
-        self, image: NDArray[np.uint8], threshold: float, top_k: int | None
-    ) -> tuple[list[str], list[float]]:
+        self, image: NDArray[np.uint8], thresholds: NDArray[np.float32], top_k: int | None
+    ) -> tuple[list[str], list[float], dict[str, float]]:
         scores = self.tagger.score(image[None])[0]
         best_first = np.argsort(-scores, kind="stable")[:top_k]
-        kept = [i for i in best_first if scores[i] >= threshold]
-        return [self.tagger.labels[i] for i in kept], [float(scores[i]) for i in kept]
+        kept = best_first[scores[best_first] >= thresholds[best_first]]
+        labels, values = self.tagger.labels, scores.tolist()
+        everything = dict(zip(labels, values, strict=True))
+        return [labels[i] for i in kept], [values[i] for i in kept], everything
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _from_base64(row: int, value: Any) -> bytes:
+    try:
+        if isinstance(value, str) and (uri := _DATA_URI.match(value)):
+            value = value[uri.end() :]
+        return base64.b64decode(value, validate=True)
+    except (TypeError, binascii.Error, ValueError):
+        raise BadRequest(
+            f"row {row}: image must be a base64 text or a data:image/...;base64 URI"
+        ) from None
 
 
 if __name__ != "nuswide.tagger":  # MLflow is running this file as a model's code

@@ -22,6 +22,7 @@ from nuswide.tagger import Tagger, TaggerModel, decode_image
 
 SIZE = 16
 LABELS = ["dark", "bright", "even", "a sea"]
+SECRET = "do-not-echo-7c1f"
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> io.BytesIO:
@@ -240,6 +241,14 @@ def test_a_damaged_picture_decodes_or_raises_value_error(form: str, data: st.Dat
 # TaggerModel
 
 
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def flat(level: int) -> str:
+    return base64_of(encoded(Image.new("RGB", (20, 10), (level,) * 3)).getvalue())
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that scores a picture's mean m as 1 - m, m, 0.5 and 0.5."""
@@ -275,14 +284,6 @@ def model(bundle: Path) -> TaggerModel:
     model = TaggerModel()
     model.load_context(SimpleNamespace(artifacts={"bundle": str(bundle)}))
     return model
-
-
-def base64_of(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def flat(level: int) -> str:
-    return base64_of(encoded(Image.new("RGB", (20, 10), (level,) * 3)).getvalue())
 
 
 def predict(model: TaggerModel, images: list[Any], **params: Any) -> list[list[Any]]:
@@ -338,7 +339,11 @@ def test_top_k_does_not_lift_the_threshold(model: TaggerModel) -> None:
 
 @pytest.mark.parametrize(
     "params",
-    [{"threshold": -0.1}, {"threshold": 1.1}, {"threshold": float("nan")}, {"top_k": -1}],
+    [
+        *({"threshold": wrong} for wrong in (-0.1, 1.1, float("nan"), float("inf"), True, SECRET)),
+        *({"top_k": wrong} for wrong in (-1, 1.5, True, SECRET, [1])),
+        *({"all_scores": wrong} for wrong in (1, 0.0, SECRET, [True])),
+    ],
     ids=str,
 )
 def test_params_out_of_range_are_refused_by_name(
@@ -347,11 +352,10 @@ def test_params_out_of_range_are_refused_by_name(
     with pytest.raises(MlflowException, match=next(iter(params))) as caught:
         predict(model, [flat(0)], **params)
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+    assert SECRET not in str(caught.value)
 
 
-SECRET = "do-not-echo-7c1f"
-
-
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     "image",
     {
@@ -367,6 +371,13 @@ SECRET = "do-not-echo-7c1f"
         "a text file": base64_of(SECRET.encode()),
         "a truncated picture": base64_of(SOUND["JPEG"][:-300]),
         "too many pixels": base64_of(forged_png(2**20, 2**20)),
+        "a few too many pixels": base64_of(forged_png(10_001, 10_001)),
+        "PostScript": base64_of(encoded(scene(), "EPS").getvalue()),
+        "a form that is not served": base64_of(encoded(scene(), "PPM").getvalue()),
+        "a data URI of text": f"data:text/plain;base64,{flat(0)}",
+        "a data URI without base64": f"data:image/png,{SECRET}",
+        "a web address": f"http://127.0.0.1/{SECRET}.jpg",
+        "a file": f"file:///{SECRET}",
     }.items(),
     ids=lambda item: item[0],
 )
@@ -378,7 +389,7 @@ def test_an_unreadable_row_is_named_and_not_echoed(
     message = str(caught.value)
     assert message.startswith("row 1: image ")
     assert SECRET not in message and base64_of(SECRET.encode()) not in message
-    assert "\n" not in message and len(message) < 100
+    assert "\n" not in message and len(message) < 120
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
@@ -386,7 +397,7 @@ def test_base64_with_stray_characters_is_refused_though_the_rest_is_a_picture(
     model: TaggerModel,
 ) -> None:
     stray = f"{flat(0)[:40]}!{flat(0)[40:]}"
-    with pytest.raises(MlflowException, match=r"^row 0: image must be a base64 text$"):
+    with pytest.raises(MlflowException, match=r"^row 0: image must be a base64 text or a data:"):
         predict(model, [stray])
 
 
@@ -395,6 +406,7 @@ def test_equal_scores_stay_in_the_labels_order_however_many(
 ) -> None:
     labels = [f"label {i}" for i in range(200)]
     monkeypatch.setattr(model.tagger, "labels", labels)
+    monkeypatch.setattr(model.tagger, "thresholds", np.full(200, 0.6))
     halves = np.repeat([[0.25, 0.5]], 100, axis=0).reshape(1, 200).astype(np.float32)
     monkeypatch.setattr(model.tagger, "score", lambda images: halves)
     assert predict(model, [flat(0)], threshold=0.0)[0][0] == labels[1::2] + labels[::2]
@@ -408,3 +420,91 @@ def test_rows_are_counted_from_0_whatever_the_frames_index(model: TaggerModel) -
 
 def test_no_rows_give_no_rows(model: TaggerModel) -> None:
     assert predict(model, []) == []
+
+
+def tagger_with(bundle: Path, **changes: Any) -> Tagger:
+    settings = json.loads((bundle / "tagger.json").read_text()) | changes
+    return Tagger(Tagger.load(bundle).session, settings)
+
+
+def model_with(bundle: Path, **changes: Any) -> TaggerModel:
+    model = TaggerModel()
+    model.tagger = tagger_with(bundle, **changes)
+    return model
+
+
+def test_labels_can_have_thresholds_of_their_own(bundle: Path) -> None:
+    model = model_with(bundle, thresholds=[0.9, 0.1, 0.5, 0.51])
+    assert predict(model, [flat(51)])[0][0] == ["even", "bright"]
+    assert predict(model, [flat(51)], threshold=0.79)[0][0] == ["dark"]
+    with pytest.raises(ValueError, match="thresholds of their own"):
+        _ = model.tagger.threshold
+
+
+@pytest.mark.parametrize("wrong", [[0.5], [0.5] * 5, [[0.5] * 4] * 2])
+def test_thresholds_that_do_not_fit_the_labels_are_refused(bundle: Path, wrong: Any) -> None:
+    if np.shape(wrong) == (1,):
+        assert tagger_with(bundle, thresholds=wrong).thresholds.tolist() == [0.5] * 4
+        return
+    with pytest.raises(ValueError):
+        tagger_with(bundle, thresholds=wrong)
+
+
+def test_a_score_that_equals_its_threshold_is_predicted_in_float32(bundle: Path) -> None:
+    model = model_with(bundle, threshold=0.7)
+    model.tagger.score = lambda images: np.full((1, 4), 0.7, np.float32)  # type: ignore[method-assign]
+    assert len(predict(model, [flat(0)])[0][0]) == 4
+
+
+def test_a_calibration_scales_and_shifts_the_logits(bundle: Path) -> None:
+    scale, shift = [2.0, 0.5, 1.0, 1.0], [0.3, -1.0, 0.0, 1.0]
+    calibrated = tagger_with(bundle, calibration={"scale": scale, "shift": shift})
+    images = np.full((2, 3, SIZE, SIZE), 51, np.uint8)
+    images[1] = 0  # whose scores are 1, 0, 0.5, 0.5
+    raw = np.array([0.8, 0.2, 0.5, 0.5])
+    expected = 1 / (1 + np.exp(-(np.array(scale) * np.log(raw / (1 - raw)) + np.array(shift))))
+    scores = calibrated.score(images)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores[0], expected, rtol=1e-6)
+    assert scores[1, 0] > 1 - 1e-6 and scores[1, 1] < 1e-6
+
+
+def test_a_calibration_that_changes_nothing_keeps_every_score(bundle: Path) -> None:
+    identity = tagger_with(bundle, calibration={"scale": [1.0] * 4, "shift": [0.0] * 4})
+    images = np.stack([np.full((3, SIZE, SIZE), v, np.uint8) for v in range(0, 256, 5)])
+    np.testing.assert_allclose(
+        identity.score(images), Tagger.load(bundle).score(images), rtol=2e-7, atol=1e-37
+    )
+
+
+def test_a_data_uri_is_read_as_its_base64(model: TaggerModel) -> None:
+    for start in ("data:image/png;base64,", "DATA:image/svg+xml;BASE64,"):
+        assert predict(model, [start + flat(0)]) == predict(model, [flat(0)])
+
+
+def test_all_scores_adds_every_label_whatever_threshold_and_top_k(model: TaggerModel) -> None:
+    answer = model.predict(
+        None, pd.DataFrame({"image": [flat(51)]}), {"all_scores": True, "top_k": 1}
+    )
+    (row,) = answer.to_dict("records")
+    assert row["labels"] == ["dark"] and list(row["all_scores"]) == LABELS
+    assert row["all_scores"] == pytest.approx(
+        {"dark": 0.8, "bright": 0.2, "even": 0.5, "a sea": 0.5}
+    )
+
+
+def test_a_frame_without_the_column_image_is_refused(model: TaggerModel) -> None:
+    with pytest.raises(MlflowException, match="no column image") as caught:
+        model.predict(None, pd.DataFrame({SECRET: [1]}))
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_the_environment_sets_the_threads_of_the_served_model(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(artifacts={"bundle": str(bundle)})
+    for text, threads in (("3", 3), ("", 0), ("many", 0)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        model = TaggerModel()
+        model.load_context(context)
+        assert model.tagger.session.get_session_options().intra_op_num_threads == threads
