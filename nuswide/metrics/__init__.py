@@ -13,6 +13,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nuswide.metrics.bootstrap import (
+    RESAMPLED,
+    Difference,
+    Interval,
+    Resampled,
+    holm,
+    mean_of,
+    paired,
+    paired_labels,
+    resample,
+)
 from nuswide.metrics.calibration import (
     CALIBRATIONS,
     Calibration,
@@ -39,9 +50,10 @@ from nuswide.metrics.tables import baseline_scores, per_label_table
 from nuswide.metrics.thresholds import THRESHOLDS, fit_thresholds
 
 __all__ = [
-    "AVERAGES", "CALIBRATIONS", "KINDS", "METRICS", "NINE", "THRESHOLDS", "Calibration", "Figures",
-    "Scored", "all_figures", "baseline_figures", "baseline_scores", "fit_calibration",
-    "fit_thresholds", "label_average_precision", "per_label_table",
+    "AVERAGES", "CALIBRATIONS", "KINDS", "METRICS", "NINE", "RESAMPLED", "THRESHOLDS",
+    "Calibration", "Difference", "Figures", "Interval", "Resampled", "Scored", "all_figures",
+    "baseline_figures", "baseline_scores", "fit_calibration", "fit_thresholds", "holm",
+    "label_average_precision", "mean_of", "paired", "paired_labels", "per_label_table", "resample",
 ]  # fmt: skip
 
 

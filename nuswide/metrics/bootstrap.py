@@ -1,0 +1,276 @@
+"""How far figures would move on other images: a bootstrap over images.
+
+Owns the resampled figures, their intervals and paired differences. Never resamples labels, and
+never trains again: what another seed would have given is not in these intervals.
+
+    a, b = (resample(targets, scores, thresholds) for scores in (scores_a, scores_b))
+    a.intervals()["map"].low, paired(a, b)["map"].p_value
+
+A round takes half of the images, drawn without replacement, and asks how far the figures of halves
+spread, which is as far as those of whole sets do (the delete-half jackknife: Shao and Wu 1989,
+doi:10.1214/aos/1176347263). Drawing with replacement would put images in twice: they tie with
+themselves, and with few positives that lifts average precision and hides its spread, so that
+percentile intervals of mAP miss the truth (benchmarks/coverage.py shows by how much).
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import ndtr
+
+from nuswide.metrics.decisions import pooled_figures, samples_values, six_figures
+from nuswide.metrics.ranking import image_rankings
+from nuswide.metrics.scored import (
+    Curve,
+    Floats,
+    Ints,
+    Known,
+    Scored,
+    Scores,
+    Targets,
+    Thresholds,
+)
+
+RESAMPLED = ("map", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "micro/ap", "lrap")
+_95_PERCENT = 1.959964  # standard deviations
+_ROWS = 2**14  # rows of a ranking taken at once
+_CELLS = 2**21  # images times rounds taken at once
+_MOST_ROUNDS = 64  # ... however few the images
+_THREADS = 2
+
+Weights = NDArray[np.int32]  # (N, B): how often each image is in each of B rounds
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """How much higher a figure is, the 95 % interval of that, and a two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Headline figures of one set of scores on all images and in each round.
+
+    figures: (F,) in the order of RESAMPLED, and label_ap: (C,) on all images. rounds: (R, F) and
+    label_rounds: (R, C) on halves. draw: images, rounds and seed; with the same ones, round by
+    round the images are the same.
+    """
+
+    figures: Floats
+    label_ap: Floats
+    rounds: Floats
+    label_rounds: Floats
+    draw: tuple[int, int, int]
+
+    def intervals(self) -> dict[str, Interval]:
+        """The interval of each figure in RESAMPLED.
+
+        It lies around the figure less its bias: average precision is too high where positives are
+        few, and the halves show by how much.
+        """
+        centre, deviation = _centre_and_deviation(self.figures, self.rounds, self.draw[0])
+        bounds = centre - _95_PERCENT * deviation, centre + _95_PERCENT * deviation
+        rows = np.stack([self.figures, *bounds], axis=1).tolist()
+        return {name: Interval(*row) for name, row in zip(RESAMPLED, rows, strict=True)}
+
+
+def _centre_and_deviation(values: Floats, rounds: Floats, n_images: int) -> tuple[Floats, Floats]:
+    """What values (F,) are without bias, and their standard deviation, from rounds (R, F).
+
+    NaN where more than a tenth of the rounds are, and for a single image.
+    """
+    kept = n_images // 2
+    is_defined = (np.isnan(rounds).mean(axis=0) <= 0.1) & (kept > 0)
+    chosen = rounds[:, is_defined]
+    centre, deviation = np.full((2, len(values)), np.nan)
+    # Exactly a half but for an odd number of images.
+    ratio = kept / (n_images - kept)
+    bias = ratio * (np.nanmean(chosen, axis=0) - values[is_defined])
+    centre[is_defined] = values[is_defined] - bias
+    deviation[is_defined] = np.sqrt(ratio) * np.nanstd(chosen, axis=0, ddof=1)
+    return centre, deviation
+
+
+def paired(challenger: Resampled, champion: Resampled) -> dict[str, Difference]:
+    """How much higher the challenger is in each of RESAMPLED, on the same images in each round."""
+    _check_draws([challenger, champion])
+    changes = challenger.figures - champion.figures, challenger.rounds - champion.rounds
+    found = _differences(*changes, challenger.draw[0])
+    return dict(zip(RESAMPLED, found, strict=True))
+
+
+def paired_labels(challenger: Resampled, champion: Resampled) -> list[Difference]:
+    """How much higher the challenger's average precision is, label by label; correct by holm."""
+    _check_draws([challenger, champion])
+    changes = (
+        challenger.label_ap - champion.label_ap, challenger.label_rounds - champion.label_rounds
+    )  # fmt: skip
+    return _differences(*changes, challenger.draw[0])
+
+
+def _differences(values: Floats, rounds: Floats, n_images: int) -> list[Difference]:
+    centre, deviation = _centre_and_deviation(values, rounds, n_images)
+    margin = _95_PERCENT * deviation
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances = np.abs(centre) / deviation
+    distances[centre == 0] = 0  # the same scores twice: no difference, and no spread either
+    p_values = 2 * ndtr(-distances)
+    rows = np.stack([values, centre - margin, centre + margin, p_values], axis=1)
+    return [Difference(*row) for row in rows.tolist()]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for being many, as Holm 1979; NaN stays NaN and is not counted."""
+    values = np.array(p_values, dtype=np.float64)
+    order = np.argsort(values)  # NaN comes last
+    n_tests = np.count_nonzero(~np.isnan(values))
+    factors = np.maximum(n_tests - np.arange(len(values)), 1)
+    values[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
+    return [float(value) for value in values]
+
+
+def mean_of(seeds: Sequence[Resampled]) -> Resampled:
+    """The mean figures of models that differ in their seed alone, on all images and per round."""
+    _check_draws(seeds)
+
+    def mean(name: str) -> Floats:
+        return np.mean([getattr(seed, name) for seed in seeds], axis=0, dtype=np.float64)
+
+    names = ("figures", "label_ap", "rounds", "label_rounds")
+    figures, label_ap, rounds, label_rounds = map(mean, names)
+    return Resampled(figures, label_ap, rounds, label_rounds, seeds[0].draw)
+
+
+def _check_draws(sets: Iterable[Resampled]) -> None:
+    draws = {resampled.draw for resampled in sets}
+    if len(draws) > 1:
+        raise ValueError(f"rounds of different images, counts or seeds can't be paired: {draws}")
+
+
+def resample(
+    targets: Targets,
+    scores: Scores,
+    thresholds: Thresholds,
+    known: Known = None,
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+) -> Resampled:
+    """Compute the figures RESAMPLED on all images and on `rounds` random halves of them.
+
+    Figures are defined in a half as everywhere: a label without a positive there has no average
+    precision and is left out of `map`, and counts in macro F1 and CF1 as it is (0). Uses two
+    threads; what comes out does not depend on them. Memory beyond the arrays' own size is bounded.
+    """
+    scored = Scored(targets, scores, thresholds, known)
+    resampler = _Resampler(scored)
+    n_images = len(targets)
+    per_block = max(1, min(_MOST_ROUNDS, _CELLS // max(1, n_images)))
+    blocks = [range(r, min(r + per_block, rounds)) for r in range(0, rounds, per_block)]
+    whole, label_ap = resampler.figures(np.ones((n_images, 1), dtype=np.int32))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        drawn = pool.map(lambda block: resampler.figures(_halves(n_images, seed, block)), blocks)
+        figures, labels = zip(*drawn, strict=True)
+    draw = (n_images, rounds, seed)
+    return Resampled(whole[0], label_ap[0], np.concatenate(figures), np.concatenate(labels), draw)
+
+
+def _halves(n_images: int, seed: int, rounds: Sequence[int]) -> Weights:
+    """Draw a half of the images for each round; (N, B) of 0 and 1."""
+    weights = np.zeros((n_images, len(rounds)), dtype=np.int32)
+    for column, number in enumerate(rounds):
+        chosen = np.random.default_rng([seed, number]).permutation(n_images)[: n_images // 2]
+        weights[chosen, column] = 1
+    return weights
+
+
+class _Ranking:
+    """A curve with its images kept, so that it can be walked under any weights of them."""
+
+    def __init__(self, curve: Curve, true_images: Ints, true_scores: Scores, n_images: int) -> None:
+        # Precision matters where recall rises alone: what lies between is added up in one row.
+        rising = np.flatnonzero(np.diff(curve.hits, prepend=0))
+        ends = curve.ends[rising] + 1
+        rows = np.searchsorted(-curve.scores[rising], -true_scores)
+        by_row = np.argsort(rows, kind="stable")
+        hit_ends = curve.hits[rising]
+        self.parts = [
+            (
+                _rows(curve.order, ends, part, n_images),
+                _rows(true_images[by_row], hit_ends, part, n_images),
+            )
+            for part in range(0, len(rising), _ROWS)
+        ]
+
+    def average_precision(self, weights: Weights) -> Floats:
+        """Average precision in each resample; (B,), NaN where no positive is in it."""
+        predicted, hits, area = np.zeros((3, weights.shape[1]))
+        for everything, true in self.parts:
+            rises = true @ weights
+            rising_hits = hits + rises.cumsum(axis=0)
+            at_least = predicted + (everything @ weights).cumsum(axis=0)
+            # No image, no hit: the maximum gives 0.
+            area += (rises * (rising_hits / np.maximum(at_least, 1))).sum(axis=0)
+            hits, predicted = rising_hits[-1], at_least[-1]
+        return area / np.where(hits, hits, np.nan)
+
+
+def _rows(images: NDArray[np.integer], ends: Ints, first: int, n_images: int) -> sparse.csr_array:
+    """Rows of ones that add up the weights of the images between one end and the next."""
+    bounds = np.concatenate([[0], ends])[first : first + _ROWS + 1]
+    inside = images[bounds[0] : bounds[-1]].astype(np.int32)
+    ones = np.ones(len(inside), dtype=np.int32)
+    pointers = (bounds - bounds[0]).astype(np.int32)
+    return sparse.csr_array((ones, inside, pointers), shape=(len(bounds) - 1, n_images))
+
+
+class _Resampler:
+    """The headline figures of one set of scores under weights of the images."""
+
+    def __init__(self, scored: Scored) -> None:
+        n_images = len(scored.targets)
+        self.labels = []
+        for label, curve in enumerate(scored.curves):
+            images = np.flatnonzero(scored.true[:, label])
+            self.labels.append(_Ranking(curve, images, scored.scores[images, label], n_images))
+        images = np.nonzero(scored.true)[0]
+        self.pooled = _Ranking(scored.pooled, images, scored.scores[scored.true], n_images)
+        hits = scored.predicted & scored.true
+        self.counted = [
+            sparse.csr_array(m.T.astype(np.int32)) for m in (hits, scored.predicted, scored.true)
+        ]
+        values = samples_values(scored) | image_rankings(scored)
+        # Sparse, as BLAS would bring threads of its own into ours.
+        self.by_image = sparse.csr_array(np.stack([values["samples/f1"], values["lrap"]]))
+
+    def figures(self, weights: Weights) -> tuple[Floats, Floats]:
+        """The figures RESAMPLED, (B, F), and each label's average precision, (B, C)."""
+        hits, predicted, true = (matrix @ weights for matrix in self.counted)
+        counts = (hits.T, predicted.T, true.T)
+        figures = pooled_figures(counts) | six_figures(counts)
+        label_ap = np.stack([r.average_precision(weights) for r in self.labels], axis=1)
+        defined = ~np.isnan(label_ap)
+        n_defined = defined.sum(axis=1)
+        total = np.where(defined, label_ap, 0).sum(axis=1)
+        figures["map"] = total / np.where(n_defined, n_defined, np.nan)
+        figures["micro/ap"] = self.pooled.average_precision(weights)
+        n_images = weights.sum(axis=0)
+        means = self.by_image @ weights / np.where(n_images, n_images, np.nan)
+        figures |= dict(zip(("samples/f1", "lrap"), means, strict=True))
+        return np.stack([figures[name] for name in RESAMPLED], axis=1), label_ap
