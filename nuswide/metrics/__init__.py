@@ -46,12 +46,13 @@ from nuswide.metrics.ranking import (
     label_average_precision,
 )
 from nuswide.metrics.scored import Figures, Ints, Known, Scored, Scores, Targets, Thresholds
+from nuswide.metrics.stream import Stream
 from nuswide.metrics.tables import baseline_scores, per_label_table
 from nuswide.metrics.thresholds import THRESHOLDS, fit_thresholds
 
 __all__ = [
     "AVERAGES", "CALIBRATIONS", "KINDS", "METRICS", "NINE", "RESAMPLED", "THRESHOLDS",
-    "Calibration", "Difference", "Figures", "Interval", "Resampled", "Scored", "all_figures",
+    "Calibration", "Difference", "Figures", "Interval", "Resampled", "Scored", "Stream", "all_figures",
     "baseline_figures", "baseline_scores", "fit_calibration", "fit_thresholds", "holm",
     "label_average_precision", "mean_of", "paired", "paired_labels", "per_label_table", "resample",
 ]  # fmt: skip

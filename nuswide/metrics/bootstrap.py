@@ -55,7 +55,10 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much higher a figure is, the 95 % interval of that, and a two-sided p-value."""
+    """How much higher a figure is, the 95 % interval of that, and a two-sided p-value.
+
+    The interval lies around the difference less its bias, which is small, as both have theirs.
+    """
 
     value: float
     low: float
@@ -81,11 +84,16 @@ class Resampled:
     def intervals(self) -> dict[str, Interval]:
         """The interval of each figure in RESAMPLED.
 
-        It lies around the figure less its bias: average precision is too high where positives are
-        few, and the halves show by how much.
+        Average precision is too high where positives are few, and the halves show by how much. The
+        interval reaches from the figure without that bias to the figure as it is, and 1.96 standard
+        deviations beyond either: it covers what endless images would give, and what as many other
+        images give on average.
         """
         centre, deviation = _centre_and_deviation(self.figures, self.rounds, self.draw[0])
-        bounds = centre - _95_PERCENT * deviation, centre + _95_PERCENT * deviation
+        margin = _95_PERCENT * deviation
+        bounds = (
+            np.minimum(centre, self.figures) - margin, np.maximum(centre, self.figures) + margin
+        )  # fmt: skip
         rows = np.stack([self.figures, *bounds], axis=1).tolist()
         return {name: Interval(*row) for name, row in zip(RESAMPLED, rows, strict=True)}
 

@@ -64,9 +64,15 @@ def brier_losses(squares: Floats, n_known: Ints) -> Floats:
 
 def calibration_figures(scored: Scored) -> Figures:
     """`calibration_error` and `brier_loss`: means over the labels of which anything is known."""
-    errors = calibration_errors(bin_sums(scored), scored.n_known)
-    brier = brier_losses(squared_errors(scored), scored.n_known)
-    return {"calibration_error": mean_of_defined(errors), "brier_loss": mean_of_defined(brier)}
+    return calibration_means(bin_sums(scored), squared_errors(scored), scored.n_known)
+
+
+def calibration_means(sums: tuple[Floats, Floats], squares: Floats, n_known: Ints) -> Figures:
+    """Give what calibration_figures gives, from the labels' sums."""
+    return {
+        "calibration_error": mean_of_defined(calibration_errors(sums, n_known)),
+        "brier_loss": mean_of_defined(brier_losses(squares, n_known)),
+    }
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ and ranking loss along each image's labels.
     average_precision(scored.curves[0])
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from numpy.typing import NDArray
 
 from nuswide.metrics.scored import Curve, Figures, Floats, Ints, Scored
 
@@ -61,18 +62,23 @@ def average_precisions(scored: Scored) -> Figures:
     With train_positives, `head_map`, `medium_map` and `tail_map` are over the labels with more than
     100, 20 to 100 and fewer than 20 of them; NaN where there is no such label.
     """
-    per_label = label_average_precision(scored)
-    positives = np.array([curve.positives for curve in scored.curves], dtype=np.float64)
+    return maps_of(scored.curves, scored.pooled, scored.train_positives)
+
+
+def maps_of(curves: Sequence[Curve], pooled: Curve, train_positives: Ints | None) -> Figures:
+    """Give what average_precisions gives, from the labels' curves and the one of all entries."""
+    per_label = np.array([average_precision(curve) for curve in curves])
+    positives = np.array([curve.positives for curve in curves], dtype=np.float64)
     figures = {
         "map": mean_of_defined(per_label),
         "weighted_map": mean_of_defined(per_label, positives),
-        "micro/ap": average_precision(scored.pooled),
+        "micro/ap": average_precision(pooled),
         "labels_without_positives": float((positives == 0).sum()),
     }
-    return figures | parts_of_map(per_label, scored.train_positives)
+    return figures | parts_of_map(per_label, train_positives)
 
 
-def parts_of_map(per_label: Floats, train_positives: NDArray[np.integer] | None) -> Figures:
+def parts_of_map(per_label: Floats, train_positives: Ints | None) -> Figures:
     """Mean AP of frequent, middling and rare labels; nothing if their frequency is not given."""
     if train_positives is None:
         return {}
@@ -83,8 +89,13 @@ def parts_of_map(per_label: Floats, train_positives: NDArray[np.integer] | None)
 
 def areas(scored: Scored) -> Figures:
     """`macro/auroc` over the labels that have positives and negatives, and `micro/auroc`."""
-    per_label = np.array([auroc(curve) for curve in scored.curves])
-    return {"macro/auroc": mean_of_defined(per_label), "micro/auroc": auroc(scored.pooled)}
+    return areas_of(scored.curves, scored.pooled)
+
+
+def areas_of(curves: Sequence[Curve], pooled: Curve) -> Figures:
+    """Give what areas gives, from the labels' curves and the one of all entries."""
+    per_label = np.array([auroc(curve) for curve in curves])
+    return {"macro/auroc": mean_of_defined(per_label), "micro/auroc": auroc(pooled)}
 
 
 def image_rankings(scored: Scored) -> dict[str, Floats]:
