@@ -56,6 +56,21 @@ def outcome(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str,
     return load_file(weights), histories
 
 
+def kill_one(folder: Path, name: str, rng: random.Random, seconds: float) -> tuple[str, float]:
+    """Train and kill at a random moment, until that came before the end; gives name and moment."""
+    for attempt in range(100):
+        own = f"{name}-{attempt}"
+        moment_s = rng.uniform(0, seconds)
+        process = start(folder, own)
+        time.sleep(moment_s)
+        is_alive = process.poll() is None
+        process.kill()
+        process.wait()
+        if is_alive:
+            return own, moment_s
+    raise SystemExit("training always ended before it could be killed")
+
+
 def main() -> None:
     """Kill and resume, and count what came out equal."""
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 20
@@ -73,12 +88,7 @@ def main() -> None:
         print(f"undisturbed: {seconds:.0f} s, {len(histories)} metrics", flush=True)
         equal = 0
         for number in range(kills):
-            name = f"kill-{number}"
-            moment_s = rng.uniform(0, seconds)
-            process = start(folder, name)
-            time.sleep(moment_s)
-            process.kill()
-            process.wait()
+            name, moment_s = kill_one(folder, f"kill-{number}", rng, seconds)
             states = list((folder / f"checkpoints-{name}").glob("*/last.pt"))
             assert start(folder, name).wait() == 0, (folder / f"{name}.log").read_text()
             own_weights, own_histories = outcome(folder, name)
