@@ -2,7 +2,7 @@
 
 Owns export and registration. Never trains, and writes nothing that could execute code.
 
-    write_bundle(folder, model, settings, images)
+    write_bundle(folder, model, settings, decision, images)
     logged = log_bundle(folder, images[0], config.registered_model, run.id)
 """
 
@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from nuswide import tagger
-from nuswide.evaluate import torch_score
+from nuswide.evaluate import Decision, torch_score
 from nuswide.models import Scorer, TaggerNet
 from nuswide.registry import model_id_of
 from nuswide.tagger import Tagger
@@ -39,19 +39,24 @@ _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
 
 def write_bundle(
-    folder: Path, model: TaggerNet, settings: Mapping[str, Any], images: NDArray[np.uint8]
+    folder: Path,
+    model: TaggerNet,
+    settings: Mapping[str, Any],
+    decision: Decision,
+    images: NDArray[np.uint8],
 ) -> None:
     """Write model.onnx and tagger.json, and check on real images that both engines agree.
 
-    settings: labels, threshold, image_size_px and whatever else should travel with the model.
-    images: (N, 3, S, S) uint8. Raises click.ClickException if a score differs by more than 1e-4.
+    settings: labels, image_size_px and whatever else should travel with the model. decision: what
+    is made of its scores. images: (N, 3, S, S) uint8. Raises click.ClickException if a score
+    differs by more than 1e-4.
     """
     folder.mkdir()
     model.cpu().eval()
     _export_onnx(model, folder / "model.onnx", settings["image_size_px"])
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    text = json.dumps({**settings, **decision.as_settings()}, indent=2, ensure_ascii=False)
     (folder / "tagger.json").write_text(text + "\n", encoding="utf-8")
-    here = torch_score(model, torch.device("cpu"))(images)
+    here = decision.calibrate(torch_score(model, torch.device("cpu"))(images))
     gap = float(np.abs(Tagger.load(folder).score(images) - here).max())
     if not gap <= _TOLERANCE:
         raise click.ClickException(

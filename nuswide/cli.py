@@ -85,13 +85,35 @@ def train(experiment: Path | None, **overrides: str | None) -> None:
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
 )
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path),
+    help="Judge these scores, an npz or CSV, instead of a model.",
+)
+@click.option(
+    "--thresholds",
+    type=click.Choice(["fixed", "global", "label"]),
+    default="fixed",
+    show_default=True,
+    help="With --scores: how thresholds come about; fitted ones from the data's val split.",
+)
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+    help="With --scores: the fixed threshold.",
+)  # fmt: skip
 @cache_option
 @one_line_errors
-def evaluate(model: str, data: str, split: str, cache: Path) -> None:
-    """Measure a registered model on a split of a data set."""
-    from nuswide.jobs import evaluate_registered
+def evaluate(
+    model: str, data: str, split: str, scores: Path | None, thresholds: str, threshold: float,
+    cache: Path,
+) -> None:  # fmt: skip
+    """Measure a registered model, or another program's scores, on a split of a data set."""
+    from nuswide import judge
 
-    evaluate_registered(model, data, split, cache)
+    if scores:
+        judge.evaluate_scores(scores, data, split, thresholds=thresholds, threshold=threshold)
+    else:
+        judge.evaluate_registered(model, data, split, cache)
 
 
 @main.command()

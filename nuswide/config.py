@@ -104,7 +104,18 @@ class Config:
     cutmix: float = _field(0.0, "Alpha of CutMix, pasting from another image; 0 for none.", low=0)
 
     # Evaluation and selection
-    threshold: float = _field(0.5, "A label is predicted at this score or above.", low=0, high=1)
+    threshold: float = _field(
+        0.5, "Score at which a label is predicted while training, and where none is fitted.",
+        low=0, high=1,
+    )  # fmt: skip
+    thresholds: Literal["auto", "fixed", "global", "label"] = _field(
+        "auto",
+        "Fitted on val for the best F1: one global, or one a label; auto takes one a label where "
+        "there is a val split, else the fixed one.",
+    )
+    calibration: Literal["none", "platt", "temperature"] = _field(
+        "none", "Fitted on val for each label, so that scores are probabilities."
+    )
     select_on: Literal["val", "test", "last"] = _field(
         "val",
         "Split whose mAP chooses the best weights; `test` is not honest, `last` chooses none.",
@@ -146,6 +157,13 @@ class Config:
                 "select_on=val needs a val split, but val_fraction is 0; "
                 "give val_fraction=0.15, or select_on=last"
             )
+        for name, without in (("thresholds", "fixed"), ("calibration", "none")):
+            value = getattr(self, name)
+            if self.val_fraction == 0 and value not in ("auto", without):
+                raise ValueError(
+                    f"{name}={value} is fitted on val, but val_fraction is 0; "
+                    f"give val_fraction=0.15, or {name}={without}"
+                )
         if self.select_on == "test" and self.test_freq == 0:
             raise ValueError(
                 "select_on=test needs test_freq, the steps between tests; give e.g. 200"

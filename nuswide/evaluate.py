@@ -1,14 +1,16 @@
 """Scores of a split, computed once, and everything that is recorded of them.
 
-Owns predict() and Evaluation. Never trains, nor cares whether torch or ONNX Runtime scores.
+Owns predict(), Decision and Evaluation. Never trains, nor cares whether torch or ONNX Runtime
+scores, or another program did.
 
     scores = predict(tagger.score, data)
-    Evaluation("test", data, scores, threshold=0.5).record(run, step=0)
+    Evaluation("test", data.manifest, scores, thresholds=0.5).record(run, step=0)
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +19,17 @@ from torch import nn
 from tqdm import tqdm
 
 from nuswide import distributed, metrics, plots
+from nuswide.config import Config
 from nuswide.data import Dataset
+from nuswide.manifest import Manifest
+from nuswide.metrics import NINE, Calibration, fit_calibration, fit_thresholds
 from nuswide.models import Scorer
-from nuswide.tracking import Run
+from nuswide.scores import FILE, SavedScores
+from nuswide.tracking import Run, scratch_folder
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 HEADLINE = ("map", "micro/f1", "macro/f1", "samples/f1")
+CURVES = (*NINE, "map")
 _BATCH = 64
 _SHOWN = 12
 
@@ -63,54 +70,137 @@ def predict(score: Score, data: Dataset) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """How scores become predictions: fitted on val alone, and stored in the model.
+
+    thresholds: (C,); a label is predicted at its own or above. calibration: what scores go through
+    first, None to leave them as they are.
+    """
+
+    thresholds: NDArray[np.float32]
+    calibration: Calibration | None = None
+
+    def calibrate(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map a network's scores (N, C) to those that the thresholds are for."""
+        return self.calibration.apply(scores) if self.calibration else scores
+
+    def as_settings(self) -> dict[str, Any]:
+        """Give it in the form of the served model's settings."""
+        settings: dict[str, Any] = {"thresholds": self.thresholds.tolist()}
+        if self.calibration:
+            scale, shift = self.calibration.scale.tolist(), self.calibration.shift.tolist()
+            settings["calibration"] = {"scale": scale, "shift": shift}
+        return settings
+
+
+def fit_decision(config: Config, val: Manifest, scores: NDArray[np.float32]) -> Decision:
+    """Fit what the config asks for to a network's scores (N, C) of val, which may have no sample.
+
+    thresholds=auto fits one for each label where there is a val split.
+    """
+    kind = {"auto": "label" if len(val) else "fixed"}.get(config.thresholds, config.thresholds)
+    calibration = None
+    if config.calibration != "none":
+        calibration = fit_calibration(config.calibration, val.targets, scores, val.known)
+        scores = calibration.apply(scores)
+    fitted = fit_thresholds(kind, val.targets, scores, val.known, fixed=config.threshold)
+    return Decision(fitted, calibration)
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """The scores (N, C) of one split's samples, and what follows from them."""
+    """The scores (N, C) of one split's samples, and what follows from them.
+
+    thresholds: one, or (C,). train_positives: (C,), for the figures of frequent and rare labels.
+    """
 
     split: str
-    data: Dataset
+    samples: Manifest
     scores: NDArray[np.float32]
-    threshold: float
+    thresholds: metrics.Thresholds
+    train_positives: NDArray[np.int64] | None = None
 
     @cached_property
     def figures(self) -> metrics.Figures:
         """Every figure: `map`, `micro/f1` ..."""
-        samples = self.data.manifest
-        return metrics.all_figures(samples.targets, self.scores, self.threshold, samples.known)
+        return self._figures_at(self.thresholds)
+
+    @cached_property
+    def curves(self) -> metrics.Figures:
+        """The few figures that are worth a curve, under the split's name: `val/map` ..."""
+        samples = self.samples
+        scored = metrics.Scored(samples.targets, self.scores, self.thresholds, samples.known)
+        found = metrics.precision_recall_f1(scored) | metrics.average_precisions(scored)
+        return {f"{self.split}/{name}": found[name] for name in CURVES}
+
+    @cached_property
+    def resampled(self) -> metrics.Resampled:
+        """The headline figures on many halves of the images, for intervals and comparisons."""
+        samples = self.samples
+        return metrics.resample(samples.targets, self.scores, self.thresholds, samples.known)
 
     @property
     def prefixed(self) -> metrics.Figures:
-        """The figures under the split's name: `test/map` ..."""
+        """All figures under the split's name: `test/map` ..."""
         return {f"{self.split}/{name}": value for name, value in self.figures.items()}
 
-    def record(self, run: Run, *, step: int, model_id: str | None = None) -> None:
-        """Record figures, per-label table and pictures, tied to the model."""
-        run.log_result(self.prefixed, split=self.split, step=step, model_id=model_id)
-        samples = self.data.manifest
-        table = metrics.per_label_table(
-            samples.labels, samples.targets, self.scores, self.threshold, samples.known
-        )
-        run.log_table(table, f"{self.split}/per_label.json")
-        self.record_pictures(run, step=step)
+    def table(self) -> dict[str, list[Any]]:
+        """Columns of every figure, its 95 % interval where it has one, and what 0.5 would give."""
+        intervals = self.resampled.intervals()
+        at_half = self._figures_at(0.5)
+        bounds = [intervals.get(name, (None, None, None))[1:] for name in self.figures]
+        return {
+            "figure": list(self.figures),
+            "value": [_rounded(value) for value in self.figures.values()],
+            "low": [_rounded(low) for low, _ in bounds],
+            "high": [_rounded(high) for _, high in bounds],
+            "at threshold 0.5": [_rounded(at_half[name]) for name in self.figures],
+        }
 
-    def record_pictures(self, run: Run, *, step: int) -> None:
+    def record(self, run: Run, *, step: int, model_id: str | None = None) -> None:
+        """Record figures, tables and the scores themselves, tied to the model."""
+        run.log_result(self.prefixed, split=self.split, step=step, model_id=model_id)
+        samples, split = self.samples, self.split
+        labels = metrics.per_label_table(
+            samples.labels, samples.targets, self.scores, self.thresholds, samples.known
+        )
+        run.log_table(labels, f"{split}/per_label.json")
+        run.log_table(self.table(), f"{split}/figures.json")
+        with scratch_folder() as folder:
+            thresholds = np.broadcast_to(np.float32(self.thresholds), len(samples.labels))
+            SavedScores.of(samples, self.scores, thresholds).save(folder / FILE)
+            run.log_file(folder / FILE, split)
+
+    def record_pictures(self, run: Run, data: Dataset, *, step: int) -> None:
         """Record a few pictures, always the same ones, with their true and predicted labels."""
-        samples = self.data.manifest
+        samples = self.samples
         count = min(_SHOWN, len(samples))
         chosen = np.sort(np.random.default_rng(0).choice(len(samples), count, replace=False))
         grid = plots.prediction_grid(
-            self.data.gather(chosen),
+            data.gather(chosen),
             samples.labels,
             samples.targets[chosen],
             self.scores[chosen],
-            self.threshold,
+            self.thresholds,
             f"{self.split}, step {step}",
         )
         run.log_image(grid, f"{self.split}/predictions", step=step)
 
+    def _figures_at(self, thresholds: metrics.Thresholds) -> metrics.Figures:
+        samples = self.samples
+        return metrics.all_figures(
+            samples.targets, self.scores, thresholds, samples.known,
+            train_positives=self.train_positives,
+        )  # fmt: skip
 
-def headline(figures: metrics.Figures) -> str:
-    """The few figures that stand for the rest, in one line."""
-    return "  ".join(f"{name} {figures[name]:.3f}" for name in HEADLINE)
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else round(float(value), 4)
+
+
+def headline(figures: metrics.Figures, split: str) -> str:
+    """The few figures of a split that stand for the rest, in one line."""
+    return "  ".join(f"{name} {figures[f'{split}/{name}']:.3f}" for name in HEADLINE)
 
 
 def baseline_key(baseline: str, figure: str) -> str:

@@ -1,6 +1,6 @@
-"""The two jobs that make a run: train and evaluate, from start to end.
+"""The job of training, from start to end, and those around it.
 
-Owns the order of things and the words on a run's page. Every part is in a lower module.
+Owns the order of things. Every part is in a lower module.
 
     train_and_register(load_config(Path("experiments/sample.yaml"), {}), name="sample")
 """
@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,17 +20,15 @@ import numpy as np
 import torch
 import yaml
 
-from nuswide import audit, bundle, checkpoint, distributed, plots, registry, runs
+from nuswide import audit, bundle, checkpoint, distributed, outcome, plots, registry, runs
 from nuswide.bundle import LoggedModel
 from nuswide.checkpoint import LAST, Writer
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest, open_dataset, read_manifest
-from nuswide.evaluate import HEADLINE, Evaluation, baseline_key, predict, torch_score
+from nuswide.evaluate import Decision, Evaluation, fit_decision, predict, torch_score
 from nuswide.manifest import SPLITS, Manifest
-from nuswide.metrics import Figures, baseline_figures
 from nuswide.models import TaggerNet, create_model
 from nuswide.step import Best, State, choose_device
-from nuswide.tagger import Tagger
 from nuswide.tracking import NullRun, Run, scratch_folder, send_spool, start_run
 from nuswide.train import fit, global_batch_size
 
@@ -57,10 +55,11 @@ def train_and_register(config: Config, *, name: str) -> None:
             with Writer(folder / LAST) as writer:
                 best, state = fit(config, model, data, run, writer, found[1] if found else None)
             model.load_state_dict(best.weights)
-            evaluations = _evaluate(config, model, data, state.device)
+            decision, evaluations = _evaluate(config, model, data, state.device)
             if distributed.is_main():
+                logged = _log_model(run, config, model, data, decision)
                 seconds = time.perf_counter() - start
-                _record_outcome(config, model, data, run, best, state, evaluations, seconds)
+                _record_outcome(config, data, run, best, state, evaluations, logged, seconds)
 
 
 @contextmanager
@@ -118,48 +117,57 @@ def _resume_command(run_id: str) -> str:
 
 def _evaluate(
     config: Config, model: TaggerNet, data: Dataset, device: torch.device
-) -> list[Evaluation]:
-    """Evaluate the chosen weights on val, if there is one, and on test, in full precision."""
+) -> tuple[Decision, list[Evaluation]]:
+    """Score val, if there is one, and test by the chosen weights; what is fitted, is so on val."""
     score = torch_score(model.to(device), device)
-    return [
-        Evaluation(split, part, predict(score, part), config.threshold)
-        for split in ("val", "test")
-        if len(part := data.of(split))
+    parts = {split: data.of(split) for split in ("val", "test")}
+    scores = {split: predict(score, part) for split, part in parts.items() if len(part)}
+    val = parts["val"].manifest
+    n_labels = len(val.labels)
+    decision = fit_decision(config, val, scores.get("val", np.empty((0, n_labels), np.float32)))
+    positives = data.manifest.of("train").targets.sum(axis=0, dtype=np.int64)
+    return decision, [
+        Evaluation(
+            split, parts[split].manifest, decision.calibrate(raw), decision.thresholds, positives
+        )
+        for split, raw in scores.items()
     ]
 
 
 def _record_outcome(
     config: Config,
-    model: TaggerNet,
     data: Dataset,
     run: Run,
     best: Best,
     state: State,
     evaluations: list[Evaluation],
+    logged: LoggedModel,
     seconds: float,
 ) -> None:
-    """Record the figures, the model and the cost, and print them."""
-    manifest, progress = data.manifest, state.progress
-    logged = _log_model(run, config, model, data)
+    """Record the figures and the cost, let the model try for champion, and print it all."""
+    manifest, progress, test = data.manifest, state.progress, evaluations[-1]
     for evaluation in evaluations:
         # A figure that has no curve stands at step 0: MLflow shows such a one as a bar. A curve
         # ends, one step past the last, with the chosen weights' figure.
         has_curve = evaluation.split == "val" or config.test_freq or run.is_extended
         step = progress.steps + 1 if has_curve else 0
         evaluation.record(run, step=step, model_id=logged.model_id)
+        evaluation.record_pictures(run, data.of(evaluation.split), step=step)
     cost = {
         "train/images_per_s": progress.steps * global_batch_size(config) / progress.train_s,
         "train/seconds": progress.train_s,
         "run/seconds": seconds,
     }
     run.log_metrics(cost, step=progress.steps if run.is_extended else 0)
-    outcome = _choice(config, best.steps, progress.steps) + _register(
-        config, manifest, evaluations, logged
+    fate = _register(config, manifest, evaluations, logged)
+    came_out = outcome.choice(config, best.steps, progress.steps) + fate
+    rows = outcome.result_rows(evaluations)
+    rows |= outcome.record_baselines(run, manifest.of("train"), test)
+    run.set_note(outcome.note(manifest, test, rows, cost, came_out))
+    click.echo(
+        f"\n{outcome.summary(rows)}\non test: {outcome.with_intervals(test)}\n\n{came_out}\n"
+        f"run {run.id}\n{run.address}"
     )
-    rows = {f"this model, {e.split}": e.figures for e in evaluations}
-    rows |= _record_baselines(run, manifest, evaluations[-1].figures)
-    run.set_note(_note(manifest, rows, cost, outcome))
-    click.echo(f"\n{_summary(rows)}\n\n{outcome}\nrun {run.id}\n{run.address}")
 
 
 def _require_enough(config: Config, manifest: Manifest) -> None:
@@ -211,11 +219,12 @@ def _record_data(run: Run, data: Dataset) -> None:
     run.log_text(audit.to_html(audit.make_audit(manifest, pictures)), "data/audit.html")
 
 
-def _log_model(run: Run, config: Config, model: TaggerNet, data: Dataset) -> LoggedModel:
+def _log_model(
+    run: Run, config: Config, model: TaggerNet, data: Dataset, decision: Decision
+) -> LoggedModel:
     """Export the network, check it on real pictures, and log it with its weights."""
     settings = {
         "labels": list(data.manifest.labels),
-        "threshold": config.threshold,
         "image_size_px": config.image_size_px,
         "data_digest": data.manifest.digest,
         "config": asdict(config),
@@ -223,7 +232,7 @@ def _log_model(run: Run, config: Config, model: TaggerNet, data: Dataset) -> Log
     test = data.of("test")
     checked = test.gather(np.arange(min(_CHECKED, len(test))))
     with scratch_folder() as folder:
-        bundle.write_bundle(folder / "bundle", model, settings, checked)
+        bundle.write_bundle(folder / "bundle", model, settings, decision, checked)
         bundle.write_weights(folder / "weights.safetensors", model)
         run.log_file(folder / "weights.safetensors", "weights")
         return bundle.log_bundle(folder / "bundle", checked[0], config.registered_model, run.id)
@@ -239,110 +248,10 @@ def _register(
     tags: dict[str, str] = {"select_on": config.select_on}
     for evaluation in evaluations:
         tags |= {key: f"{value:.6f}" for key, value in evaluation.prefixed.items()}
-        tags[f"{evaluation.split}_digest"] = evaluation.data.manifest.digest
+        tags[f"{evaluation.split}_digest"] = evaluation.samples.digest
     won = registry.describe_version(name, logged.version, tags)
     fate = f"It is now {name}@champion." if won else f"{name}@champion stays as it was."
     return f"It is registered as {name} version {logged.version}. {fate}"
-
-
-def _record_baselines(run: Run, manifest: Manifest, figures: Figures) -> dict[str, Figures]:
-    """Record what knows nothing of the pictures beside the model; baseline -> figures on test."""
-    test = manifest.of("test")
-    baselines = baseline_figures(manifest.of("train").targets, test.targets, test.known)
-    for name, values in baselines.items():
-        run.log_metrics({baseline_key(name, k): values[k] for k in HEADLINE}, step=0)
-    rows = {"this model": figures, **{f"baseline {k}": v for k, v in baselines.items()}}
-    columns: dict[str, list[Any]] = {k: [round(v[k], 4) for v in rows.values()] for k in HEADLINE}
-    run.log_table({"on test": list(rows), **columns}, "test/baselines.json")
-    bars = {name: {k: values[k] for k in HEADLINE} for name, values in rows.items()}
-    run.log_figure(plots.metric_bars(bars, "on test"), "test/baselines.png")
-    return {f"{name}, test": values for name, values in rows.items() if name != "this model"}
-
-
-def _choice(config: Config, best_steps: int, steps: int) -> str:
-    """Say how the weights were chosen."""
-    if config.select_on == "last":
-        return f"The weights are those after the last of {steps} steps. "
-    honesty = " (so that its test figures flatter it)" if config.select_on == "test" else ""
-    return (
-        f"The weights are those after {best_steps} of {steps} steps, "
-        f"chosen by mAP on {config.select_on}{honesty}. "
-    )
-
-
-def _note(
-    manifest: Manifest, rows: Mapping[str, Figures], cost: Mapping[str, float], outcome: str
-) -> str:
-    """The run's description: what came out, on what, at what cost. The page shows its start."""
-    test, bound = rows["this model, test"], rows["baseline top_k, test"]
-    header = f"| | {' | '.join(HEADLINE)} |\n|---|{'---|' * len(HEADLINE)}"
-    lines = (f"| {name} | {_cells(values, ' | ')} |" for name, values in rows.items())
-    sizes = ", ".join(f"{len(manifest.indices(s))} {s}" for s in SPLITS)
-    return "\n".join([
-        f"**On test: mAP {test['map']:.3f}, micro-F1 {test['micro/f1']:.3f}** "
-        f"(always the same labels: {bound['map']:.3f} and {bound['micro/f1']:.3f})", "",
-        outcome, "", header, *lines, "",
-        f"Data: {sizes} images, {len(manifest.labels)} labels, protocol {manifest.protocol}, "
-        f"images without a label: {manifest.unlabelled}, unreadable pictures left out: "
-        f"{manifest.rejected}, digest `{manifest.digest}`. "
-        f"Trained at {cost['train/images_per_s']:.0f} images/s for {cost['train/seconds']:.0f} s. "
-        "The last point of a val or test curve is the chosen weights' figure.",
-    ])  # fmt: skip
-
-
-def _summary(rows: Mapping[str, Figures]) -> str:
-    """The rows as a table for the terminal."""
-    header = f"{'':26s}" + "  ".join(f"{name:>10s}" for name in HEADLINE)
-    return "\n".join([header, *(f"{name:26s}{_cells(v, '  ', 10)}" for name, v in rows.items())])
-
-
-def _cells(values: Figures, separator: str, width: int = 0) -> str:
-    return separator.join(f"{values[name]:{width}.3f}" for name in HEADLINE)
-
-
-def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
-    """Measure a registered model again on a split of a data set, in a run of its own.
-
-    model: models:/NAME@ALIAS or models:/NAME/VERSION. val is carved as the model's own run did.
-    cache: the folder for decoded pictures.
-    """
-    version = registry.find_version(model)
-    tagger = registry.load_tagger(version)
-    manifest = load_manifest(data)
-    columns = _matching_columns(tagger, manifest)
-    whole = open_dataset(
-        manifest,
-        size_px=tagger.image_size_px,
-        folder=cache,
-        skip_rejected=tagger.config["skip_rejected"],
-    )
-    # As the model's own run carved it, so that the same images are val.
-    fraction, seed = tagger.config["val_fraction"], tagger.config["seed"]
-    part = whole.carve_val(fraction=fraction, seed=seed).of(split)
-    samples = part.manifest
-    if not len(samples):
-        raise click.ClickException(f"{data} has no {split} images for {model}; give another split")
-    with start_run("evaluate", f"{version.name}/{version.version} on {split}") as run:
-        run.log_params({"model": model, "data": data, "split": split})
-        run.set_tags({"model.version": f"{version.name}/{version.version}"})
-        run.log_dataset(samples, split)
-        scores = predict(tagger.score, part)[:, columns]
-        evaluation = Evaluation(split, part, scores, tagger.threshold)
-        evaluation.record(run, step=0, model_id=registry.model_id_of(version))
-        summary = _summary({f"{version.name}/{version.version}, {split}": evaluation.figures})
-        run.set_note(f"```\n{summary}\n```\nData: `{data}`, digest `{samples.digest}`.")
-    click.echo(f"{summary}\nrun {run.id}\n{run.address}")
-
-
-def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:
-    """The model's columns in the order of the data's labels."""
-    unknown = [label for label in manifest.labels if label not in tagger.labels]
-    if unknown:
-        raise click.ClickException(
-            f"the model does not know {len(unknown)} of the data's labels, {unknown[0]!r} first; "
-            f"it knows: {', '.join(tagger.labels)}"
-        )
-    return [tagger.labels.index(label) for label in manifest.labels]
 
 
 def upload_run(run_id: str, checkpoints: Path) -> None:

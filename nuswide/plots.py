@@ -51,17 +51,17 @@ def prediction_grid(
     labels: Sequence[str],
     targets: NDArray[np.uint8],
     scores: NDArray[np.float32],
-    threshold: float,
+    thresholds: float | NDArray[np.floating],
     title: str,
 ) -> Figure:
     """Pictures with their labels below: found, missed and wrongly predicted.
 
-    images: (N, 3, H, W). targets, scores: (N, C).
+    images: (N, 3, H, W). targets, scores: (N, C). thresholds: one, or (C,).
     """
     columns = min(4, max(2, len(images)))  # two at least, or the title would not fit
     rows = -(-len(images) // columns)
     captions = [
-        _caption(labels, target > 0, score >= threshold)
+        _caption(labels, target > 0, score >= thresholds)
         for target, score in zip(targets, scores, strict=True)
     ]
     n_lines = [sum(text.count("\n") + 1 for text, _ in caption) for caption in captions]

@@ -204,16 +204,15 @@ class _Loop:
             return score(images)
 
         part = self.data.of(split)
-        evaluation = Evaluation(
-            split, part, predict(score_unless_stopped, part), self.config.threshold
-        )
-        self.run.log_metrics(evaluation.prefixed, step=step)
-        value = evaluation.figures["map"]
+        scores = predict(score_unless_stopped, part)
+        evaluation = Evaluation(split, part.manifest, scores, self.config.threshold)
+        self.run.log_metrics(evaluation.curves, step=step)
+        value = evaluation.curves[f"{split}/map"]
         is_best = split == self.config.select_on and (state.best is None or value > state.best.map)
-        self._say(split, headline(evaluation.figures) + "  best so far" * is_best, step)
+        self._say(split, headline(evaluation.curves, split) + "  best so far" * is_best, step)
         if is_best:
             state.best = Best(_copy_weights(state.evaluated), state.progress.steps, value)
-            evaluation.record_pictures(self.run, step=step)
+            evaluation.record_pictures(self.run, part, step=step)
 
     def _say(self, split: str, text: str, step: int) -> None:
         epoch = self.state.progress.epoch

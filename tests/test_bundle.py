@@ -9,10 +9,13 @@ import torch
 from nuswide import bundle
 from nuswide.bundle import write_bundle, write_weights
 from nuswide.config import Config
+from nuswide.evaluate import Decision
+from nuswide.metrics import Calibration
 from nuswide.models import TaggerNet, create_model
 from nuswide.tagger import Tagger
 
-SETTINGS = {"labels": ["a", "b", "c"], "threshold": 0.4, "image_size_px": 32, "config": {}}
+SETTINGS = {"labels": ["a", "b", "c"], "image_size_px": 32, "config": {}}
+DECISION = Decision(np.array([0.4, 0.5, 0.6], dtype=np.float32))
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
 
 
@@ -24,9 +27,10 @@ def model() -> TaggerNet:
 def test_a_bundle_scores_any_number_of_images_as_torch_does(
     model: TaggerNet, tmp_path: Path
 ) -> None:
-    write_bundle(tmp_path / "bundle", model, SETTINGS, IMAGES)
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
     tagger = Tagger.load(tmp_path / "bundle")
-    assert (tagger.labels, tagger.threshold, tagger.image_size_px) == (["a", "b", "c"], 0.4, 32)
+    assert (tagger.labels, tagger.image_size_px) == (["a", "b", "c"], 32)
+    assert (tagger.thresholds == DECISION.thresholds).all()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in
                  ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # fmt: skip
     with torch.inference_mode():
@@ -36,9 +40,20 @@ def test_a_bundle_scores_any_number_of_images_as_torch_does(
 
 
 def test_a_bundle_is_one_network_file_and_one_text_file(model: TaggerNet, tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bundle", model, SETTINGS, IMAGES)
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
     assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == ["model.onnx", "tagger.json"]
     onnx.checker.check_model(tmp_path / "bundle" / "model.onnx")
+
+
+def test_a_bundle_calibrates_as_its_evaluation_did(model: TaggerNet, tmp_path: Path) -> None:
+    calibration = Calibration(np.array([2.0, 1.0, 0.5]), np.array([-1.0, 0.0, 3.0]))
+    decision = Decision(DECISION.thresholds, calibration)
+    write_bundle(tmp_path / "plain", model, SETTINGS, DECISION, IMAGES)
+    write_bundle(tmp_path / "bundle", model, SETTINGS, decision, IMAGES)
+    raw = Tagger.load(tmp_path / "plain").score(IMAGES)
+    calibrated = Tagger.load(tmp_path / "bundle").score(IMAGES)
+    np.testing.assert_allclose(calibrated, decision.calibrate(raw), atol=1e-6)
+    assert np.abs(calibrated - raw)[:, [0, 2]].min() > 0.01
 
 
 def test_an_export_whose_scores_differ_is_refused(
@@ -49,7 +64,7 @@ def test_an_export_whose_scores_differ_is_refused(
 
     monkeypatch.setattr(Tagger, "score", off_by_a_little)
     with pytest.raises(click.ClickException, match="not registered"):
-        write_bundle(tmp_path / "bundle", model, SETTINGS, IMAGES)
+        write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
 
 
 def test_written_weights_start_another_model(model: TaggerNet, tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ def test_out_of_range_is_refused_with_what_is_allowed(name: str, value: Any, all
     assert message.startswith(f"{name}=") and allowed in message
 
 
+@pytest.mark.parametrize("field", ["thresholds=label", "thresholds=global", "calibration=platt"])
+def test_what_is_fitted_on_val_needs_a_val_split(field: str) -> None:
+    name, value = field.split("=")
+    without_val = {"val_fraction": 0, "select_on": "last"}
+    assert f"{field} is fitted on val" in error_of({name: value, **without_val})
+    load_config(None, {"thresholds": "auto", **without_val})
+
+
 def test_infinity_is_said_to_be_the_trouble() -> None:
     assert error_of({"lr": "inf"}).endswith("it must be above 0 and finite")
 

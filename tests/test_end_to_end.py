@@ -26,9 +26,10 @@ from safetensors.torch import load_file
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest, open_dataset
 from nuswide.evaluate import predict, torch_score
-from nuswide.metrics import NINE
+from nuswide.metrics import NINE, all_figures, fit_thresholds
 from nuswide.models import create_model
 from nuswide.registry import find_version, load_tagger
+from nuswide.scores import SavedScores
 
 CHAMPION = "models:/nuswide-tagger@champion"
 
@@ -90,6 +91,7 @@ def test_figures_tables_and_pictures_are_in_the_record(run: Run) -> None:
     assert {
         "config.yaml", "data/label_distribution.png", "data/label_distribution.json",
         "test/per_label.json", "val/per_label.json", "test/baselines.json", "test/baselines.png",
+        "test/figures.json", "val/figures.json", "test/scores.npz", "val/scores.npz",
         "weights/weights.safetensors",
     } <= found  # fmt: skip
     assert any(path.startswith("images/test") and path.endswith(".png") for path in found)
@@ -144,6 +146,42 @@ def test_evaluate_finds_the_figures_of_training_again(
     assert f"{split}/per_label.json" in artifacts(again.info.run_id)
     model = mlflow.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert again.info.run_id in {m.run_id for m in model.metrics}
+
+
+def test_scores_of_another_program_are_judged_by_the_same_rules(
+    run: Run, trained: Trained, tmp_path: Path
+) -> None:
+    """The run's own scores, brought as a CSV: every figure at the fixed threshold is its own."""
+    path = mlflow.artifacts.download_artifacts(run_id=trained.run_id, artifact_path="test")
+    saved = SavedScores.load(Path(path) / "scores.npz")
+    lines = [",".join(["image", *saved.labels])]
+    pairs = zip(saved.images, saved.scores.tolist(), strict=True)
+    lines += [",".join([name, *map(repr, scores)]) for name, scores in pairs]
+    (tmp_path / "theirs.csv").write_text("\n".join(lines))
+    evaluate = ("evaluate", "--data", str(trained.data), "--scores", str(tmp_path / "theirs.csv"))
+    again = mlflow.get_run(run_id_of(trained.workspace.nuswide(*evaluate)))
+    assert again.data.metrics["test/map"] == pytest.approx(run.data.metrics["test/map"])
+    table = mlflow.artifacts.load_dict(f"runs:/{trained.run_id}/test/figures.json")
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+    for name in NINE:
+        at_half = rows[name]["at threshold 0.5"]
+        assert again.data.metrics[f"test/{name}"] == pytest.approx(at_half, abs=1e-4), name
+    refused = trained.workspace.nuswide(*evaluate, "--thresholds", "label", check=False)
+    assert refused.returncode == 1 and "has no val split" in refused.stderr
+
+
+def test_thresholds_fitted_on_val_are_in_the_model_and_behind_the_test_figures(
+    run: Run, trained: Trained
+) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=trained.run_id, artifact_path="val"))
+    val = SavedScores.load(folder / "scores.npz")
+    fitted = fit_thresholds("label", val.targets, val.scores)
+    served = load_tagger(find_version(CHAMPION)).thresholds
+    np.testing.assert_array_equal(served.astype(np.float32), fitted)
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=trained.run_id, artifact_path="test"))
+    test = SavedScores.load(folder / "scores.npz")
+    figures = all_figures(test.targets, test.scores, fitted)
+    assert run.data.metrics["test/macro/f1"] == pytest.approx(figures["macro/f1"])
 
 
 def test_the_served_network_scores_as_the_trained_one(trained: Trained) -> None:

@@ -28,6 +28,7 @@ def test_the_article_experiment_is_the_articles_recipe() -> None:
         "backbone": "resnext50_32x4d", "weights": "imagenet", "head": "linear", "dropout": 0.2,
         "loss": "bce", "image_size_px": 256, "epochs": 35, "batch_size": 32, "lr": 1e-4,
         "hflip": 0.5, "rotate_deg": 20, "translate": 0.2, "scale_min": 0.5, "scale_max": 1.5,
-        "threshold": 0.5, "val_fraction": 0, "select_on": "test", "test_freq": 200, "seed": 2020,
+        "threshold": 0.5, "thresholds": "fixed", "val_fraction": 0, "select_on": "test",
+        "test_freq": 200, "seed": 2020,
     }  # fmt: skip
     assert {name: getattr(config, name) for name in recipe} == recipe

@@ -12,8 +12,8 @@ LAYERS = (
     + ("transforms", "models", "losses", "metrics", "scores"),
     ("data", "tracking", "plots", "optim", "counts", "registry"),
     ("evaluate", "prepare", "duplicates", "feed", "step", "runs", "serve"),
-    ("train", "bundle", "compare", "audit"),
-    ("jobs",),
+    ("train", "bundle", "compare", "audit", "outcome"),
+    ("jobs", "judge"),
     ("cli",),
     ("__main__",),
 )
