@@ -165,6 +165,19 @@ def upload(run_id: str, checkpoints: Path) -> None:
 
 
 @main.command()
+@click.argument("run_id")
+@click.option("--data", help="Where the data is now, if elsewhere than it was.")
+@click.option("--checkpoints", help="Folder for the state of runs.")
+@click.option("--cache", help="Folder for decoded pictures.")
+@one_line_errors
+def reproduce(run_id: str, **changes: str | None) -> None:
+    """Train a recorded run again, and say what is as it was, and how far its figures differ."""
+    from nuswide.reproduce import reproduce
+
+    reproduce(run_id, {name: value for name, value in changes.items() if value is not None})
+
+
+@main.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

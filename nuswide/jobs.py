@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,10 +37,13 @@ _AUDIT_PX = 64  # enough to tell pictures apart, and to see them
 _CHECKED = 8  # pictures on which the exported model must agree with torch
 
 
-def train_and_register(config: Config, *, name: str) -> None:
+def train_and_register(
+    config: Config, *, name: str, tags: Mapping[str, str] | None = None
+) -> str | None:
     """Train by a config in one MLflow run, evaluate the chosen weights, and register them.
 
-    Of many processes, each trains, and the main one writes.
+    Of many processes, each trains, and the main one writes. tags: more of them for the run. Gives
+    the run's ID, None in a process that does not write.
     """
     start = time.perf_counter()
     with distributed.process_group(choose_device(config.device)):
@@ -52,6 +55,7 @@ def train_and_register(config: Config, *, name: str) -> None:
             runs.find(config, data.manifest) if distributed.is_main() else None
         )
         with _begin(config, data, name, found) as (run, folder):
+            run.set_tags(tags or {})
             with Writer(folder / LAST) as writer:
                 best, state = fit(config, model, data, run, writer, found[1] if found else None)
             model.load_state_dict(best.weights)
@@ -60,6 +64,7 @@ def train_and_register(config: Config, *, name: str) -> None:
                 logged = _log_model(run, config, model, data, decision)
                 seconds = time.perf_counter() - start
                 _record_outcome(config, data, run, best, state, evaluations, logged, seconds)
+            return run.id if distributed.is_main() else None
 
 
 @contextmanager

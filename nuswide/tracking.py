@@ -215,7 +215,7 @@ def start_run(
         run = Run(active, own_spool, is_extended=is_extended)
         try:
             _name(run, active, name)
-            run.set_tags({JOB_TAG: job, **_environment()})
+            run.set_tags({JOB_TAG: job, **environment()})
             yield run
             status = RunStatus.FINISHED
         except KeyboardInterrupt:
@@ -300,13 +300,14 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _environment() -> dict[str, str]:
-    """Hardware and versions, as tags."""
+def environment() -> dict[str, str]:
+    """Hardware, versions and commit that a run depends on, as tags."""
     import torch
 
     tags = {
         "hardware.cpu": _cpu_name(),
         "hardware.cores": str(os.cpu_count()),
+        "hardware.threads": str(torch.get_num_threads()),
         "software.python": platform.python_version(),
         "software.torch": torch.__version__,
         "software.mlflow": mlflow.__version__,

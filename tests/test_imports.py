@@ -14,6 +14,7 @@ LAYERS = (
     ("evaluate", "prepare", "duplicates", "feed", "step", "runs", "serve"),
     ("train", "bundle", "compare", "audit", "outcome"),
     ("jobs", "judge"),
+    ("reproduce",),
     ("cli",),
     ("__main__",),
 )
@@ -21,7 +22,8 @@ LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in 
 # transforms holds the normalisation that models bakes into what it exports.
 SAME_LAYER = {("models", "transforms")}
 ONLY_IN: dict[str, set[str]] = {
-    "mlflow": {"tracking", "spool", "bundle", "registry", "serve"} | {"tagger", "compare", "cli"},
+    "mlflow": {"tracking", "spool", "bundle", "registry", "serve", "reproduce"}
+    | {"tagger", "compare", "cli"},
     "matplotlib": {"plots", "tracking", "compare", "pages", "audit"},
     "scipy": {"metrics"},
     "sklearn": set(),  # the tests' oracle: what it is compared with does not lean on it
