@@ -55,7 +55,35 @@ class Config:
     )
 
     # Optimization
-    loss: str = _field("bce", "bce.")
+    loss: str = _field(
+        "bce",
+        "bce, weighted_bce, focal, asl, class_balanced, distribution_balanced, two_way, zlpr, hill "
+        "or splc.",
+    )
+    label_smoothing: float = _field(
+        0.0, "Share of the way to 0.5 that targets are moved, for any loss.", low=0, high=0.9
+    )
+    weighted_bce_cap: float = _field(20.0, "Greatest weight of a positive.", low=1)
+    focal_gamma: float = _field(2.0, "Power that discounts what is easy.", low=0, high=10)
+    asl_gamma_neg: float = _field(4.0, "Power that discounts easy negatives.", low=0, high=10)
+    asl_gamma_pos: float = _field(1.0, "Power that discounts easy positives.", low=0, high=10)
+    asl_clip: float = _field(0.05, "Score below which negatives don't count.", low=0, high=0.5)
+    class_balanced_beta: float = _field(
+        0.999, "0 for equal weights; near 1 for weights by rarity.", low=0, high=0.999999
+    )
+    distribution_balanced_mu: float = _field(
+        0.2, "Rarity among an image's labels at which weights rise.", low=0, high=1
+    )
+    distribution_balanced_lambda: float = _field(
+        2.0, "Sharpness of negatives.", low=0, open_low=True
+    )
+    two_way_t_pos: float = _field(4.0, "Temperature of positives.", low=0, open_low=True)
+    two_way_t_neg: float = _field(1.0, "Temperature of negatives.", low=0, open_low=True)
+    hill_lambda: float = _field(1.5, "Height of the hill for negatives.", low=1)
+    splc_threshold: float = _field(
+        0.6, "Score above which a negative counts as a positive.", low=0, high=1
+    )
+    splc_from_epoch: int = _field(1, "First epoch that does so, counted from 0.", low=0)
     epochs: int = _field(35, "Passes over train.", low=1)
     batch_size: int = _field(32, "Images a process takes at once.", low=2)
     accumulate: int = _field(1, "Batches whose gradients make one step.", low=1)

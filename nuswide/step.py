@@ -2,7 +2,7 @@
 
 Owns State, which is what a checkpoint holds, and take_step. Knows nothing of epochs or splits.
 
-    state = create_state(config, model, device, steps_per_epoch=156)
+    state = create_state(config, model, device, steps_per_epoch=156, train=train)
     counts = take_step(config, state, micro_batches)
 """
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from nuswide import distributed, transforms
-from nuswide.config import Config, pick
+from nuswide.config import Config
 from nuswide.counts import step_counts
-from nuswide.losses import LOSSES, Criterion
+from nuswide.labels import TrainLabels
+from nuswide.losses import Criterion, LabelCounts, create_criterion
 from nuswide.models import StateDict, TaggerNet
 from nuswide.optim import Ema, create_optimizer, learning_rate
 
@@ -54,8 +55,9 @@ class Best:
 class State:
     """All that changes while training.
 
-    network: the model as a step calls it, wrapped for many processes or compiled. dtype: of its
-    inner arithmetic.
+    network: the model as a step calls it, wrapped for many processes or compiled. counts: of
+    train's labels, from which the criterion of each epoch is made. dtype: of the network's inner
+    arithmetic.
     """
 
     model: TaggerNet
@@ -63,6 +65,7 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: Ema | None
+    counts: LabelCounts
     criterion: Criterion
     device: torch.device
     dtype: torch.dtype
@@ -127,7 +130,12 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def create_state(
-    config: Config, model: TaggerNet, device: torch.device, *, steps_per_epoch: int
+    config: Config,
+    model: TaggerNet,
+    device: torch.device,
+    *,
+    steps_per_epoch: int,
+    train: TrainLabels,
 ) -> State:
     """Put a model on its device, with all that training it takes."""
     if config.sync_batchnorm:
@@ -142,21 +150,29 @@ def create_state(
     ema = None
     if config.ema_epochs:
         ema = Ema(model, epochs=config.ema_epochs, steps_per_epoch=steps_per_epoch)
+    counts = _counts(train, device)
     return State(
         model=model,
         network=model,
         optimizer=create_optimizer(config, model),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         ema=ema,
-        criterion=pick(LOSSES, "loss", config.loss),
+        counts=counts,
+        criterion=create_criterion(config, counts, epoch=0),
         device=device,
         dtype=dtype,
         steps_per_epoch=steps_per_epoch,
     )
 
 
+def _counts(train: TrainLabels, device: torch.device) -> LabelCounts:
+    positives, known = (torch.from_numpy(n).float() for n in (train.positives, train.n_known))
+    return LabelCounts(positives.to(device), known.to(device))
+
+
 def prepare_epoch(config: Config, state: State) -> None:
-    """Set what is trained in the epoch at hand: the head alone at first, then all of it."""
+    """Set the loss and what is trained in the epoch at hand: the head alone at first, then all."""
+    state.criterion = create_criterion(config, state.counts, epoch=state.progress.epoch)
     head_only = state.progress.epoch < config.head_epochs
     state.model.train()
     if head_only:  # statistics that nothing adapts to stay as they are

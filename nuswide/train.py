@@ -26,6 +26,7 @@ from nuswide.data import Dataset, epoch_order
 from nuswide.evaluate import Evaluation, headline, predict, torch_score
 from nuswide.feed import open_feed, to_device
 from nuswide.interrupt import Interrupted, Stop
+from nuswide.labels import TrainLabels
 from nuswide.memory import keep_freed_memory
 from nuswide.models import StateDict, TaggerNet
 from nuswide.step import (
@@ -63,7 +64,8 @@ def fit(
     if device.type == "cpu":
         keep_freed_memory()
     steps_per_epoch = len(data.manifest.indices("train")) // global_batch_size(config)
-    state = create_state(config, model, device, steps_per_epoch=steps_per_epoch)
+    train = TrainLabels.of(data.manifest)
+    state = create_state(config, model, device, steps_per_epoch=steps_per_epoch, train=train)
     if resumed:
         state.load_state_dict(resumed)
     with Stop() as stop:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
     ("config", "manifest", "tagger", "unpack", "pages", "distributed", "spool", "memory"),
     ("cache", "importers", "protocols", "download", "sample", "interrupt", "checkpoint")
-    + ("transforms", "models", "losses", "metrics", "scores"),
+    + ("transforms", "labels", "models", "losses", "metrics", "scores"),
     ("data", "tracking", "plots", "optim", "counts", "registry"),
     ("evaluate", "prepare", "duplicates", "feed", "step", "runs", "serve"),
     ("train", "bundle", "compare", "audit", "outcome"),
