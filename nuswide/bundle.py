@@ -66,8 +66,9 @@ def write_bundle(
 
 
 def _export_onnx(model: TaggerNet, path: Path, image_size_px: int) -> None:
-    # The exporter tells its progress in a dozen lines that no user needs.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # The exporter and its optimizer tell their progress in a dozen lines that no user needs.
+    for chatty in ("torch.onnx", "onnxscript"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     example = torch.zeros(2, 3, image_size_px, image_size_px, dtype=torch.uint8)
     torch.onnx.export(
         Scorer(model).eval(),

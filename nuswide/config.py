@@ -47,11 +47,26 @@ class Config:
     )
 
     # Model
-    backbone: str = _field("resnext50_32x4d", "resnet18, resnet50 or resnext50_32x4d.")
-    head: str = _field("linear", "linear.")
-    dropout: float = _field(0.2, "Dropout before the last layer.", low=0, high=0.95)
+    backbone: str = _field(
+        "resnext50_32x4d",
+        "resnet18, resnet50, resnet101, resnext50_32x4d, resnext101_32x8d, convnext_tiny, "
+        "efficientnet_v2_s, mobilenet_v3_large, mobilenet_v3_small, swin_t, or timm/NAME.",
+    )
+    head: str = _field("linear", "linear, max_pool, csra, gcn or ml_decoder.")
+    dropout: float = _field(
+        0.2, "Dropout before the last layer of linear and max_pool.", low=0, high=0.95
+    )
     weights: str = _field(
-        "none", "none, imagenet (torchvision's IMAGENET1K_V1), or a .safetensors or .pth file."
+        "none",
+        "none, imagenet (torchvision's IMAGENET1K_V1 or timm's), or a .safetensors or .pth file.",
+    )
+    csra_heads: int = _field(1, "Attentions of csra, each of another sharpness.", low=1, high=8)
+    csra_lambda: float = _field(0.1, "Share of the attention in csra's logits.", low=0)
+    gcn_vectors: str = _field(
+        "pmi", "Of gcn's labels: onehot, learned, pmi (train's), or a file of word vectors."
+    )
+    gcn_threshold: float = _field(
+        0.4, "gcn links a label to what it comes with this often.", low=0, high=1
     )
 
     # Optimization

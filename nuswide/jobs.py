@@ -26,6 +26,7 @@ from nuswide.checkpoint import LAST, Writer
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.evaluate import Decision, Evaluation, fit_decision, predict, torch_score
+from nuswide.labels import TrainLabels
 from nuswide.manifest import SPLITS, Manifest
 from nuswide.models import TaggerNet, create_model
 from nuswide.step import Best, State, choose_device
@@ -49,8 +50,11 @@ def train_and_register(
     with distributed.process_group(choose_device(config.device)):
         manifest = load_manifest(config.data)
         _require_enough(config, manifest)
-        model = create_model(config, n_labels=len(manifest.labels))
+        # Tried first, so that no mistake comes to light only after the pictures are decoded.
+        create_model(config, n_labels=len(manifest.labels), train=TrainLabels.of(manifest))
         data = _open(config, manifest)
+        train = TrainLabels.of(data.manifest)  # without val, which has been carved by now
+        model = create_model(config, n_labels=len(manifest.labels), train=train)
         found = distributed.tell(
             runs.find(config, data.manifest) if distributed.is_main() else None
         )

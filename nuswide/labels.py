@@ -132,7 +132,7 @@ def read_word_vectors(path: Path, names: tuple[str, ...]) -> Vectors:
     missing = sorted({word for several in words for word in several} - found.keys()) + wordless
     if missing:
         raise click.ClickException(
-            f"gcn_vectors={path} lacks {len(missing)} words of the labels "
+            f"gcn_vectors={path} lacks {len(missing)} of the labels' words "
             f"({', '.join(missing[:10])}); add them, or give gcn_vectors=pmi"
         )
     return np.stack([np.mean([found[word] for word in several], axis=0) for several in words])

@@ -1,11 +1,12 @@
-"""Networks: a torchvision backbone and a head of ours.
+"""Networks: a backbone of torchvision or timm, and a head of ours.
 
-Owns BACKBONES, HEADS and the reading of weight files. Never trains, nor moves a model to a device.
+Owns BACKBONES and the reading of weight files. Never trains, nor moves a model to a device.
 
-    model = create_model(config, n_labels=27)
+    model = create_model(config, n_labels=27, train=TrainLabels.of(manifest))
     logits = model(normalize(images))  # (N, 27)
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,24 +19,12 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nuswide.config import Config, pick
+from nuswide.config import Config, pick, unknown_name
+from nuswide.heads import HEADS
+from nuswide.labels import TrainLabels
 from nuswide.transforms import normalize
 
 StateDict = dict[str, Tensor]
-
-
-class LinearHead(nn.Sequential):
-    """Average pool, dropout, linear: feature map (N, F, h, w) to logits (N, C)."""
-
-    def __init__(self, n_features: int, n_labels: int, dropout: float) -> None:
-        super().__init__(
-            OrderedDict(
-                pool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(dropout),
-                linear=nn.Linear(n_features, n_labels),
-            )
-        )
 
 
 class TaggerNet(nn.Module):
@@ -64,24 +53,101 @@ class Scorer(nn.Module):
         return torch.sigmoid(self.model(normalize(images)).float())
 
 
-def create_model(config: Config, *, n_labels: int) -> TaggerNet:
+class TimmBackbone(nn.Module):
+    """A timm network without pooling and classifier: images (N, 3, H, W) to a map (N, F, h, w)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.is_channels_last = str(getattr(network, "output_fmt", "")) == "NHWC"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the feature map, whichever form timm has it in."""
+        features: Tensor = self.network(images)
+        if features.ndim == 3:  # a token a place, row by row, behind those that stand for no place
+            tokens = features[:, self.network.num_prefix_tokens :]
+            side = math.isqrt(tokens.shape[1])
+            return tokens.transpose(1, 2).unflatten(2, (side, side))
+        return features.permute(0, 3, 1, 2) if self.is_channels_last else features
+
+
+def create_model(config: Config, *, n_labels: int, train: TrainLabels | None = None) -> TaggerNet:
     """Build the network that the config names, from its seed, and load its starting weights.
 
-    Raises click.UsageError for an unknown name, click.ClickException for weights that can't be had.
+    train: what heads that learn from the labels themselves, such as gcn, need. Raises
+    click.UsageError for an unknown name, click.ClickException for weights that can't be had.
     """
     torch.manual_seed(config.seed)
-    create_backbone = pick(BACKBONES, "backbone", config.backbone)
     create_head = pick(HEADS, "head", config.head)
-    network = create_backbone()
-    # A ResNet's children end in avgpool and fc; what is before them keeps torchvision's names.
-    backbone = nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
-    head = create_head(network.fc.in_features, n_labels, config.dropout)
+    if config.backbone.startswith(_TIMM):
+        backbone: nn.Module = _create_timm(config)
+    else:
+        backbone = pick(BACKBONES, "backbone", config.backbone)()
+    head = create_head(_count_features(backbone, config), n_labels, config, train)
     model = TaggerNet(backbone, head)
     if config.weights == "imagenet":
-        _load_into(model, _download_imagenet(config.backbone), config.weights)
+        if not config.backbone.startswith(_TIMM):  # which has them already
+            _load_into(model, _download_imagenet(config.backbone), config.weights)
     elif config.weights != "none":
         _load_into(model, _read_weights(Path(config.weights)), config.weights)
     return model
+
+
+@torch.no_grad()
+def _count_features(backbone: nn.Module, config: Config) -> int:
+    """Try a backbone on an image of the size at hand; gives F of its map (N, F, h, w)."""
+    size = config.image_size_px
+    backbone.eval()
+    try:
+        features = backbone(torch.zeros(1, 3, size, size))
+    except Exception as error:  # timm's networks raise many kinds for a size they don't take
+        raise click.ClickException(
+            f"backbone={config.backbone} does not take image_size_px={size} "
+            f"({_first_line(error)}); give another of either"
+        ) from error
+    backbone.train()
+    if features.ndim != 4:
+        raise click.ClickException(
+            f"backbone={config.backbone} gives no feature map, but {tuple(features.shape)}; "
+            "give another"
+        )
+    return int(features.shape[1])
+
+
+def _create_timm(config: Config) -> TimmBackbone:
+    """Build timm/NAME, with timm's own weights for weights=imagenet."""
+    name = config.backbone.removeprefix(_TIMM)
+    try:
+        import timm
+    except ImportError as error:
+        raise click.ClickException(
+            f"backbone={config.backbone} needs timm; install it with pip install 'nuswide[timm]'"
+        ) from error
+    if not timm.is_model(name):
+        known = {known: None for known in timm.list_models()}
+        raise click.UsageError(unknown_name("timm backbone", name, known))
+    settings = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {}
+    if settings and settings.fixed_input_size:
+        options["img_size"] = config.image_size_px
+    try:
+        network = timm.create_model(
+            name,
+            pretrained=config.weights == "imagenet",
+            num_classes=0,
+            global_pool="",
+            **options,
+        )
+    except Exception as error:  # the hub's and each network's own kinds
+        raise click.ClickException(
+            f"cannot build backbone={config.backbone} with weights={config.weights} at "
+            f"image_size_px={config.image_size_px} ({_first_line(error)})"
+        ) from error
+    return TimmBackbone(network)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _download_imagenet(backbone: str) -> StateDict:
@@ -103,10 +169,9 @@ def _read_weights(path: Path) -> StateDict:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many kinds for a file of another kind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise click.ClickException(
-            f"cannot read weights={path} ({reason}); give none, imagenet, or a .safetensors or "
-            ".pth file of tensors"
+            f"cannot read weights={path} ({_first_line(error)}); give none, imagenet, or a "
+            ".safetensors or .pth file of tensors"
         ) from error
     if isinstance(state, dict) and "progress" in state:  # a checkpoint: its best, or else its last
         state = state["best"]["weights"] if state["best"] else state["ema"] or state["model"]
@@ -116,23 +181,47 @@ def _read_weights(path: Path) -> StateDict:
 
 
 def _load_into(model: TaggerNet, state: StateDict, name: str) -> None:
-    """Load our own or torchvision's weights; a head for another number of labels starts afresh."""
+    """Load our own, torchvision's or timm's weights; a head that does not fit starts afresh."""
     if not any(key.startswith("backbone.") for key in state):
-        state = {f"backbone.{k}": v for k, v in state.items() if not k.startswith("fc.")}
+        prefix = "backbone.network." if isinstance(model.backbone, TimmBackbone) else "backbone."
+        state = {f"{prefix}{k}": v for k, v in state.items()}
     own = model.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    missing = [k for k in own if k.startswith("backbone.") and k not in fitting]
-    if missing:
+    missing = [k for k in own if k not in fitting]
+    if lost := [k for k in missing if k.startswith("backbone.")]:
         raise click.ClickException(
-            f"weights={name} do not fit the backbone: {len(missing)} of its tensors are missing or "
-            f"of another shape, {missing[0]} first; give the backbone they were trained with"
+            f"weights={name} do not fit the backbone: {len(lost)} of its tensors are missing or "
+            f"of another shape, {lost[0]} first; give the backbone they were trained with"
         )
+    if missing:
+        fitting = {k: v for k, v in fitting.items() if k.startswith("backbone.")}
     model.load_state_dict(fitting, strict=False)
 
 
-BACKBONES: dict[str, Callable[[], Any]] = {
-    "resnet18": torchvision.models.resnet18,
-    "resnet50": torchvision.models.resnet50,
-    "resnext50_32x4d": torchvision.models.resnext50_32x4d,
+def _before(create: Callable[[], nn.Module], last: str) -> nn.Sequential:
+    """What comes before a part of a torchvision network, under torchvision's names."""
+    parts = list(create().named_children())
+    return nn.Sequential(OrderedDict(parts[: [name for name, _ in parts].index(last)]))
+
+
+def _convnext(create: Callable[[], Any]) -> nn.Sequential:
+    """A ConvNeXt's map, normalised at each place as torchvision does after pooling."""
+    network = create()
+    classifier = nn.Sequential(network.classifier[0])
+    return nn.Sequential(OrderedDict(features=network.features, classifier=classifier))
+
+
+# Each builds a network from images (N, 3, H, W) to a feature map (N, F, h, w).
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: _before(torchvision.models.resnet18, "avgpool"),
+    "resnet50": lambda: _before(torchvision.models.resnet50, "avgpool"),
+    "resnet101": lambda: _before(torchvision.models.resnet101, "avgpool"),
+    "resnext50_32x4d": lambda: _before(torchvision.models.resnext50_32x4d, "avgpool"),
+    "resnext101_32x8d": lambda: _before(torchvision.models.resnext101_32x8d, "avgpool"),
+    "convnext_tiny": lambda: _convnext(torchvision.models.convnext_tiny),
+    "efficientnet_v2_s": lambda: _before(torchvision.models.efficientnet_v2_s, "avgpool"),
+    "mobilenet_v3_large": lambda: _before(torchvision.models.mobilenet_v3_large, "avgpool"),
+    "mobilenet_v3_small": lambda: _before(torchvision.models.mobilenet_v3_small, "avgpool"),
+    "swin_t": lambda: _before(torchvision.models.swin_t, "avgpool"),
 }
-HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {"linear": LinearHead}
+_TIMM = "timm/"

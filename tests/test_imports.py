@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
     ("config", "manifest", "tagger", "unpack", "pages", "distributed", "spool", "memory"),
     ("cache", "importers", "protocols", "download", "sample", "interrupt", "checkpoint")
-    + ("transforms", "labels", "models", "losses", "metrics", "scores"),
+    + ("transforms", "labels", "heads", "models", "losses", "metrics", "scores"),
     ("data", "tracking", "plots", "optim", "counts", "registry"),
     ("evaluate", "prepare", "duplicates", "feed", "step", "runs", "serve"),
     ("train", "bundle", "compare", "audit", "outcome"),
@@ -19,8 +19,9 @@ LAYERS = (
     ("__main__",),
 )
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
-# transforms holds the normalisation that models bakes into what it exports.
-SAME_LAYER = {("models", "transforms")}
+# A model is a head, which may be made of train's labels, and the normalisation that transforms has.
+SAME_LAYER = {("models", "transforms"), ("models", "heads"), ("models", "labels")}
+SAME_LAYER |= {("heads", "labels")}
 ONLY_IN: dict[str, set[str]] = {
     "mlflow": {"tracking", "spool", "bundle", "registry", "serve", "reproduce"}
     | {"tagger", "compare", "cli"},

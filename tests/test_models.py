@@ -1,17 +1,21 @@
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import click
+import numpy as np
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nuswide.config import Config
-from nuswide.models import BACKBONES, HEADS, Scorer, TaggerNet, create_model
+from nuswide.labels import TrainLabels
+from nuswide.models import BACKBONES, Scorer, TaggerNet, create_model
+from nuswide.step import create_state, prepare_epoch
 
 N_LABELS = 5
 
@@ -54,15 +58,50 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_network_gives_a_logit_a_label_from_its_seed(backbone: str, head: str) -> None:
-    model = build(backbone=backbone, head=head).eval()
+@pytest.fixture(scope="module", params=BACKBONES)
+def one_of_each(request: pytest.FixtureRequest) -> tuple[str, TaggerNet]:
+    return request.param, build(backbone=request.param, image_size_px=32)
+
+
+def test_a_network_gives_a_logit_a_label_from_its_seed(
+    one_of_each: tuple[str, TaggerNet],
+) -> None:
+    name, model = one_of_each
     with torch.no_grad():
-        logits = model(torch.zeros(2, 3, 32, 32))
+        logits = model.eval()(torch.zeros(2, 3, 32, 32))
     assert logits.shape == (2, N_LABELS) and logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
-    assert same(model.state_dict(), build(backbone=backbone, head=head).state_dict())
+    assert same(model.state_dict(), build(backbone=name).state_dict())
+
+
+def test_a_backbone_gives_a_map_of_any_image(one_of_each: tuple[str, TaggerNet]) -> None:
+    _, model = one_of_each
+    n_features = model.head.linear.in_features
+    with torch.no_grad():
+        features = model.backbone.eval()(torch.zeros(2, 3, 64, 96))
+    assert features.shape == (2, n_features, 2, 3)
+
+
+def test_a_backbone_keeps_torchvisions_names_and_shapes(
+    one_of_each: tuple[str, TaggerNet],
+) -> None:
+    name, model = one_of_each
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name).state_dict()
+    own = {k.removeprefix("backbone."): v for k, v in part(model, "backbone").items()}
+    assert {k: v.shape for k, v in own.items()}.items() <= {
+        k: v.shape for k, v in theirs.items()
+    }.items()
+    classifier = ("fc.", "classifier.", "head.")
+    assert all(k.startswith(classifier) for k in theirs.keys() - own.keys())
+
+
+def test_every_weight_of_a_network_is_trained(one_of_each: tuple[str, TaggerNet]) -> None:
+    # Processes that train together wait for the gradient of every one of them.
+    _, model = one_of_each
+    model.train().zero_grad()
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_another_seed_gives_other_weights() -> None:
@@ -86,6 +125,21 @@ def test_an_unknown_name_is_refused_with_the_nearest(field: str, value: str, sai
         build(**{field: value})
 
 
+def test_the_head_alone_is_trained_on_any_backbone(one_of_each: tuple[str, TaggerNet]) -> None:
+    name, model = one_of_each
+    config = Config(backbone=name, image_size_px=32, head_epochs=1)
+    nothing = TrainLabels(("a",) * N_LABELS, np.zeros((1, N_LABELS), np.uint8), None)
+    device = torch.device("cpu")
+    state = create_state(config, model, device, steps_per_epoch=1, train=nothing)
+    prepare_epoch(config, state)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if n.startswith("head.")}
+    assert not any(module.training for module in model.backbone.modules())
+    state.progress.epoch = 1
+    prepare_epoch(config, state)
+    assert all(p.requires_grad and m.training for p in model.parameters() for m in [model.backbone])
+
+
 def test_dropout_works_in_training_only() -> None:
     model, features = build(dropout=0.9), torch.ones(1, 512, 2, 2)
     model.eval()
@@ -102,15 +156,34 @@ def test_the_scorer_takes_bytes_and_gives_scores() -> None:
     assert ((scores > 0) & (scores < 1)).all()
 
 
-def test_the_backbone_computes_torchvisions_features(theirs: Path) -> None:
-    network = torchvision.models.resnet18()
-    network.load_state_dict(torch.load(theirs, weights_only=True))
-    network.fc = nn.Identity()  # type: ignore[assignment]
-    model = build(weights=str(theirs))
+# convnext_tiny's norm is another here, and mobilenet_v3's classifier has a layer more.
+LIKE_TORCHVISIONS = ("resnet18", "resnext50_32x4d", "efficientnet_v2_s", "swin_t")
+
+
+@pytest.mark.parametrize("name", LIKE_TORCHVISIONS)
+def test_the_backbone_computes_torchvisions_features(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(8)
+    network = torchvision.models.get_model(name)
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    last = "fc" if hasattr(network, "fc") else "head" if hasattr(network, "head") else "classifier"
+    setattr(network, last, nn.Identity())
+    model = build(backbone=name, weights=str(tmp_path / "theirs.pth"))
     model.head.linear = nn.Identity()
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(images), network.eval()(images))
+
+
+def test_convnext_normalises_each_place_as_torchvision_does_after_pooling() -> None:
+    model = build(backbone="convnext_tiny")
+    theirs = torchvision.models.convnext_tiny()
+    own = {k.removeprefix("backbone."): v for k, v in part(model, "backbone").items()}
+    theirs.load_state_dict(own, strict=False)
+    images = torch.rand(1, 3, 32, 32)  # whose map has one place
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.backbone.eval()(images), theirs.eval().classifier[0](theirs.features(images))
+        )
 
 
 # Weight files
@@ -143,11 +216,18 @@ def test_weights_of_1000_classes_do_not_become_the_head_of_1000_labels(theirs: P
     assert same(part(model, "head"), part(build(n_labels=1000, seed=1), "head"))
 
 
-@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - {"resnet18"}))
+@pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v3_small", "timm/test_vit"])
 def test_weights_of_another_backbone_are_refused(ours: Path, theirs: Path, backbone: str) -> None:
     for path in (ours, theirs):
         message = error_of(backbone=backbone, weights=str(path))
         assert "do not fit the backbone" in message and "first; give the backbone" in message
+
+
+def test_a_head_that_fits_in_part_starts_afresh(tmp_path: Path, ours: Path) -> None:
+    state = {k: v for k, v in load_file(ours).items() if k != "head.linear.bias"}
+    save_file(state, tmp_path / "part.safetensors")
+    model = build(seed=1, weights=str(tmp_path / "part.safetensors"))
+    assert same(part(model, "head"), part(build(seed=1), "head"))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ""])
@@ -235,12 +315,71 @@ def test_imagenet_weights_are_asked_for_by_the_backbones_name(
         asked.append(url)
         assert kwargs["check_hash"] and kwargs["weights_only"]
         torch.manual_seed(8)
-        state: dict[str, Tensor] = BACKBONES[backbone]().state_dict()
+        state: dict[str, Tensor] = torchvision.models.get_model(backbone).state_dict()
+        states.append(state)
         return state
 
+    states: list[dict[str, Tensor]] = []
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", give)
     model = build(backbone=backbone, weights="imagenet")
     assert len(asked) == 1 and f"/{backbone}-" in asked[0]
+    for name, value in part(model, "backbone").items():
+        assert torch.equal(value, states[0][name.removeprefix("backbone.")])
+
+
+# timm
+
+IN_MANY_FORMS = [  # a map, tokens of places, and channels last
+    "test_resnet", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_MANY_FORMS)
+def test_a_timm_network_gives_a_map_whatever_its_form(name: str) -> None:
+    model = build(backbone=f"timm/{name}", image_size_px=64)
+    n_features = model.head.linear.in_features
+    features = model.backbone(torch.randn(2, 3, 64, 64))
+    assert features.ndim == 4 and features.shape[:2] == (2, n_features)
+    assert features.shape[2] == features.shape[3]
+    model.head(features).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_tokens_of_a_timm_network_are_where_their_patches_are() -> None:
+    model = build(backbone="timm/test_vit", image_size_px=64).eval()
+    images = torch.zeros(2, 3, 64, 64)
+    images[1, :, 16:32, 48:64] = 5.0  # one patch of 16 px
+    with torch.no_grad():
+        tokens = model.backbone.network(images)
+        features = model.backbone(images)
+    place = 1 * 4 + 3 + model.backbone.network.num_prefix_tokens
+    assert torch.equal(features[1, :, 1, 3], tokens[1, place])
+
+
+def test_timms_own_weight_names_are_known(tmp_path: Path) -> None:
+    import timm
+
     torch.manual_seed(8)
-    expected = BACKBONES[backbone]().state_dict()["conv1.weight"]
-    assert torch.equal(model.state_dict()["backbone.conv1.weight"], expected)
+    state = timm.create_model("test_resnet", pretrained=False).state_dict()
+    save_file(state, tmp_path / "theirs.safetensors")
+    model = build(backbone="timm/test_resnet", weights=str(tmp_path / "theirs.safetensors"))
+    for name, value in part(model, "backbone").items():
+        assert torch.equal(value, state[name.removeprefix("backbone.network.")])
+
+
+def test_an_unknown_timm_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(click.UsageError, match=r"'test_resnett'; did you mean test_resnet\?"):
+        build(backbone="timm/test_resnett")
+
+
+def test_a_size_that_a_backbone_does_not_take_is_refused_in_one_line() -> None:
+    with pytest.raises(click.ClickException) as caught:
+        build(backbone="timm/inception_v3", image_size_px=64)
+    assert "\n" not in caught.value.message
+    assert "timm/inception_v3 does not take image_size_px=64" in caught.value.message
+
+
+def test_timm_without_its_extra_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(click.ClickException, match=r"pip install 'nuswide\[timm\]'"):
+        build(backbone="timm/resnet18")
