@@ -32,7 +32,13 @@ def main() -> None:
         pins.flush()
         command = [
             *("uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version=3.11"),
-            *("--no-annotate", "--no-header", "--quiet", f"--output-file={pins.name}"),
+            *(
+                "--extra=serve",
+                "--no-annotate",
+                "--no-header",
+                "--quiet",
+                f"--output-file={pins.name}",
+            ),
         ]
         subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, check=True)
         lines = Path(pins.name).read_text(encoding="utf-8").splitlines()

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from nuswide.config import Config, load_config
+from nuswide.serve.settings import Settings
 
 CHAMPION = "models:/nuswide-tagger@champion"
 
@@ -43,6 +44,20 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
     for f in reversed(fields(Config)):
         text = f"{f.metadata['help']}  [{f.default}]"
         command = click.option(f"--{f.name}", default=None, metavar="VALUE", help=text)(command)
+    return command
+
+
+def settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each limit of the server, under the field's own name."""
+    for f in reversed(fields(Settings)):
+        option = click.option(
+            f"--{f.name}",
+            default=f.default,
+            type=f.type,
+            show_default=True,
+            help=f.metadata["help"],
+        )
+        command = option(command)
     return command
 
 
@@ -139,12 +154,22 @@ def compare(runs: str, across_test_sets: bool) -> None:
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True)
+@settings_options
 @one_line_errors
-def serve(model: str, host: str, port: int) -> None:
-    """Serve a registered model with `mlflow models serve`."""
-    from nuswide.serve import serve_model
+def serve(model: str, host: str, port: int, **limits: Any) -> None:
+    """Serve a registered model: MLflow's /invocations with limits, and a page to try it at /."""
+    try:
+        settings = Settings(**limits)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        from nuswide.serve.server import serve_model
+    except ImportError as error:
+        raise click.ClickException(
+            f"serving needs {error.name}; pip install 'nuswide[serve]' brings it"
+        ) from error
 
-    serve_model(model, host, port)
+    serve_model(model, host, port, settings)
 
 
 @main.command()

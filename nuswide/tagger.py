@@ -155,6 +155,21 @@ class BadRequest(MlflowException):
         pass
 
 
+def check_params(params: dict[str, Any]) -> None:
+    """Raise BadRequest if a param of a request has a wrong type or is out of range."""
+    threshold, top_k = params.get("threshold"), params.get("top_k")
+    if threshold is not None and not (_is_a(Real, threshold) and 0 <= threshold <= 1):
+        raise BadRequest("threshold must be a number from 0 to 1")
+    if top_k is not None and not (_is_a(Integral, top_k) and top_k >= 0):
+        raise BadRequest("top_k must be a whole number: 0 (any number) or more")
+    if not isinstance(params.get("all_scores"), bool | np.bool_ | None):
+        raise BadRequest("all_scores must be true or false")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 class TaggerModel(PythonModel):
     """The pyfunc around a Tagger: base64 pictures in, labels with scores out."""
 
@@ -190,18 +205,12 @@ class TaggerModel(PythonModel):
         return pd.DataFrame(tagged, columns=["labels", "scores", "all_scores"])[columns]
 
     def _read_params(self, params: dict[str, Any]) -> tuple[NDArray[np.float32], int | None, bool]:
-        threshold, top_k = params.get("threshold"), params.get("top_k")
-        if threshold is not None and not (_is_a(Real, threshold) and 0 <= threshold <= 1):
-            raise BadRequest("threshold must be a number from 0 to 1")
-        if top_k is not None and not (_is_a(Integral, top_k) and top_k >= 0):
-            raise BadRequest("top_k must be a whole number: 0 (any number) or more")
-        with_all = params.get("all_scores")
-        if with_all is not None and not isinstance(with_all, bool | np.bool_):
-            raise BadRequest("all_scores must be true or false")
+        check_params(params)
+        threshold = params.get("threshold")
         thresholds = self.tagger.thresholds.astype(np.float32)  # a score's type: 0.7 is at 0.7
         if threshold is not None:
             thresholds[:] = threshold
-        return thresholds, int(top_k or 0) or None, bool(with_all)
+        return thresholds, int(params.get("top_k") or 0) or None, bool(params.get("all_scores"))
 
     def _decode(self, row: int, value: Any) -> NDArray[np.uint8]:
         picture = io.BytesIO(_from_base64(row, value))
@@ -230,10 +239,6 @@ class TaggerModel(PythonModel):
         labels, values = self.tagger.labels, scores.tolist()
         everything = dict(zip(labels, values, strict=True))
         return [labels[i] for i in kept], [values[i] for i in kept], everything
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _from_base64(row: int, value: Any) -> bytes:

@@ -76,6 +76,44 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
+class Registered:
+    """A small model of random weights in a registry, as `models:/small@champion`."""
+
+    workspace: Workspace
+    folder: Path  # the downloaded model
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    """A bundle that the package wrote and registered, without training."""
+    import mlflow
+    import numpy as np
+
+    from nuswide.bundle import log_bundle, write_bundle
+    from nuswide.config import Config
+    from nuswide.models import create_model
+    from nuswide.registry import describe_version
+
+    workspace = Workspace(tmp_path_factory.mktemp("registered"))
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
+    try:
+        model = create_model(Config(backbone="resnet18", image_size_px=32), n_labels=5)
+        images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+        bundle, labels = workspace.folder / "bundle", ["sky", "sea", "a cat", "plants & trees", "é"]
+        settings = {"labels": labels, "thresholds": [0.4, 0.45, 0.5, 0.55, 0.6]}
+        write_bundle(bundle, model, settings | {"image_size_px": 32, "config": {}}, images)
+        experiment = mlflow.create_experiment("small", str(workspace.folder / "artifacts"))
+        with mlflow.start_run(experiment_id=experiment) as run:
+            logged = log_bundle(bundle, images[0], "small", run.info.run_id)
+        describe_version("small", str(logged.version), {})
+        folder = mlflow.artifacts.download_artifacts("models:/small@champion")
+    finally:
+        mlflow.set_tracking_uri(before)
+    return Registered(workspace, Path(folder))
+
+
+@dataclass(frozen=True)
 class Trained:
     """What `mlflow run . -P lr=1e-3 ...` left behind."""
 

@@ -166,7 +166,7 @@ def test_runs_that_do_not_exist_are_named() -> None:
 
 
 def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nuswide.serve.find_version", lambda uri: None)
+    monkeypatch.setattr("nuswide.serve.server.find_version", lambda uri: None)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()

@@ -69,7 +69,8 @@ def test_conda_yaml_pins_nothing_that_pyproject_does_not_bring() -> None:
     """Walks what the installed packages require, so that a dropped dependency leaves no pin."""
     from importlib.metadata import PackageNotFoundError, requires
 
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["dependencies"] + project["optional-dependencies"]["serve"]
     todo = [(Requirement(d).name, frozenset(Requirement(d).extras)) for d in declared]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
