@@ -150,6 +150,42 @@ def compare(runs: str, across_test_sets: bool) -> None:
 
 @main.command()
 @click.option(
+    "--model",
+    default="models:/nuswide-tagger/latest",
+    show_default=True,
+    help="The challenger, models:/NAME/VERSION; for a rollback only its name counts.",
+)
+@click.option(
+    "--figure", default="map", show_default=True, help="On val: map, micro/f1, macro/f1 ..."
+)
+@click.option(
+    "--rule",
+    default="better",
+    show_default=True,
+    help="better: the difference's 95 % interval is above margin; not_worse: above -margin.",
+)
+@click.option("--margin", type=float, default=0.0, show_default=True, help="Of the figure.")
+@click.option(
+    "--rollback",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=1,
+    help="Give the alias back to the champion so many back; 1 without a number.",
+)
+@one_line_errors
+def promote(model: str, figure: str, rule: str, margin: float, rollback: int | None) -> None:
+    """Make a version champion if it is better on val, or take that back."""
+    from nuswide import promote
+
+    if rollback:
+        name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+        click.echo(promote.roll_back(name, steps=rollback))
+    else:
+        click.echo(promote.promote(model, promote.Rule(figure, rule, margin)))
+
+
+@main.command()
+@click.option(
     "--model", default=CHAMPION, show_default=True, help="models:/NAME@ALIAS or /VERSION."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")

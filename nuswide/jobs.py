@@ -20,12 +20,19 @@ import numpy as np
 import torch
 import yaml
 
-from nuswide import audit, bundle, checkpoint, distributed, outcome, plots, registry, runs
+from nuswide import audit, bundle, checkpoint, distributed, outcome, plots, promote, registry, runs
 from nuswide.bundle import LoggedModel
 from nuswide.checkpoint import LAST, Writer
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest, open_dataset, read_manifest
-from nuswide.evaluate import Decision, Evaluation, fit_decision, predict, torch_score
+from nuswide.evaluate import (
+    HEADLINE,
+    Decision,
+    Evaluation,
+    fit_decision,
+    predict,
+    torch_score,
+)
 from nuswide.labels import TrainLabels
 from nuswide.manifest import SPLITS, Manifest
 from nuswide.models import TaggerNet, create_model
@@ -256,10 +263,10 @@ def _register(
     name = config.registered_model
     tags: dict[str, str] = {"select_on": config.select_on}
     for evaluation in evaluations:
-        tags |= {key: f"{value:.6f}" for key, value in evaluation.prefixed.items()}
+        tags |= {f"{evaluation.split}/{k}": f"{evaluation.figures[k]:.6f}" for k in HEADLINE}
         tags[f"{evaluation.split}_digest"] = evaluation.samples.digest
-    won = registry.describe_version(name, logged.version, tags)
-    fate = f"It is now {name}@champion." if won else f"{name}@champion stays as it was."
+    registry.tag_version(name, logged.version, tags)
+    fate = promote.try_for_champion(name, logged.version)
     return f"It is registered as {name} version {logged.version}. {fate}"
 
 

@@ -1,47 +1,161 @@
-"""The model registry: versions, their tags and the alias champion.
+"""The model registry: versions, their tags, the alias champion and its history.
 
-Owns the look-up of versions and who is champion. Writes no model, and needs no torch, so that what
-serves and tags can run without it.
+Owns the look-up of versions, and every move of the alias. Never decides who deserves it. Writes no
+model, and needs no torch, so that what serves and tags can run without it.
 
     tagger = load_tagger(find_version("models:/nuswide-tagger@champion"))
+    move_champion("nuswide-tagger", "5", before="3", why="map higher by 0.02", undoes=0)
+
+MLflow's registry has no locks. Each move first leaves a tag of its own on the registered model that
+says what it is about to do, then looks whether anything else is under way or has changed, and only
+then moves the alias: of two at the same time at most one goes through, and no record is written
+over.
 """
 
+import json
+import secrets
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import mlflow
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from nuswide.tagger import Tagger
 
 CHAMPION = "champion"
+_HISTORY = "champion."  # ... number . token: a tag a move
+_ABANDONED_S = 300.0  # a move that has not ended after so long was cut off
 
 
-def describe_version(name: str, version: str, tags: Mapping[str, str]) -> bool:
-    """Tag a version with its figures and make it champion if it earns that; True if it did.
+@dataclass(frozen=True)
+class Move:
+    """One move of the alias: to a version, from the one before (None: there was none), and why.
 
-    The first version does, and any later one whose `val/map` is higher than the champion's on the
-    same val samples (`val_digest`).
+    undoes: how many champions it went back; 0 for a promotion.
     """
+
+    number: int
+    version: str
+    before: str | None
+    why: str
+    undoes: int
+
+
+class ChampionMoved(click.ClickException):
+    """Something else moved the alias, or is about to."""
+
+
+def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version."""
     client = mlflow.MlflowClient()
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
+
+
+def champion_of(name: str) -> ModelVersion | None:
+    """The champion among a model's versions, if there is one."""
+    return _alias(mlflow.MlflowClient().get_registered_model(name))
+
+
+def _alias(model: RegisteredModel) -> ModelVersion | None:
+    # Not by asking for the alias: a missing one is an error like any other there.
+    if CHAMPION not in model.aliases:
+        return None
+    version = str(model.aliases[CHAMPION])
     try:
-        champion = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:  # there is none yet
-        wins = True
-    else:
-        wins = _beats(tags, champion.tags)
-    if wins:
-        client.set_registered_model_alias(name, CHAMPION, version)
-    return wins
+        return mlflow.MlflowClient().get_model_version(model.name, version)
+    except MlflowException as error:
+        raise click.ClickException(
+            f"{model.name}@{CHAMPION} is on version {version}, which can't be read "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
-def _beats(challenger: Mapping[str, str], champion: Mapping[str, str]) -> bool:
-    comparable = "val_digest" in champion and challenger.get("val_digest") == champion["val_digest"]
-    return comparable and float(challenger["val/map"]) > float(champion["val/map"])
+def history_of(name: str) -> list[Move]:
+    """Every move of the alias that was made here, the first one first."""
+    model = mlflow.MlflowClient().get_registered_model(name)
+    at = str(model.aliases.get(CHAMPION))
+    moves = [m for _, m, is_done, _ in _moves(model) if is_done or m.version == at]
+    return sorted(moves, key=lambda move: move.number)
+
+
+def _moves(model: RegisteredModel) -> list[tuple[str, Move, bool, float]]:
+    """Each move's key, itself, whether it is done, and when it began."""
+    found = []
+    for key, value in model.tags.items():
+        if key.startswith(_HISTORY):
+            about = json.loads(value)
+            fields = {name: about[name] for name in ("version", "before", "why", "undoes")}
+            move = Move(number=int(key.split(".")[1]), **fields)
+            found.append((key, move, about["done"], about["at"]))
+    return found
+
+
+def move_champion(name: str, version: str, *, before: str | None, why: str, undoes: int) -> None:
+    """Move the alias from one version (None: there was none) to another, and record it.
+
+    Raises ChampionMoved if the alias is elsewhere by now, or another move is under way.
+    """
+    client = mlflow.MlflowClient()
+    number = max((m.number for m in history_of(name)), default=0) + 1
+    key = f"{_HISTORY}{number:04d}.{secrets.token_hex(4)}"
+    about: dict[str, object] = {"version": version, "before": before, "undoes": undoes}
+    about |= {"why": why[:4000], "at": time.time(), "done": False}
+    client.set_registered_model_tag(name, key, json.dumps(about))
+    try:
+        _require_alone(client, name, key, before)
+    except BaseException:
+        client.delete_registered_model_tag(name, key)
+        raise
+    # Cut off from here on, the tag stays, and counts if the alias was moved.
+    client.set_registered_model_alias(name, CHAMPION, version)
+    client.set_registered_model_tag(name, key, json.dumps(about | {"done": True}))
+
+
+def _require_alone(client: mlflow.MlflowClient, name: str, key: str, before: str | None) -> None:
+    # The tags first: a move that is no longer under way has moved the alias.
+    moves = _moves(client.get_registered_model(name))
+    model = client.get_registered_model(name)
+    at = model.aliases.get(CHAMPION)
+    for other, move, is_done, began in moves:
+        if is_done or other == key:
+            continue
+        if time.time() - began < _ABANDONED_S:
+            raise ChampionMoved(f"version {move.version} of {name} is being promoted; try again")
+        if move.version == str(at):
+            about = json.loads(model.tags[other]) | {"done": True}
+            client.set_registered_model_tag(name, other, json.dumps(about))
+        else:  # cut off before it moved the alias
+            client.delete_registered_model_tag(name, other)
+    if (None if at is None else str(at)) != before:
+        raise ChampionMoved(f"{name}@{CHAMPION} was moved to version {at} meanwhile; try again")
+
+
+def champions_before(name: str) -> list[str]:
+    """The versions to roll back to, the latest first."""
+    stack: list[str] = []
+    for move in history_of(name):
+        if move.undoes:
+            stack = _back_to(stack, move.version)
+        else:
+            if move.before and stack[-1:] != [move.before]:  # it was moved by other means
+                stack.append(move.before)
+            stack.append(move.version)
+    champion = champion_of(name)
+    at = str(champion.version) if champion else None
+    if at in stack:
+        stack = _back_to(stack, at)[:-1]
+    return stack[::-1]
+
+
+def _back_to(stack: list[str], version: str) -> list[str]:
+    while stack and stack[-1] != version:
+        stack = stack[:-1]
+    return stack
 
 
 def find_version(uri: str) -> ModelVersion:

@@ -11,8 +11,8 @@ LAYERS = (
     ("cache", "importers", "protocols", "download", "sample", "interrupt", "checkpoint")
     + ("transforms", "labels", "heads", "models", "losses", "metrics", "scores"),
     ("data", "tracking", "plots", "optim", "counts", "registry"),
-    ("evaluate", "prepare", "duplicates", "feed", "step", "runs", "serve"),
-    ("train", "bundle", "compare", "audit", "outcome"),
+    ("evaluate", "prepare", "duplicates", "feed", "step", "runs", "serve", "recorded"),
+    ("train", "bundle", "compare", "audit", "promote", "outcome"),
     ("jobs", "judge"),
     ("reproduce",),
     ("cli",),
@@ -23,10 +23,10 @@ LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in 
 SAME_LAYER = {("models", "transforms"), ("models", "heads"), ("models", "labels")}
 SAME_LAYER |= {("heads", "labels")}
 ONLY_IN: dict[str, set[str]] = {
-    "mlflow": {"tracking", "spool", "bundle", "registry", "serve", "reproduce"}
-    | {"tagger", "compare", "cli"},
+    "mlflow": {"tracking", "spool", "bundle", "registry", "serve", "recorded", "promote"}
+    | {"tagger", "compare", "reproduce", "cli"},
     "matplotlib": {"plots", "tracking", "compare", "pages", "audit"},
-    "scipy": {"metrics"},
+    "scipy": {"metrics", "compare"},
     "sklearn": set(),  # the tests' oracle: what it is compared with does not lean on it
     "onnxruntime": {"tagger"},
 }
