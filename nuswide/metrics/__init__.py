@@ -52,9 +52,10 @@ from nuswide.metrics.thresholds import THRESHOLDS, fit_thresholds
 
 __all__ = [
     "AVERAGES", "CALIBRATIONS", "KINDS", "METRICS", "NINE", "RESAMPLED", "THRESHOLDS",
-    "Calibration", "Difference", "Figures", "Interval", "Resampled", "Scored", "Stream", "all_figures",
-    "baseline_figures", "baseline_scores", "fit_calibration", "fit_thresholds", "holm",
-    "label_average_precision", "mean_of", "paired", "paired_labels", "per_label_table", "resample",
+    "Calibration", "Difference", "Figures", "Interval", "Resampled", "Scored", "Stream",
+    "all_figures", "baseline_figures", "baseline_scores", "fit_calibration", "fit_thresholds",
+    "holm", "label_average_precision", "mean_of", "paired", "paired_labels", "per_label_table",
+    "resample",
 ]  # fmt: skip
 
 
