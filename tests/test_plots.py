@@ -7,7 +7,20 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from nuswide.plots import label_distribution, metric_bars, prediction_grid
+from nuswide.plots import (
+    Histogram,
+    PrecisionRecall,
+    co_confusion,
+    interval_dots,
+    label_distribution,
+    metric_bars,
+    picture_sheet,
+    precision_by_frequency,
+    precision_recall,
+    prediction_grid,
+    reliability,
+    score_histograms,
+)
 
 LABELS: dict[str, list[str]] = {
     "one": ["cat"],
@@ -223,3 +236,124 @@ def test_metric_bars_leave_a_gap_for_a_missing_or_undefined_figure() -> None:
     assert np.isnan(heights).tolist() == [True, True, True, False]
     assert "nan" not in texts_of(figure)
     rendered(figure)
+
+
+# interval_dots
+
+
+def test_interval_dots_draw_values_bounds_and_others_and_name_them_rightly() -> None:
+    figure = interval_dots(
+        {"map": (0.5, 0.4, 0.7), "micro/f1": (0.6, 0.6, 0.6)},
+        {"$all$": {"map": 0.1, "micro/f1": 0.2}, "_top": {"map": 0.15}},
+    )
+    axis = figure.axes[0]
+    dots = {line.get_marker(): list(line.get_xdata()) for line in axis.lines}  # type: ignore[arg-type]
+    assert dots["o"] == [0.5, 0.6] and dots["D"] == [0.1, 0.2]
+    assert dots["s"][0] == 0.15 and np.isnan(dots["s"][1])
+    segments = axis.collections[-1].get_segments()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(segments[0][:, 0], [0.4, 0.7])
+    names = {
+        text.get_text(): handle
+        for text, handle in zip(
+            figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True
+        )
+    }
+    assert names["$all$"].get_marker() == "D" and names["_top"].get_marker() == "s"  # type: ignore[union-attr]
+    assert_no_mathematics(figure)
+    rendered(figure)
+
+
+# curves
+
+
+def curve(title: str) -> PrecisionRecall:
+    recall = np.array([0.0, 0.5, 1.0])
+    return PrecisionRecall(title, recall, 1 - recall / 2, 0.3, {"here": (0.5, 0.75)})
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 12])
+def test_precision_recall_has_a_panel_a_curve_with_its_point(n: int) -> None:
+    figure = precision_recall([curve(f"$label$ {i}") for i in range(n)])
+    used = [axis for axis in figure.axes if axis.get_title()]
+    assert len(used) == n
+    for axis in used:
+        drawn = {line.get_marker(): line for line in axis.lines}
+        assert list(drawn["o"].get_xydata()[0]) == [0.5, 0.75]  # type: ignore[index]
+    assert_texts_inside(figure, ["here", "chance: the share of positives", "$label$ 0"])
+    assert_no_mathematics(figure)
+    assert_nothing_overlaps(figure, ["here", "recall"])
+
+
+def assert_nothing_overlaps(figure: Figure, wanted: list[str]) -> None:
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in figure.findobj(Text) if t.get_text() in wanted]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_score_histograms_show_shares_and_the_threshold(n: int) -> None:
+    panel = Histogram("sky", np.array([0.0, 0.25, 0.75]), np.array([0.9, 0.1, 0.0]), 0.4)
+    figure = score_histograms([panel] * n)
+    axis = figure.axes[0]
+    heights = {tuple(patch.get_data().values) for patch in axis.patches}  # type: ignore[attr-defined]
+    assert heights == {(0.0, 0.25, 0.75), (0.9, 0.1, 0.0)}
+    assert list(axis.lines[0].get_xdata()) == [0.4, 0.4]  # type: ignore[arg-type]
+    assert_nothing_overlaps(figure, ["have the label", "score"])
+    rendered(figure)
+
+
+def test_reliability_draws_used_bins_and_counts_all() -> None:
+    nan = np.nan
+    figure = reliability(
+        np.array([0.1, nan, 0.9]), np.array([0.2, nan, 0.5]), np.array([0.1, nan, 0.4]),
+        np.array([0.3, nan, 0.8]), np.array([1234, 0, 3]),
+    )  # fmt: skip
+    top, bottom = figure.axes
+    assert [list(line.get_xdata()) for line in top.lines if line.get_marker() == "o"] == [  # type: ignore[arg-type]
+        [0.1, 0.9]
+    ]
+    assert [text.get_text() for text in bottom.texts] == ["1.2k", "0", "3"]
+    rendered(figure)
+
+
+@pytest.mark.parametrize("kind", ["one", "81", "mathtext"])
+def test_precision_by_frequency_has_a_dot_a_label_and_names_some(kind: str) -> None:
+    names = LABELS[kind]
+    positives = np.arange(len(names)) ** 2
+    figure = precision_by_frequency(names, positives, np.linspace(0, 1, len(names)), (20, 100))
+    axis = figure.axes[0]
+    assert list(axis.lines[0].get_xdata()) == list(positives)  # type: ignore[arg-type]
+    assert names[-1] in [text.get_text() for text in axis.texts]
+    assert_no_mathematics(figure)
+    rendered(figure)
+
+
+# co_confusion
+
+
+def test_co_confusion_shades_by_share_and_writes_counts() -> None:
+    images = np.array([[2, 0], [0, 5]])
+    figure = co_confusion(["sea", "sky $x$"], ["sand", "sun"], images, np.array([4, 5]))
+    axis = figure.axes[0]
+    np.testing.assert_allclose(axis.images[0].get_array(), [[0.5, 0], [0, 1]])
+    assert [text.get_text() for text in axis.texts] == ["2", "5"]
+    assert_texts_inside(figure, ["sea (4)", "sky $x$ (5)", "sand", "sun"])
+    assert_no_mathematics(figure)
+
+
+# picture_sheet
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_picture_sheet_writes_captions_inside_and_never_over_a_picture(n: int) -> None:
+    images = [np.zeros((3, 8, 8), dtype=np.uint8)] * n
+    figure = picture_sheet(images, ["$headline$\n" + "a long line of words " * 8] * n)
+    figure.draw_without_rendering()
+    pictures = [axis.get_window_extent() for axis in figure.axes if axis.images]
+    assert len(pictures) == n
+    for axis in figure.axes[:n]:
+        box = axis.texts[0].get_window_extent()
+        assert box.y0 >= 0 and box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(picture) for picture in pictures)
+    assert_no_mathematics(figure)

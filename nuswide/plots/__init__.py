@@ -1,0 +1,26 @@
+"""Figures from arrays.
+
+Owns how things look: colours that colour-blind people can tell apart, with a sign beside each
+colour. Never computes a metric, nor saves a file. Long names are cut, and a $ in a name stays one:
+none is read as mathematics.
+
+    run.log_figure(label_distribution(labels, {"train": counts}), "labels/distribution.png")
+"""
+
+from nuswide.plots.bars import interval_dots, label_distribution, metric_bars, prevalence_change
+from nuswide.plots.curves import (
+    Histogram,
+    PrecisionRecall,
+    precision_by_frequency,
+    precision_recall,
+    reliability,
+    score_histograms,
+)
+from nuswide.plots.heat import co_confusion, co_occurrence
+from nuswide.plots.sheets import pair_sheet, picture_sheet, prediction_grid
+
+__all__ = [
+    "Histogram", "PrecisionRecall", "co_confusion", "co_occurrence", "interval_dots",
+    "label_distribution", "metric_bars", "pair_sheet", "picture_sheet", "precision_by_frequency",
+    "precision_recall", "prediction_grid", "prevalence_change", "reliability", "score_histograms",
+]  # fmt: skip

@@ -1,0 +1,43 @@
+"""What all figures share: colours, legends and the cutting of long names.
+
+Owns what no single figure does. Draws nothing itself.
+
+    axis.set_title(cut(name, 40), parse_math=False, color=BLUE)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette.
+BLUE, ORANGE, GREEN, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#767676", "#56B4E9"
+INCH_A_CHARACTER = 0.075
+
+
+def open_axis(axis: Axes) -> None:
+    """Take away the frame's top and right."""
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(figure: Figure, names: list[str], handles: Sequence[Any] | None = None) -> None:
+    """Put the names below the figure, in as many columns as their length allows, three at most."""
+    fitting = int(figure.get_figwidth() / INCH_A_CHARACTER)
+    shown = [cut(name, fitting - 8) for name in names]
+    columns = min(3, max(1, fitting // (max(map(len, shown), default=0) + 8)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * (len(shown) // columns))
+    if handles is None:
+        handles = [handle for axis in figure.axes for handle in axis.get_legend_handles_labels()[0]]
+    places = list(map(str, range(len(shown))))  # matplotlib leaves out labels that begin with _
+    legend = figure.legend(
+        handles, places, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
+    for text, name in zip(legend.get_texts(), shown, strict=True):
+        text.set_text(name)
+        text.set_parse_math(False)
+
+
+def cut(name: str, width: int) -> str:
+    """Shorten a name to `width` characters."""
+    return name if len(name) <= width else f"{name[: width - 1]}…"
