@@ -209,6 +209,63 @@ def serve(model: str, host: str, port: int, **limits: Any) -> None:
 
 
 @main.command()
+@click.argument("model")
+@click.argument("source")
+@click.option("--out", required=True, help="Folder for the Parquet parts.")
+@click.option("--engine", type=click.Choice(["local", "spark"]), default="local", show_default=True)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Score at which a label is given, for all labels.  [the model's own]",
+)
+@click.option(
+    "--top_k", type=click.IntRange(0), default=0, show_default=True,
+    help="The most labels a picture gets; 0: any number.",
+)  # fmt: skip
+@click.option(
+    "--all_scores", type=bool, is_flag=False, flag_value=True, default=False, show_default=True,
+    help="Add a column of every label's score.",
+)  # fmt: skip
+@click.option(
+    "--strict", type=bool, is_flag=False, flag_value=True, default=False, show_default=True,
+    help="Exit with 1 if a picture is rejected.",
+)  # fmt: skip
+@click.option(
+    "--part_size", type=click.IntRange(1), default=1000, show_default=True,
+    help="Pictures to a part; a kill costs the work on one at most. Local engine.",
+)  # fmt: skip
+@click.option(
+    "--batch_size", type=click.IntRange(1), default=8, show_default=True,
+    help="Pictures scored at once, by each worker.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1), help="Worker processes. Local engine.  [one a core]"
+)
+@click.option("--master", help="Spark's master.  [spark-submit's, or local[*]]")
+@click.option(
+    "--partition_by", metavar="COLUMN,COLUMN",
+    help="Columns of a source table to keep and to part the result by. Spark engine.",
+)  # fmt: skip
+@one_line_errors
+def tag(model: str, source: str, out: str, engine: str, strict: bool, **options: Any) -> None:
+    """Tag the pictures of SOURCE with MODEL.
+
+    MODEL is models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder. SOURCE is a folder of
+    pictures, a glob in quotes, a data set as for training, or a text file with a path a line; for
+    Spark also an address (hdfs://, s3a://) of these, or a table with the columns path and content:
+    FOLDER.parquet or table:NAME.
+
+    The same command goes on with what was interrupted.
+    """
+    from nuswide.bulk.job import tag
+
+    summary = tag(model, source, out, engine=engine, **options)
+    click.echo(str(summary))
+    if strict and summary.rejected:
+        raise click.ClickException(f"{summary.rejected} pictures were rejected, and --strict given")
+
+
+@main.command()
 @click.argument("run_id")
 @click.option(
     "--checkpoints",

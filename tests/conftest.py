@@ -131,3 +131,42 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Traine
     cache = str(workspace.folder / "cache")
     done = workspace.mlflow_run("main", data=str(tiny_data), cache=cache, **TINY)
     return Trained(workspace, run_id_of(done), tiny_data, cache, done.stdout + done.stderr)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A model that was never trained, in a registry of its own."""
+
+    workspace: Workspace
+    uri: str
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    """A small network with random weights as models:/tiny/1, exported and logged as ever."""
+    import mlflow
+    import numpy as np
+    import torch
+
+    from nuswide.bundle import log_bundle, write_bundle
+    from nuswide.config import Config
+    from nuswide.models import create_model
+    from nuswide.sample.scenes import LABELS
+
+    workspace = Workspace(tmp_path_factory.mktemp("registered"))
+    folder = workspace.folder / "bundle"
+    torch.manual_seed(0)
+    model = create_model(Config(backbone="resnet18"), n_labels=len(LABELS))
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    settings = {"labels": list(LABELS), "threshold": 0.5, "image_size_px": 32, "config": {}}
+    write_bundle(folder, model, settings, images)
+    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
+    try:
+        artifacts = (workspace.folder / "artifacts").as_uri()
+        experiment = mlflow.create_experiment("tiny", artifacts)
+        with mlflow.start_run(experiment_id=experiment) as run:
+            logged = log_bundle(folder, images[0], "tiny", run.info.run_id)
+    finally:
+        mlflow.set_tracking_uri(None)
+    return Registered(workspace, f"models:/tiny/{logged.version}", folder)

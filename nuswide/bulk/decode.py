@@ -1,0 +1,45 @@
+"""From a picture's file to pixels, or to the reason why not: the same in both engines.
+
+Owns the limit on a file's size and the form in which Spark hands pixels on to the model.
+"""
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nuswide.tagger import decode_image
+
+MAX_BYTES = 2**28  # a batch of pictures has to fit in memory; larger ones are rejected unread
+
+
+def decode_file(source: str | bytes, size_px: int) -> NDArray[np.uint8] | str:
+    """Decode a picture, given by its path or content, as decode_image does; or say why not."""
+    try:
+        n_bytes = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+        if n_bytes > MAX_BYTES:
+            return f"{n_bytes} bytes are above {MAX_BYTES}"
+        file: Path | BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+        return decode_image(file, size_px)
+    except OSError as error:
+        return str(error.strerror)
+    except ValueError as error:
+        return reason_of(error, source)
+
+
+def reason_of(error: ValueError, source: str | bytes) -> str:
+    """Why a picture is rejected, in one line and without the addresses of Python's objects."""
+    text = " ".join(str(error).split())
+    return text.partition(" <_io.")[0] if isinstance(source, bytes) else text
+
+
+def as_lossless(image: NDArray[np.uint8]) -> str:
+    """Pixels (3, S, S) as a base64 text of a picture that decodes to just these pixels."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, format="BMP")
+    return base64.b64encode(file.getvalue()).decode()
