@@ -80,8 +80,7 @@ class Tagger:
     def __init__(self, session: onnxruntime.InferenceSession, settings: dict[str, Any]) -> None:
         self.session = session
         self.labels: list[str] = settings["labels"]
-        given = settings["thresholds"] if "thresholds" in settings else settings["threshold"]
-        self.thresholds = _per_label(given, len(self.labels))
+        self.thresholds = _per_label(settings["thresholds"], len(self.labels))
         calibration = settings.get("calibration")
         self.calibration = calibration and tuple(
             _per_label(calibration[name], len(self.labels)) for name in ("scale", "shift")
@@ -101,14 +100,6 @@ class Tagger:
             folder / "model.onnx", _session_options(threads), providers=["CPUExecutionProvider"]
         )
         return cls(session, settings)
-
-    @property
-    def threshold(self) -> float:
-        """The threshold that all labels share. Raises ValueError if they have their own."""
-        first, *others = set(self.thresholds.tolist())
-        if others:
-            raise ValueError("this model's labels have thresholds of their own")
-        return first
 
     def score(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score images (N, 3, S, S) uint8; (N, C) float32 in [0, 1]."""

@@ -77,22 +77,28 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Registered:
-    """A small model of random weights in a registry, as `models:/small@champion`."""
+    """A model that was never trained, as `models:/small@champion` in a registry of its own.
+
+    folder: the downloaded model. bundle: what it was made of.
+    """
 
     workspace: Workspace
-    folder: Path  # the downloaded model
+    uri: str
+    folder: Path
+    bundle: Path
 
 
 @pytest.fixture(scope="session")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
-    """A bundle that the package wrote and registered, without training."""
+    """A small network with random weights, exported, logged and registered as ever."""
     import mlflow
     import numpy as np
 
     from nuswide.bundle import log_bundle, write_bundle
     from nuswide.config import Config
+    from nuswide.evaluate import Decision
     from nuswide.models import create_model
-    from nuswide.registry import describe_version
+    from nuswide.promote import try_for_champion
 
     workspace = Workspace(tmp_path_factory.mktemp("registered"))
     before = mlflow.get_tracking_uri()
@@ -101,16 +107,17 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
         model = create_model(Config(backbone="resnet18", image_size_px=32), n_labels=5)
         images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
         bundle, labels = workspace.folder / "bundle", ["sky", "sea", "a cat", "plants & trees", "é"]
-        settings = {"labels": labels, "thresholds": [0.4, 0.45, 0.5, 0.55, 0.6]}
-        write_bundle(bundle, model, settings | {"image_size_px": 32, "config": {}}, images)
+        decision = Decision(np.array([0.4, 0.45, 0.5, 0.55, 0.6], dtype=np.float32))
+        settings = {"labels": labels, "image_size_px": 32, "config": {}}
+        write_bundle(bundle, model, settings, decision, images)
         experiment = mlflow.create_experiment("small", str(workspace.folder / "artifacts"))
         with mlflow.start_run(experiment_id=experiment) as run:
             logged = log_bundle(bundle, images[0], "small", run.info.run_id)
-        describe_version("small", str(logged.version), {})
+        try_for_champion("small", str(logged.version))
         folder = mlflow.artifacts.download_artifacts("models:/small@champion")
     finally:
         mlflow.set_tracking_uri(before)
-    return Registered(workspace, Path(folder))
+    return Registered(workspace, f"models:/small/{logged.version}", Path(folder), bundle)
 
 
 @dataclass(frozen=True)
@@ -131,42 +138,3 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Traine
     cache = str(workspace.folder / "cache")
     done = workspace.mlflow_run("main", data=str(tiny_data), cache=cache, **TINY)
     return Trained(workspace, run_id_of(done), tiny_data, cache, done.stdout + done.stderr)
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A model that was never trained, in a registry of its own."""
-
-    workspace: Workspace
-    uri: str
-    bundle: Path
-
-
-@pytest.fixture(scope="session")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
-    """A small network with random weights as models:/tiny/1, exported and logged as ever."""
-    import mlflow
-    import numpy as np
-    import torch
-
-    from nuswide.bundle import log_bundle, write_bundle
-    from nuswide.config import Config
-    from nuswide.models import create_model
-    from nuswide.sample.scenes import LABELS
-
-    workspace = Workspace(tmp_path_factory.mktemp("registered"))
-    folder = workspace.folder / "bundle"
-    torch.manual_seed(0)
-    model = create_model(Config(backbone="resnet18"), n_labels=len(LABELS))
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
-    settings = {"labels": list(LABELS), "threshold": 0.5, "image_size_px": 32, "config": {}}
-    write_bundle(folder, model, settings, images)
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    try:
-        artifacts = (workspace.folder / "artifacts").as_uri()
-        experiment = mlflow.create_experiment("tiny", artifacts)
-        with mlflow.start_run(experiment_id=experiment) as run:
-            logged = log_bundle(folder, images[0], "tiny", run.info.run_id)
-    finally:
-        mlflow.set_tracking_uri(None)
-    return Registered(workspace, f"models:/tiny/{logged.version}", folder)

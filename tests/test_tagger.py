@@ -274,7 +274,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     opset = [helper.make_opsetid("", 18)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "model.onnx")
-    settings = {"labels": LABELS, "threshold": 0.6, "image_size_px": SIZE, "config": {"seed": 0}}
+    settings = {
+        "labels": LABELS,
+        "thresholds": [0.6] * 4,
+        "image_size_px": SIZE,
+        "config": {"seed": 0},
+    }
     (folder / "tagger.json").write_text(json.dumps(settings))
     return folder
 
@@ -296,7 +301,8 @@ def test_a_loaded_tagger_scores_a_batch(bundle: Path) -> None:
     loaded = Tagger.load(bundle)
     images = np.stack([np.full((3, SIZE, SIZE), level, np.uint8) for level in (0, 255)])
     assert loaded.score(images).tolist() == [[1, 0, 0.5, 0.5], [0, 1, 0.5, 0.5]]
-    assert (loaded.labels, loaded.threshold, loaded.image_size_px) == (LABELS, 0.6, SIZE)
+    assert (loaded.labels, loaded.image_size_px) == (LABELS, SIZE)
+    assert loaded.thresholds.tolist() == [0.6] * 4
 
 
 def test_predict_gives_labels_at_the_models_threshold(model: TaggerModel) -> None:
@@ -437,8 +443,6 @@ def test_labels_can_have_thresholds_of_their_own(bundle: Path) -> None:
     model = model_with(bundle, thresholds=[0.9, 0.1, 0.5, 0.51])
     assert predict(model, [flat(51)])[0][0] == ["even", "bright"]
     assert predict(model, [flat(51)], threshold=0.79)[0][0] == ["dark"]
-    with pytest.raises(ValueError, match="thresholds of their own"):
-        _ = model.tagger.threshold
 
 
 @pytest.mark.parametrize("wrong", [[0.5], [0.5] * 5, [[0.5] * 4] * 2])

@@ -84,7 +84,7 @@ def find_model(address: str, threshold: float | None) -> Model:
         address = str(folder)
     bundle = folder / "artifacts" / "bundle" if (folder / "MLmodel").is_file() else folder
     tagger = _open(bundle, address)
-    own = tagger.threshold if threshold is None else threshold
+    own = tagger.thresholds if threshold is None else threshold
     thresholds = np.broadcast_to(np.asarray(own, np.float32), (len(tagger.labels),))
     digest = hashlib.sha256()
     for name in ("model.onnx", "tagger.json"):

@@ -129,7 +129,7 @@ class Work:
             "version": self.version,
             "image_size_px": tagger.image_size_px,
             "body_mib": self.settings.body_mib,
-            "labels": [{"label": label, "threshold": threshold} for label, threshold in pairs],
+            "labels": [{"label": label, "threshold": round(own, 6)} for label, own in pairs],
         }
         scoring = scoring_server.init(pyfunc)
         return Gate(scoring, card, self.settings, self.key, Telemetry(sys.stdout))
