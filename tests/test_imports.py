@@ -12,7 +12,7 @@ LAYERS = (
     "sample scores transforms".split(),
     "counts data optim plots registry tracking".split(),
     "bulk duplicates evaluate feed prepare recorded runs serve step".split(),
-    "audit bundle compare promote train".split(),
+    "audit bundle compare promote report train".split(),
     "outcome".split(),
     "jobs judge".split(),
     "reproduce".split(),
@@ -26,7 +26,7 @@ SAME_LAYER |= {("heads", "labels")}
 ONLY_IN: dict[str, set[str]] = {
     "mlflow": {"tracking", "spool", "bundle", "registry", "serve", "recorded", "promote"}
     | {"tagger", "compare", "reproduce", "bulk", "cli"},
-    "matplotlib": {"plots", "tracking", "compare", "pages", "audit"},
+    "matplotlib": {"plots", "tracking", "compare", "pages", "audit", "report"},
     "scipy": {"metrics", "compare"},
     "sklearn": set(),  # the tests' oracle: what it is compared with does not lean on it
     "onnxruntime": {"tagger", "bulk"},
