@@ -226,7 +226,8 @@ th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align
   overflow-wrap: normal }
 th[scope=row], thead th:first-child, .words { text-align: left }
 th[scope=row] { font-weight: normal }
-th[scope=row], .words { max-width: 24rem; overflow-wrap: break-word } .long { min-width: 17rem }
+th[scope=row], .words { max-width: 24rem; overflow-wrap: break-word } .long { min-width: 17rem;
+  max-width: 34rem }
 dl { display: grid; grid-template-columns: minmax(7rem, auto) 1fr; gap: .3rem 1.2rem }
 dt { color: var(--faint) } dd { margin: 0; overflow-wrap: anywhere }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: .2rem 0;
@@ -247,11 +248,15 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 3px }
 .gallery figure { margin: 0 } .gallery img { width: 100% }
 .gallery figcaption { font-size: 13px; line-height: 1.35 }
 .gallery strong { color: var(--text) }
+@media screen and (max-width: 32rem) { body { margin: 1rem auto; padding: 0 .8rem }
+  .gallery { gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }
+  th, td { padding: .25rem .5rem } .long { min-width: 11rem } }
 @media print { body { margin: 0; font-size: 10pt; max-width: none }
   .wide { max-height: none; overflow: visible } thead th { position: static }
   .wide { border: 0 } .chart { overflow: visible } .chart img { min-width: 0 }
   th, td { padding: .15rem .4rem } th button::after { content: "" } nav { display: none }
-  h2, h3, caption, thead { break-after: avoid } figure, tr { break-inside: avoid }
+  h2, h3, caption, thead, p:has(+ .gallery), p:has(+ .wide) { break-after: avoid }
+  figure, tr { break-inside: avoid }
   .gallery { grid-template-columns: repeat(4, 1fr) } }
 """
 

@@ -90,18 +90,17 @@ def _by_frequency(table: Columns) -> Drawing:
     names = [table["label"][i] for i in kept]
     positives = np.array([table["in train"][i] for i in kept])
     precision = np.array([table["ap"][i] for i in kept], dtype=np.float64)
-    groups = {"more than 100": positives > MANY, "fewer than 20": positives < FEW}
-    groups["20 to 100"] = ~groups["more than 100"] & ~groups["fewer than 20"]
+    many, few = positives > MANY, positives < FEW
+    groups = {f"fewer than {FEW}": few, f"{FEW} to {MANY}": ~few & ~many, f"over {MANY}": many}
     means = "; ".join(
-        f"{chosen.sum()} labels with {name} images in train: mean {precision[chosen].mean():.2f}"
+        f"{chosen.sum()} labels with {name} images in train: mean AP {precision[chosen].mean():.2f}"
         for name, chosen in groups.items()
         if chosen.any()
     )
     return Drawing(
         plots.precision_by_frequency(names, positives, precision, (FEW, MANY)),
         f"A dot a label, its average precision over its images in train. {means}.",
-        f"{means[:1].upper()}{means[1:]}. The dotted lines part them. The best and worst of the "
-        "rare, middling and frequent labels are named.",
+        f"{means}. The dotted lines part them. Some of the best and worst are named.",
     )
 
 

@@ -76,23 +76,23 @@ def find_entries(
 ) -> list[Entry]:
     """The `per_label` entries of each label with the highest values, all in falling order."""
     floor = np.full(scores.shape[1], _NONE, dtype=np.float32)
-    value_, image, label = np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    worth, image, label = np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
     for start, block in blocks(samples, scores):
         values = value(block)
         rows, columns = np.nonzero(values > floor)  # an equal value of a later image is no better
-        value_ = np.concatenate([value_, values[rows, columns]])
+        worth = np.concatenate([worth, values[rows, columns]])
         image = np.concatenate([image, rows + start])
         label = np.concatenate([label, columns])
-        order = np.lexsort((image, -value_, label))
+        order = np.lexsort((image, -worth, label))
         firsts = np.searchsorted(label[order], label[order])
         kept = order[np.arange(len(order)) - firsts < per_label]
-        value_, image, label = value_[kept], image[kept], label[kept]
+        worth, image, label = worth[kept], image[kept], label[kept]
         is_full = np.bincount(label, minlength=len(floor)) == per_label
         last = np.full_like(floor, np.inf)
-        np.minimum.at(last, label, value_)
+        np.minimum.at(last, label, worth)
         floor = np.where(is_full, last, _NONE)
-    order = np.lexsort((label, image, -value_))
-    found = zip(value_[order].tolist(), image[order].tolist(), label[order].tolist(), strict=True)
+    order = np.lexsort((label, image, -worth))
+    found = zip(worth[order].tolist(), image[order].tolist(), label[order].tolist(), strict=True)
     return [Entry(*entry) for entry in found]
 
 

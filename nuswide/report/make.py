@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from nuswide import plots
 from nuswide.metrics import Figures, Scored, label_average_precision
@@ -19,7 +20,7 @@ from nuswide.report import tables as columns
 from nuswide.report.drawings import Drawing, make_drawings
 from nuswide.report.entries import find_confusions
 from nuswide.report.galleries import Card
-from nuswide.report.subject import MOST_ENTRIES, Sample, Subject, looked_at
+from nuswide.report.subject import MOST_ENTRIES, Part, Sample, Subject, looked_at, some_rows
 from nuswide.report.tables import Columns
 
 _LEAST_IMAGES = 10  # of a label, before it is called best or worst
@@ -76,9 +77,8 @@ def make_report(subject: Subject) -> Report:
     held_out = None
     if subject.held_out is not None and len(subject.held_out.data):
         part = subject.held_out
-        known = part.data.manifest
-        held_out = str(known.splits[0])
-        label_ap = label_average_precision(Scored(known.targets, part.scores, known=known.known))
+        held_out = str(part.data.manifest.splits[0])
+        label_ap = _label_ap(part)
         found, ranked = pictures.suspects(part, subject.thresholds, label_ap, _RANKED)
         galleries |= found
         tables["suspects"] = columns.suspects(part, ranked, label_ap)
@@ -91,6 +91,14 @@ def make_report(subject: Subject) -> Report:
         drawings=make_drawings(sample, tables, confusions),
         galleries=galleries,
     )
+
+
+def _label_ap(part: Part) -> NDArray[np.float64]:
+    """Average precision of each label on as many images as memory allows; (C,)."""
+    samples = part.data.manifest
+    rows = some_rows(part.scores, MOST_ENTRIES)
+    known = None if samples.known is None else samples.known[rows]
+    return label_average_precision(Scored(samples.targets[rows], part.scores[rows], known=known))
 
 
 def findings(sample: Sample, figures: Figures, tables: dict[str, Columns]) -> list[str]:

@@ -102,9 +102,13 @@ class Sample:
 
 def looked_at(subject: Subject, most_entries: int) -> Sample:
     """Take all images, or a random part of them, always the same one."""
-    n_images, n_labels = subject.scores.shape
+    return Sample(subject, some_rows(subject.scores, most_entries))
+
+
+def some_rows(scores: NDArray[np.float32], most_entries: int) -> NDArray[np.int64]:
+    """Choose as many images as have no more than so many entries; in their order."""
+    n_images, n_labels = scores.shape
     most = max(1, most_entries // max(1, n_labels))
     if n_images <= most:
-        return Sample(subject, np.arange(n_images))
-    chosen = np.random.default_rng(0).choice(n_images, most, replace=False)
-    return Sample(subject, np.sort(chosen))
+        return np.arange(n_images)
+    return np.sort(np.random.default_rng(0).choice(n_images, most, replace=False))

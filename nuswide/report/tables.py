@@ -150,7 +150,7 @@ def suspects(part: Part, ranked: list[Entry], label_ap: Any) -> Columns:
         "labelled": ["yes" if target else "no" for target in targets],
         "score": scores,
         "distance": [abs(t - s) for t, s in zip(targets, scores, strict=True)],
-        "ap of the label": [None if np.isnan(ap) else float(ap) for ap in aps],
+        "AP of the label": [None if np.isnan(ap) else float(ap) for ap in aps],
         "reason": [reason(*evidence) for evidence in zip(targets, aps, strict=True)],
     }
 
