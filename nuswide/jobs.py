@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def train_and_register(
         )
         with _begin(config, data, name, found) as (run, folder):
             run.set_tags(tags or {})
+            run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
             with Writer(folder / LAST) as writer:
                 best, state = fit(config, model, data, run, writer, found[1] if found else None)
             model.load_state_dict(best.weights)
@@ -180,10 +181,30 @@ def _record_outcome(
     rows = outcome.result_rows(evaluations)
     rows |= outcome.record_baselines(run, manifest.of("train"), test)
     run.set_note(outcome.note(manifest, test, rows, cost, came_out))
+    outcome.record_report(
+        run, run.name, data, test,
+        held_out=evaluations[0] if evaluations[0].split == "val" else None,
+        costs=cost, facts=_facts(config, manifest, run, came_out),
+    )  # fmt: skip
     click.echo(
         f"\n{outcome.summary(rows)}\non test: {outcome.with_intervals(test)}\n\n{came_out}\n"
         f"run {run.id}\n{run.address}"
     )
+
+
+def _facts(config: Config, manifest: Manifest, run: Run, came_out: str) -> dict[str, str]:
+    """What a reader of the report may ask about the model and the data."""
+    changed = {f.name: getattr(config, f.name) for f in fields(Config)}
+    changed = {k: v for k, v in changed.items() if v != Config.__dataclass_fields__[k].default}
+    return {
+        "run": run.id,
+        "outcome": came_out,
+        "network": f"{config.backbone}, head {config.head}, {config.image_size_px} px",
+        "protocol": manifest.protocol,
+        "data digest": manifest.digest,
+        "images without a label": manifest.unlabelled,
+        "fields that are not the default": ", ".join(f"{k}={v}" for k, v in changed.items()),
+    }
 
 
 def _require_enough(config: Config, manifest: Manifest) -> None:

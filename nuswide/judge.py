@@ -46,6 +46,14 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
         )  # fmt: skip
         evaluation.record(run, step=0, model_id=registry.model_id_of(version))
         evaluation.record_pictures(run, part, step=0)
+        facts = {
+            "model": name, "data": data, "protocol": part.manifest.protocol,
+            "data digest": whole.manifest.digest, "run": run.id,
+        }  # fmt: skip
+        outcome.record_report(
+            run, f"{name} on {split}", whole, evaluation,
+            held_out=evaluation if split == "val" else None, costs={}, facts=facts,
+        )  # fmt: skip
         _conclude(run, name, data, evaluation)
 
 

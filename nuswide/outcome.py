@@ -1,7 +1,7 @@
 """What came out of a run, in tables and words.
 
-Owns the trivial baselines' record, the run's description and the table in the terminal. Computes no
-figure that a lower module has.
+Owns the record of the trivial baselines and of the report, the run's description and the table in
+the terminal. Computes no figure that a lower module has.
 
     rows = result_rows(evaluations) | record_baselines(run, train, evaluations[-1])
     run.set_note(note(manifest, rows, cost, outcome))
@@ -10,11 +10,15 @@ figure that a lower module has.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from nuswide import plots
 from nuswide.config import Config
+from nuswide.data import Dataset
 from nuswide.evaluate import HEADLINE, Evaluation, baseline_key
 from nuswide.manifest import SPLITS, Manifest
 from nuswide.metrics import Figures, baseline_figures
+from nuswide.report import Part, Subject, make_report, to_html
 from nuswide.tracking import Run
 
 Rows = dict[str, Figures]  # what was measured on which split -> figures
@@ -38,6 +42,45 @@ def record_baselines(run: Run, train: Manifest, test: Evaluation) -> Rows:
     bars = {name: {k: values[k] for k in HEADLINE} for name, values in rows.items()}
     run.log_figure(plots.metric_bars(bars, "on test"), "test/baselines.png")
     return {f"{name}, test": values for name, values in rows.items() if name != _OWN}
+
+
+def record_report(
+    run: Run,
+    title: str,
+    data: Dataset,
+    evaluation: Evaluation,
+    *,
+    held_out: Evaluation | None,
+    costs: Mapping[str, float],
+    facts: Mapping[str, str],
+) -> None:
+    """Record one page on an evaluation, and its figures and tables beside it.
+
+    data: all splits. held_out: in whose labels mistakes are looked for, None for none.
+    """
+    split, train = evaluation.split, data.manifest.of("train")
+    samples = evaluation.samples
+    subject = Subject(
+        title=title,
+        split=split,
+        data=data.of(split),
+        scores=evaluation.scores,
+        thresholds=np.broadcast_to(np.float32(evaluation.thresholds), len(samples.labels)),
+        train_positives=train.targets.sum(axis=0, dtype=np.int64),
+        baselines=baseline_figures(train.targets, samples.targets, samples.known),
+        figures=evaluation.figures,
+        intervals=evaluation.resampled.intervals(),
+        held_out=Part(data.of(held_out.split), held_out.scores) if held_out else None,
+        costs=costs,
+        facts=facts,
+    )
+    report = make_report(subject)
+    run.log_text(to_html(report), f"{split}/report.html")
+    for name, figure in report.figures.items():
+        run.log_figure(figure, f"{split}/report/{name}.png")
+    for name in ("suspects", "confusions"):
+        if report.tables.get(name):
+            run.log_table(report.tables[name], f"{split}/{name}.json")
 
 
 def choice(config: Config, best_steps: int, steps: int) -> str:

@@ -75,6 +75,7 @@ class Run:
     ) -> None:
         self.is_extended = is_extended  # it was finished once, and goes on
         self.id: str = active.info.run_id
+        self.name: str = active.info.run_name
         self.experiment_id: str = active.info.experiment_id
         self._client = mlflow.MlflowClient()
         self._spool = spool
@@ -240,6 +241,7 @@ def _is_finished(run_id: str) -> bool:
 def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:
     """Name a run, and the one that `mlflow run` has begun, if it is to go on with another."""
     if _MADE_UP_NAME.fullmatch(active.info.run_name):
+        run.name = name
         run.set_tags({MLFLOW_RUN_NAME: name})
     launcher = os.environ.get("MLFLOW_RUN_ID", run.id)
     if launcher != run.id:

@@ -92,6 +92,7 @@ def test_figures_tables_and_pictures_are_in_the_record(run: Run) -> None:
         "config.yaml", "data/label_distribution.png", "data/label_distribution.json",
         "test/per_label.json", "val/per_label.json", "test/baselines.json", "test/baselines.png",
         "test/figures.json", "val/figures.json", "test/scores.npz", "val/scores.npz",
+        "test/report.html", "test/report/calibration.png", "test/suspects.json",
         "weights/weights.safetensors",
     } <= found  # fmt: skip
     assert any(path.startswith("images/test") and path.endswith(".png") for path in found)
