@@ -117,7 +117,9 @@ def test_found_entries_are_those_of_a_plain_sort(
 
 def test_varied_entries_repeat_no_image_and_few_labels() -> None:
     entries = [Entry(9, 0, 0), Entry(8, 0, 1), Entry(7, 1, 0), Entry(6, 2, 0), Entry(5, 3, 1)]
-    assert varied(entries, count=3) == [entries[0], entries[2], entries[4]]
+    assert varied(entries, count=4, n_labels=9) == [entries[0], entries[2], entries[4]]
+    one_label = [Entry(9 - i, i, 0) for i in range(9)]
+    assert varied(one_label, count=5, n_labels=1) == one_label[:5]
 
 
 def test_unknown_entries_are_no_mistake_no_suspect_and_in_no_caption() -> None:

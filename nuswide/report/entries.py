@@ -3,8 +3,8 @@
 Owns the search, a block of images at a time, so that memory does not grow with them. An unknown
 entry is never among what is found.
 
-    found = find_entries(samples, scores, false_positives(thresholds), per_label=8)
-    for entry in varied(found, count=12): ...
+    found = find_entries(samples, scores, false_positives(thresholds), per_label=24)
+    for entry in varied(found, count=12, n_labels=81): ...
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -96,8 +96,9 @@ def find_entries(
     return [Entry(*entry) for entry in found]
 
 
-def varied(entries: Sequence[Entry], *, count: int, per_label: int = 2) -> list[Entry]:
-    """The first entries, no image twice and no label more than `per_label` times."""
+def varied(entries: Sequence[Entry], *, count: int, n_labels: int) -> list[Entry]:
+    """The first entries, no image twice and no label more than twice, if there are many labels."""
+    per_label = max(2, -(-count // n_labels))
     chosen: list[Entry] = []
     for entry in entries:
         same = sum(other.label == entry.label for other in chosen)

@@ -2,8 +2,7 @@
 
 Owns the choice and its words. A label that is unknown of a picture is not in its caption.
 
-    galleries = make_galleries(subject)
-    galleries["misses"].cards[0].lines
+    mistakes(subject)["misses"][0].lines
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from nuswide.report.subject import Part, Subject
 from nuswide.report.tables import predicted_of, reason
 
 _MISTAKES, _HITS, _SUSPECTS = 12, 8, 8  # pictures of each kind
-_CANDIDATES = 8  # entries a label that pictures are chosen from
+_CANDIDATES = 24  # entries a label that pictures are chosen from
 _NAMED = 6  # labels in a line of a caption
 
 
@@ -49,6 +48,7 @@ def mistakes(subject: Subject) -> dict[str, list[Card]]:
         kind: varied(
             find_entries(samples, scores, value(thresholds), per_label=_CANDIDATES),
             count=_MISTAKES,
+            n_labels=len(subject.labels),
         )
         for kind, value in (("false_positives", false_positives), ("misses", misses))
     }
@@ -91,7 +91,7 @@ def suspects(
     for kind, value in kinds:
         found = find_entries(samples, part.scores, value, per_label=ranked)
         entries += found
-        chosen = varied(found, count=_SUSPECTS)
+        chosen = varied(found, count=_SUSPECTS, n_labels=len(samples.labels))
         headlines = [_suspicion(part, entry, float(label_ap[entry.label])) for entry in chosen]
         galleries[kind] = _cards(part, thresholds, chosen, headlines)
     return galleries, sorted(entries, key=lambda e: (-e.value, e.image, e.label))[:ranked]

@@ -27,8 +27,8 @@ _MEANINGS = {
     "lrap": "how far up an image's own labels are in its ranking",
 }
 _PICTURES = (
-    "Pictures are as the model saw them: squashed to a square of its input's size. No picture is "
-    "shown twice in one of these groups, and no label more than twice. Some mistakes are the "
+    "Pictures are as the model saw them: squashed to a square of its input's size. In each group a "
+    "picture is shown once, and a label at most twice if there are many. Some mistakes are the "
     "labels', and not the model's."
 )
 
@@ -188,6 +188,8 @@ def cell_text(cell: Any) -> str:
     """A value as it is shown: figures with three digits, large numbers whole, nothing as a dash."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return _NONE
+    if isinstance(cell, float) and 0 < abs(cell) < 0.001:
+        return f"{cell:.1g}"
     if isinstance(cell, float):
         return f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)

@@ -2,8 +2,7 @@
 
 Owns what is in them and in what order. Never formats a number, nor draws.
 
-    tables = make_tables(sample, findings)
-    tables["per_label"]["ap"]
+    per_label(sample)["ap"]
 """
 
 from collections.abc import Iterable, Mapping
