@@ -106,6 +106,8 @@ def log_bundle(
     """
     if found := _registered_by(run_id, registered_model):
         return found
+    # Else a uv.lock in the working directory, torch and all, becomes the model's environment.
+    mlflow.environment_variables.MLFLOW_UV_AUTO_DETECT.set(False)
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=tagger.__file__,
