@@ -132,20 +132,36 @@ def evaluate(
 
 
 @main.command()
-@click.option("--runs", default="Default", show_default=True, help="ID,ID or an MLflow experiment.")
+@click.option(
+    "--runs",
+    default="Default",
+    show_default=True,
+    help="Run IDs, MLflow experiments and models:/ addresses, parted by commas.",
+)
+@click.option(
+    "--baseline",
+    help="The one of them that the others are measured against; by default the best on val.",
+)
 @click.option(
     "--across_test_sets",
     type=bool,
     default=False,
     show_default=True,
-    help="Rank runs that were tested on different images, too.",
+    help="Show what was tested on different images, too, unpaired.",
+)
+@click.option(
+    "--pool_seeds",
+    type=bool,
+    default=True,
+    show_default=True,
+    help="Take training runs that differ in their seed alone as one.",
 )
 @one_line_errors
-def compare(runs: str, across_test_sets: bool) -> None:
-    """Put training runs side by side."""
+def compare(runs: str, baseline: str | None, across_test_sets: bool, pool_seeds: bool) -> None:
+    """Put runs and registered versions side by side, with paired differences."""
     from nuswide.compare import compare_runs
 
-    compare_runs(runs, across_test_sets=across_test_sets)
+    compare_runs(runs, baseline=baseline, across_test_sets=across_test_sets, pool_seeds=pool_seeds)
 
 
 @main.command()

@@ -6,16 +6,16 @@ report, and a champion chosen on it would make its figures there too good.
     promote("models:/nuswide-tagger/latest", Rule("map", "better", margin=0.0))
     roll_back("nuswide-tagger", steps=1)
 
-With no true difference between the two, `better` is wrong in 2.5 % of contests: the interval of the
-paired difference has 95 %, and only one of its two ends can move the alias
-(benchmarks/promotion.py). That is for each contest: of 40 challengers that are no better, one is
-expected to win.
+With no true difference between the two, `better` should be wrong in 2.5 % of contests: the interval
+of the paired difference has 95 %, and only one of its two ends can move the alias. Simulated, it is
+3 % (benchmarks/promotion.py). That is for each contest: of 40 challengers that are no better, one
+is expected to win.
 """
 
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import click
 import mlflow
@@ -27,7 +27,6 @@ from nuswide import recorded, registry
 from nuswide.metrics.bootstrap import RESAMPLED, Difference, paired, resample
 from nuswide.registry import CHAMPION, ChampionMoved
 from nuswide.scores import SavedScores
-from nuswide.tracking import JOB_TAG
 
 RULES = ("better", "not_worse")
 _ATTEMPTS = 6  # ... while others move the alias
@@ -219,13 +218,13 @@ def _scores_of(version: ModelVersion) -> tuple[str, SavedScores]:
     Those of its own training run; or those that `evaluate` made of the same images since. Others
     won't do: it may have been trained on them.
     """
-    trained = _training_run(version)
+    trained = recorded.training_run(version)
     digest = trained.data.tags.get("data.val_digest") if trained else None
     if trained and not digest:
         raise click.ClickException(
             f"{_called(version)} was trained without a val split; a contest needs one"
         )
-    for run in _runs_of(version, trained):
+    for run in chain([trained] if trained else [], recorded.evaluations(version)):
         own = run.data.tags.get("data.val_digest")
         if own and digest in (None, own) and (saved := _fetch(run)):
             return own, saved
@@ -237,23 +236,3 @@ def _scores_of(version: ModelVersion) -> tuple[str, SavedScores]:
 
 def _fetch(run: RecordedRun) -> SavedScores | None:
     return recorded.fetch_scores(run.info.run_id, "val")
-
-
-def _training_run(version: ModelVersion) -> RecordedRun | None:
-    try:
-        return mlflow.MlflowClient().get_run(version.run_id) if version.run_id else None
-    except MlflowException:  # it was deleted, or is another server's
-        return None
-
-
-def _runs_of(version: ModelVersion, trained: RecordedRun | None) -> Iterator[RecordedRun]:
-    """A version's training run, then its evaluations, the latest first."""
-    if trained:
-        yield trained
-    client = mlflow.MlflowClient()
-    query = (
-        f"tags.`{JOB_TAG}` = 'evaluate' and attributes.status = 'FINISHED' "
-        f"and tags.`model.version` = '{version.name}/{version.version}'"
-    )
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    yield from client.search_runs(experiments, query, order_by=["attributes.start_time DESC"])

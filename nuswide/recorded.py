@@ -1,4 +1,4 @@
-"""What is read back from the record: scores and curves of runs that were recorded before.
+"""What is read back from the record: runs, their scores and their curves.
 
 Owns the way from a run's artifacts and histories to arrays. Writes nothing, computes no figure.
 
@@ -6,17 +6,49 @@ Owns the way from a run's artifacts and histories to arrays. Writes nothing, com
     steps, values = fetch_curve(run_id, "val/map")
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 import mlflow
 import numpy as np
+from mlflow.entities import Run as RecordedRun
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
 from nuswide.scores import FILE, SavedScores
-from nuswide.tracking import scratch_folder
+from nuswide.tracking import JOB_TAG, scratch_folder
+
+
+def search_runs(experiments: Sequence[str], query: str) -> Iterator[RecordedRun]:
+    """All runs that match, the latest first."""
+    client, token = mlflow.MlflowClient(), None
+    while True:
+        page = client.search_runs(
+            list(experiments), query, order_by=["attributes.start_time DESC"], page_token=token
+        )
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def training_run(version: ModelVersion) -> RecordedRun | None:
+    """The run that made a registered version, if it is in the record."""
+    try:
+        return mlflow.MlflowClient().get_run(version.run_id) if version.run_id else None
+    except MlflowException:  # it was deleted, or is another server's
+        return None
+
+
+def evaluations(version: ModelVersion) -> Iterator[RecordedRun]:
+    """The runs that evaluated a registered version since, the latest first."""
+    experiments = mlflow.MlflowClient().search_experiments()
+    query = (
+        f"tags.`{JOB_TAG}` = 'evaluate' and attributes.status = 'FINISHED' "
+        f"and tags.`model.version` = '{version.name}/{version.version}'"
+    )
+    yield from search_runs([experiment.experiment_id for experiment in experiments], query)
 
 
 def has_scores(run_id: str, split: str) -> bool:
@@ -26,7 +58,10 @@ def has_scores(run_id: str, split: str) -> bool:
 
 
 def fetch_scores(run_id: str, split: str) -> SavedScores | None:
-    """The scores, targets and thresholds that a run kept of a split; None if it kept none."""
+    """The scores, targets and thresholds that a run kept of a split; None if it kept none.
+
+    In the order of the images' names, so that what is drawn at random is the same for any order.
+    """
     if not has_scores(run_id, split):
         return None
     with scratch_folder() as folder:
@@ -36,7 +71,7 @@ def fetch_scores(run_id: str, split: str) -> SavedScores | None:
         saved = SavedScores.load(Path(path))
     if saved.targets is None or saved.thresholds is None:
         raise click.ClickException(f"{split}/{FILE} of run {run_id} lacks targets or thresholds")
-    return saved
+    return _take(saved, np.argsort(np.array(saved.images)), np.arange(len(saved.labels)))
 
 
 def align(saved: SavedScores, like: SavedScores) -> SavedScores:
@@ -46,20 +81,25 @@ def align(saved: SavedScores, like: SavedScores) -> SavedScores:
     """
     rows = _order(saved.images, like.images, "images")
     columns = _order(saved.labels, like.labels, "labels")
-    place = np.ix_(rows, columns)
-    moved = {
-        name: value[place]
-        for name in ("scores", "targets", "known")
-        if (value := getattr(saved, name)) is not None
-    }
-    assert saved.thresholds is not None
-    aligned = replace(saved, images=like.images, labels=like.labels, **moved,
-                      thresholds=saved.thresholds[columns])  # fmt: skip
+    aligned = _take(saved, rows, columns)
     if not _is_same_truth(aligned, like):
         raise click.ClickException(
             "the same images have other labels in the two; they can't be paired"
         )
     return aligned
+
+
+def _take(saved: SavedScores, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> SavedScores:
+    assert saved.targets is not None and saved.thresholds is not None
+    place = np.ix_(rows, columns)
+    return SavedScores(
+        tuple(saved.images[row] for row in rows),
+        tuple(saved.labels[column] for column in columns),
+        saved.scores[place],
+        saved.targets[place],
+        None if saved.known is None else saved.known[place],
+        saved.thresholds[columns],
+    )
 
 
 def _order(own: Sequence[str], wanted: Sequence[str], kind: str) -> NDArray[np.intp]:

@@ -209,9 +209,9 @@ def test_compare_puts_two_runs_side_by_side(trained: Trained) -> None:
     lines = mlflow.artifacts.load_text(f"runs:/{comparison}/comparison.csv").splitlines()
     table = {line.split(",")[0]: line.split(",")[1:] for line in lines}
     assert {"1e-3", "1e-05"} <= set(table["lr"])
-    assert "epochs" not in table and float(table["test/map"][0]) >= float(table["test/map"][1])
+    assert "epochs" not in table and all(0 <= float(cell) <= 1 for cell in table["test/map"])
     by_name = trained.workspace.nuswide("compare", "--runs", "Default").stdout
-    assert "test/macro/f1" in by_name and "top k" in by_name
+    assert "macro/f1" in by_name and "always the same few" in by_name
 
 
 def free_port() -> int:
