@@ -40,6 +40,9 @@ class Config:
     val_fraction: float = _field(
         0.15, "Share of train set aside as val; 0 for none.", low=0, high=0.5
     )
+    split_seed: int = _field(
+        0, "Seed of the choice of val, apart from `seed`, so that runs share it.", low=0
+    )
     cache: str = _field("data/cache", "Folder for decoded pictures.")
     skip_rejected: bool = _field(False, "Leave out pictures that can't be read, and count them.")
     image_size_px: int = _field(

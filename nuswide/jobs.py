@@ -226,7 +226,7 @@ def _open(config: Config, manifest: Manifest) -> Dataset:
         folder=Path(config.cache),
         skip_rejected=config.skip_rejected,
     )
-    return data.carve_val(fraction=config.val_fraction, seed=config.seed)
+    return data.carve_val(fraction=config.val_fraction, seed=config.split_seed)
 
 
 def _record_splits(run: Run, manifest: Manifest) -> None:

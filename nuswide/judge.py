@@ -66,7 +66,7 @@ def _open_as_trained(tagger: Tagger, data: str, cache: Path) -> Dataset:
         folder=cache,
         skip_rejected=config["skip_rejected"],
     )
-    return whole.carve_val(fraction=config["val_fraction"], seed=config["seed"])
+    return whole.carve_val(fraction=config["val_fraction"], seed=config["split_seed"])
 
 
 def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:

@@ -116,7 +116,7 @@ def _data(run: RecordedRun, config: Config) -> list[Check]:
     """The data set's digest, with val carved as training does."""
     manifest = read_manifest(config.data)
     if config.val_fraction and not len(manifest.indices("val")):
-        manifest = carve_val(manifest, fraction=config.val_fraction, seed=config.seed)
+        manifest = carve_val(manifest, fraction=config.val_fraction, seed=config.split_seed)
     return [Check("data digest", run.data.tags.get("data.digest", "unknown"), manifest.digest)]
 
 

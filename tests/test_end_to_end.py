@@ -199,9 +199,11 @@ def test_the_served_network_scores_as_the_trained_one(trained: Trained) -> None:
 
 
 def test_compare_puts_two_runs_side_by_side(trained: Trained) -> None:
-    options = [x for k, v in TINY.items() if k != "lr" for x in (f"--{k}", v)]
-    done = trained.workspace.nuswide("train", "--data", str(trained.data), *options, "--lr", "1e-5")
-    other = run_id_of(done)
+    changed = TINY | {"lr": "1e-5", "seed": "5", "data": str(trained.data)}
+    options = [x for k, v in changed.items() for x in (f"--{k}", v)]
+    other = run_id_of(trained.workspace.nuswide("train", *options))
+    digests = {mlflow.get_run(i).data.tags["data.val_digest"] for i in (trained.run_id, other)}
+    assert len(digests) == 1  # another seed, but the same val images
     done = trained.workspace.mlflow_run("compare", runs=f"{trained.run_id},{other}")
     comparison = run_id_of(done)
     page = mlflow.artifacts.load_text(f"runs:/{comparison}/comparison.html")

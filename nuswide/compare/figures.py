@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from nuswide.compare.entrants import COSTS, Entrant
 from nuswide.compare.paired import Compared, Comparison, Estimate, Result
 from nuswide.evaluate import HEADLINE
-from nuswide.plots import BLUE, GREEN, GREY, ORANGE, SKY
+from nuswide.plots.style import BLUE, GREEN, GREY, ORANGE, SKY
 from nuswide.recorded import fetch_curve
 
 MOST_ENTRANTS = 24  # in one drawing
