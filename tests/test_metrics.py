@@ -345,6 +345,12 @@ def test_unknown_entries_do_not_change_any_figure(seed: int) -> None:
         assert table == per_label_table(tuple("abcde"), targets, scores, 0.5, known)
 
 
+def test_what_targets_say_of_unknown_entries_does_not_matter() -> None:
+    targets, scores, known = unknown_batch(1)
+    claimed = np.where(known, targets, 1).astype(np.uint8)
+    assert all_figures(claimed, scores, 0.5, known) == all_figures(targets, scores, 0.5, known)
+
+
 def test_figures_of_known_entries_are_those_of_the_labels_known_images() -> None:
     targets, scores, known = unknown_batch(0)
     expected = [
