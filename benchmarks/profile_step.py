@@ -22,10 +22,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from nuswide import transforms
 from nuswide.config import load_config
+from nuswide.labels import TrainLabels
 from nuswide.memory import keep_freed_memory
 from nuswide.models import create_model
 from nuswide.step import choose_device, create_state, prepare_epoch, take_step
 
+LABELS = 27
 # The first that an operator's name matches; kernels of a GPU have names of their own.
 KINDS = {
     "convolution, backward": r"convolution_backward|wgrad|dgrad",
@@ -46,13 +48,15 @@ def make_step(config_fields: dict[str, str]) -> Callable[[], object]:
     config = load_config(None, config_fields)
     place = choose_device(config.device)
     keep_freed_memory()  # as fit does
-    model = create_model(config, n_labels=27)
-    state = create_state(config, model, place, steps_per_epoch=156)
-    prepare_epoch(config, state)
     rng = np.random.default_rng(0)
     n, side = config.batch_size, config.image_size_px
+    labels = (rng.random((n, LABELS)) < 0.1).astype(np.uint8)
+    train = TrainLabels(tuple(map(str, range(LABELS))), labels, None)
+    model = create_model(config, n_labels=LABELS, train=train)
+    state = create_state(config, model, place, steps_per_epoch=156, train=train)
+    prepare_epoch(config, state)
     images = torch.from_numpy(rng.integers(0, 256, (n, 3, side, side), dtype=np.uint8)).to(place)
-    targets = torch.from_numpy((rng.random((n, 27)) < 0.1).astype(np.uint8)).to(place)
+    targets = torch.from_numpy(labels).to(place)
     draws = torch.from_numpy(transforms.draw(config, n_images=n, epoch=0)).to(place)
     return lambda: take_step(config, state, [(images, targets, None, draws)])
 
