@@ -2,7 +2,7 @@
 
 Owns the form of every answer and its headers. Decides nothing.
 
-    await Answer(send, visit, has_body=False).send(200, b"{}")
+    await Answer(scope, receive, send, visit).send(200, b"{}")
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from nuswide.serve.refusals import Refusal
 from nuswide.serve.telemetry import Visit
 
 Scope = dict[str, Any]
@@ -35,11 +36,14 @@ _LINGER_S = 5.0
 class Answer:
     """The way back to the caller."""
 
-    def __init__(self, send: Send, visit: Visit, *, has_body: bool) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
+        self._receive = receive
         self._send = send
         self._visit = visit
+        names = {name for name, _ in scope["headers"]}
+        self._waits = b"expect" in names  # the caller sends its body only if it is told to
         self.begun = False
-        self.body_is_read = not has_body
+        self.body_is_read = not names & {b"content-length", b"transfer-encoding"}
 
     async def send(
         self,
@@ -48,7 +52,9 @@ class Answer:
         content_type: str = "application/json",
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Send a whole answer. It ends the connection if the request's body was not read."""
+        """Send a whole answer, which ends the connection if the request's body was not read."""
+        if not self.body_is_read and not self._waits and status != 408:
+            await _drain(self._receive)
         self.begun = True
         self._visit.status, self._visit.bytes_out = status, len(body)
         own = {"content-type": content_type, "content-length": str(len(body))}
@@ -59,6 +65,11 @@ class Answer:
         await self._send({"type": "http.response.start", "status": status, "headers": start})
         await self._send({"type": "http.response.body", "body": body})
 
+    async def refuse(self, refusal: Refusal) -> None:
+        """Say no, unless an answer is under way."""
+        if not self.begun:
+            await self.send(refusal.status, refusal.body, "application/json", dict(refusal.headers))
+
 
 async def disconnect(receive: Receive) -> None:
     """Wait until the caller has closed the connection; its body must have been read."""
@@ -66,12 +77,9 @@ async def disconnect(receive: Receive) -> None:
         pass
 
 
-async def drain(receive: Receive, max_bytes: int) -> None:
-    """Throw away what a caller still sends, for some seconds, so that it then reads the answer."""
+async def _drain(receive: Receive) -> None:
+    """Throw away what a caller still sends, for some seconds, or it would not read the answer."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_S):
-            while max_bytes > 0:
-                message = await receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-                max_bytes -= len(message.get("body", b""))
+            while (message := await receive()).get("more_body", False):
+                del message

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nuswide.serve.exchange import Answer, App, Message, Receive, Scope, Send, drain
+from nuswide.serve.exchange import Answer, App, Message, Receive, Scope, Send
 from nuswide.serve.forms import TagRequest, check_content_type, read_request
 from nuswide.serve.model import DEADLINE, places_of
 from nuswide.serve.origin import check_host, check_origin
@@ -33,7 +33,6 @@ _FILES = {
 _OF_MLFLOW = ("/ping", "/health", "/version")  # its answers are no secret
 _OWN = ("/metrics", "/model")
 _SCORING = "/invocations"
-_OF_BODIES = (b"content-length", b"transfer-encoding")
 _PATHS = {*_FILES, *_OF_MLFLOW, *_OWN, _SCORING}
 log = logging.getLogger(__name__)
 
@@ -63,16 +62,16 @@ class Gate:
         path = scope["path"] if scope["path"] in _PATHS else "other"
         client = (scope.get("client") or ("",))[0]
         visit = Visit(scope["method"] if len(scope["method"]) < 10 else "other", path, client)
-        answer = Answer(send, visit, has_body=any(n in _OF_BODIES for n, _ in scope["headers"]))
+        answer = Answer(scope, receive, send, visit)
         try:
             await self._answer(scope, receive, answer, visit)
         except Refusal as refusal:
-            await self._refuse(refusal, scope, receive, answer)
+            await answer.refuse(refusal)
         except Gone:
             pass
         except Exception as error:
             log.error("%s\n%s", type(error).__name__, places_of(error))
-            await self._refuse(Refusal(500, "the server failed"), scope, receive, answer)
+            await answer.refuse(Refusal(500, "the server failed"))
         finally:
             self._telemetry.record(visit)
 
@@ -201,17 +200,3 @@ class Gate:
         types = [v.decode() for name, v in got[0]["headers"] if name == b"content-type"]
         content = b"".join(message.get("body", b"") for message in got[1:])
         return got[0]["status"], content, types[0]
-
-    async def _refuse(
-        self, refusal: Refusal, scope: Scope, receive: Receive, answer: Answer
-    ) -> None:
-        """Say no; to a caller that is sending, after it has sent, or it would not read it."""
-        if answer.begun:
-            return
-        headers = dict(refusal.headers)
-        if not answer.body_is_read:
-            headers["connection"] = "close"
-            waits = any(name == b"expect" for name, _ in scope["headers"])
-            if not waits and refusal.status != 408:
-                await drain(receive, int(4 * self._settings.body_mib * MIB))
-        await answer.send(refusal.status, refusal.body, "application/json", headers)

@@ -1,0 +1,59 @@
+"""What the benchmarks of the server share: a registered model, photos, and the server itself."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import hostile  # noqa: E402 - of the tests, which are no package
+import serving  # noqa: E402
+
+__all__ = ["environment", "hostile", "photo", "register_model", "serving"]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a server whose registry is in a folder."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "NUSWIDE_"))}
+    tracking = f"sqlite:///{folder / 'mlflow.db'}"
+    return own | {"MLFLOW_TRACKING_URI": tracking, "PYTHONPATH": str(ROOT)}
+
+
+def register_model(folder: Path, backbone: str, size_px: int) -> Path:
+    """Write and register a bundle of random weights as `models:/small@champion`; its folder."""
+    import mlflow
+    import torch
+
+    from nuswide.bundle import log_bundle, write_bundle
+    from nuswide.config import Config
+    from nuswide.models import create_model
+    from nuswide.registry import describe_version
+
+    torch.manual_seed(0)
+    mlflow.set_tracking_uri(environment(folder)["MLFLOW_TRACKING_URI"])
+    model = create_model(Config(backbone=backbone, image_size_px=size_px), n_labels=27)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, size_px, size_px), dtype=np.uint8)
+    labels = [f"label {i}" for i in range(27)]
+    settings = {"labels": labels, "threshold": 0.5, "image_size_px": size_px, "config": {}}
+    write_bundle(folder / "bundle", model, settings, images)
+    experiment = mlflow.create_experiment("small", str(folder / "artifacts"))
+    with mlflow.start_run(experiment_id=experiment) as run:
+        logged = log_bundle(folder / "bundle", images[0], "small", run.info.run_id)
+    describe_version("small", str(logged.version), {})
+    return folder / "bundle"
+
+
+def photo(width: int = 500, height: int = 375, seed: int = 0) -> bytes:
+    """A JPEG of clouds of colour, of a photo's size in pixels and about its size in bytes."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(float)
+    noisy = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=85)
+    return file.getvalue()
