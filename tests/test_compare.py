@@ -133,6 +133,17 @@ def test_a_run_without_scores_has_its_recorded_figures_and_is_paired_with_none(
     assert any("No scores were kept by old" in remark for remark in whole.remarks)
 
 
+def test_without_any_scores_the_recorded_figures_stand_side_by_side(
+    ids: dict[str, str], tmp_path: Path
+) -> None:
+    other = record(tmp_path, 1.0, name="older", keep=False, head="none")
+    comparison = compared(ids["old"], other)
+    assert tables.introduction(comparison) == "Nothing is paired: none kept its scores."
+    page = report.to_html(comparison, figures.draw_all(comparison))
+    assert "Differences" not in page and "Figures on test" in page
+    assert not tables.differences(comparison).rows and not tables.labels(comparison).rows
+
+
 def test_each_label_is_compared_under_its_name_with_its_positives(whole: Comparison) -> None:
     table = tables.labels(whole)
     saved = scores_of(1.0)

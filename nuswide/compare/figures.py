@@ -51,8 +51,9 @@ def draw_all(comparison: Comparison) -> dict[str, Figure]:
     for place, (entrant, result) in enumerate(paired[:MOST_DETAILED], start=1):
         chosen = top_labels(comparison, result.labels or ())
         drawn[f"labels/{place}"] = draw_labels(entrant.name, chosen)
-    drawn |= {f"curves/{_file(key)}": draw_curves(key, comparison.entrants) for key in CURVES}
-    costs = [k for k in COSTS if any(entrant.values(k) for entrant in comparison.entrants)]
+    curves, costs = ([k for k in keys if any(entrant.values(k) for entrant in comparison.entrants)]
+                     for keys in (CURVES, COSTS))  # fmt: skip
+    drawn |= {f"curves/{_file(key)}": draw_curves(key, comparison.entrants) for key in curves}
     return drawn | {f"cost/{_file(key)}": draw_cost(key, shown) for key in costs}
 
 

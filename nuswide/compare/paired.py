@@ -21,6 +21,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
+from tqdm import tqdm
 
 from nuswide import recorded
 from nuswide.compare.entrants import Entrant
@@ -130,7 +131,7 @@ def measure(
     raw: list[tuple[list[Difference], list[Difference]] | None] = []
     results: list[Result] = []
     remarks: list[str] = []
-    for entrant in ordered:
+    for entrant in tqdm(ordered, "comparing", unit="entrant", leave=False):
         if not entrant.has_scores:
             results.append(Result(_recorded(entrant)))
             raw.append(None)

@@ -60,10 +60,13 @@ def to_html(comparison: Comparison, drawn: Mapping[str, Figure]) -> str:
         *_labels(comparison, drawn),
         pages.heading("What differs in their params"),
         _params(comparison.entrants),
-        pages.heading("Learning curves"),
-        pages.paragraph("A line for each run; the mAP on val while training."),
-        _panels(drawn, "curves"),
     ]
+    if any(name.startswith("curves/") for name in drawn):
+        parts += [
+            pages.heading("Learning curves"),
+            pages.paragraph("A line for each run. Loss and mAP on val while training."),
+            _panels(drawn, "curves"),
+        ]
     if costs := [key for key in COSTS if any(e.values(key) for e in comparison.entrants)]:
         parts += [
             pages.heading("Quality and cost"),
