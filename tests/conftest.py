@@ -11,6 +11,10 @@ import pytest
 
 from nuswide.sample import draw_sample
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Test processes share the cores; threads of each would spend their time waiting for the rest.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
     "backbone": "resnet18",
