@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,6 +100,8 @@ class Writer:
     def save(self, state: State, then: Callable[[], None]) -> None:
         """Take a snapshot to write, and something to do once it is on disk."""
         self.check()
+        with suppress(queue.Empty):
+            self._mail.get_nowait()  # an older one that still waits, with all its memory
         self._mail.put((state, then))
 
     def check(self) -> None:
@@ -108,7 +111,7 @@ class Writer:
             raise error
 
     def _work(self) -> None:
-        while (item := self._newest()) is not None:
+        while (item := self._mail.get()) is not None:
             state, then = item
             try:
                 _require_finite(state)
@@ -116,16 +119,6 @@ class Writer:
                 then()
             except Exception as error:
                 self._error = error
-
-    def _newest(self) -> tuple[State, Callable[[], None]] | None:
-        item = self._mail.get()
-        while item is not None and not self._mail.empty():
-            newer = self._mail.get()
-            if newer is None:  # the end: write what is there first
-                self._mail.put(None)
-                break
-            item = newer
-        return item
 
 
 def _require_finite(state: State) -> None:

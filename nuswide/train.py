@@ -9,7 +9,7 @@ registry; what it measures goes to the run, and its state to the writer, that it
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -27,7 +27,7 @@ from nuswide.evaluate import Evaluation, headline, predict, torch_score
 from nuswide.feed import open_feed, to_device
 from nuswide.interrupt import Interrupted, Stop
 from nuswide.labels import TrainLabels
-from nuswide.memory import keep_freed_memory
+from nuswide.memory import freed_memory_kept
 from nuswide.models import StateDict, TaggerNet
 from nuswide.step import (
     Best,
@@ -61,14 +61,13 @@ def fit(
     in the writer's hands.
     """
     device = choose_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     steps_per_epoch = len(data.manifest.indices("train")) // global_batch_size(config)
     train = TrainLabels.of(data.manifest)
     state = create_state(config, model, device, steps_per_epoch=steps_per_epoch, train=train)
     if resumed:
         state.load_state_dict(resumed)
-    with Stop() as stop:
+    allocator = freed_memory_kept() if device.type == "cpu" else nullcontext()
+    with Stop() as stop, allocator:
         loop = _Loop(config, state, data, run, writer, stop)
         try:
             while state.progress.epoch < config.epochs:

@@ -134,14 +134,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(data: Dataset) -> No
 
 
 class Keeper(Writer):
-    """Keeps every state that it is given."""
+    """Notes the steps of every state that it is given, and keeps a few of the states as files."""
+
+    kept = (2, 4, 5, 9)
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.states: list[dict[str, Any]] = []
+        self.steps: list[int] = []
 
     def save(self, state: dict[str, Any], then: Callable[[], None]) -> None:
-        self.states.append(state)
+        if len(self.steps) in self.kept:
+            save(self.path.with_name(f"{len(self.steps)}.pt"), state)
+        self.steps.append(state["progress"]["steps"])
         super().save(state, then)
 
 
@@ -159,18 +163,19 @@ def test_training_goes_on_from_any_step_as_if_nothing_had_happened(
 ) -> None:
     config = replace(CONFIG, epochs=2, checkpoint_minutes=1e-9, **RECIPES[recipe])
 
-    def run(resumed: dict[str, Any] | None) -> tuple[Keeper, Recorder, Best, State]:
+    def run(writer: Writer, resumed: dict[str, Any] | None) -> tuple[Recorder, Best, State]:
         recorder = Recorder()
         model = create_model(config, n_labels=3)
-        with Keeper(tmp_path / LAST) as writer:
+        with writer:
             best, state = fit(config, model, data, recorder, writer, resumed)
-        return writer, recorder, best, state
+        return recorder, best, state
 
-    writer, whole, best, state = run(None)
-    assert [s["progress"]["steps"] for s in writer.states] == [1, 2, 3, 4, 5, 5, *range(6, 11), 10]
-    for saved in (writer.states[i] for i in (2, 4, 5, 9)):
-        save(tmp_path / LAST, saved)
-        _, rest, best_again, state_again = run(load(tmp_path / LAST))
+    keeper = Keeper(tmp_path / LAST)
+    whole, best, state = run(keeper, None)
+    assert keeper.steps == [1, 2, 3, 4, 5, 5, *range(6, 11), 10]
+    for number in Keeper.kept:
+        saved = load(tmp_path / f"{number}.pt")
+        rest, best_again, state_again = run(Writer(tmp_path / "again.pt"), saved)
         now, then = state_again.evaluated.state_dict(), state.evaluated.state_dict()
         assert all(torch.equal(now[k], then[k]) for k in then)
         assert all(torch.equal(best_again.weights[k], best.weights[k]) for k in best.weights)
