@@ -27,13 +27,15 @@ def make_bundle(folder: Path, backbone: str, size_px: int) -> None:
 
     from nuswide.bundle import write_bundle
     from nuswide.config import Config
+    from nuswide.evaluate import Decision
     from nuswide.models import create_model
 
     labels = [f"label {i}" for i in range(81)]
-    settings = {"labels": labels, "threshold": 0.5, "image_size_px": size_px, "config": {}}
+    settings = {"labels": labels, "image_size_px": size_px, "config": {}}
+    decision = Decision(np.full(len(labels), 0.5, dtype=np.float32))
     model = create_model(Config(backbone=backbone), n_labels=len(labels))
     images = np.random.default_rng(0).integers(0, 256, (1, 3, size_px, size_px), dtype=np.uint8)
-    write_bundle(folder, model, settings, images)
+    write_bundle(folder, model, settings, decision, images)
 
 
 def link_pictures(folder: Path, source: Path, count: int) -> Path:

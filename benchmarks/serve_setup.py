@@ -31,20 +31,22 @@ def register_model(folder: Path, backbone: str, size_px: int) -> Path:
 
     from nuswide.bundle import log_bundle, write_bundle
     from nuswide.config import Config
+    from nuswide.evaluate import Decision
     from nuswide.models import create_model
-    from nuswide.registry import describe_version
+    from nuswide.promote import try_for_champion
 
     torch.manual_seed(0)
     mlflow.set_tracking_uri(environment(folder)["MLFLOW_TRACKING_URI"])
     model = create_model(Config(backbone=backbone, image_size_px=size_px), n_labels=27)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, size_px, size_px), dtype=np.uint8)
     labels = [f"label {i}" for i in range(27)]
-    settings = {"labels": labels, "threshold": 0.5, "image_size_px": size_px, "config": {}}
-    write_bundle(folder / "bundle", model, settings, images)
+    settings = {"labels": labels, "image_size_px": size_px, "config": {}}
+    decision = Decision(np.full(len(labels), 0.5, dtype=np.float32))
+    write_bundle(folder / "bundle", model, settings, decision, images)
     experiment = mlflow.create_experiment("small", str(folder / "artifacts"))
     with mlflow.start_run(experiment_id=experiment) as run:
         logged = log_bundle(folder / "bundle", images[0], "small", run.info.run_id)
-    describe_version("small", str(logged.version), {})
+    try_for_champion("small", str(logged.version))
     return folder / "bundle"
 
 

@@ -26,7 +26,7 @@ from nuswide.bundle import write_bundle, write_weights
 from nuswide.checkpoint import LAST, Writer, load
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest
-from nuswide.evaluate import torch_score
+from nuswide.evaluate import Decision, torch_score
 from nuswide.heads import HEADS
 from nuswide.labels import TrainLabels, label_vectors
 from nuswide.losses import LOSSES
@@ -148,8 +148,9 @@ def test_the_served_file_of_a_trained_network_scores_equally(
     loss = list(LOSSES)[pairs.index((backbone, head)) % len(LOSSES)]  # so that each has its turn
     config = replace(CONFIG, backbone=backbone, head=head, loss=loss)
     model = train(config, data).model
-    settings = {"labels": LABELS, "threshold": 0.5, "image_size_px": SIDE, "config": {}}
-    write_bundle(tmp_path / "bundle", model, settings, data.images)
+    settings = {"labels": LABELS, "image_size_px": SIDE, "config": {}}
+    decision = Decision(np.full(len(LABELS), 0.5, dtype=np.float32))
+    write_bundle(tmp_path / "bundle", model, settings, decision, data.images)
     tagger = Tagger.load(tmp_path / "bundle")
     for n in (1, 3, 16):
         here = score(model, data.images[:n])
