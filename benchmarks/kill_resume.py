@@ -7,6 +7,7 @@ SIGKILL at a random moment of its life and resumed with `resume=auto`. Compares 
 bit for bit, and the metric histories value by value.
 """
 
+import json
 import os
 import random
 import subprocess
@@ -56,6 +57,12 @@ def outcome(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str,
     return load_file(weights), histories
 
 
+def is_recorded(folder: Path, name: str) -> bool:
+    """Whether a run had done all its work already."""
+    found = list((folder / f"checkpoints-{name}").glob("*/about.json"))
+    return bool(found) and json.loads(found[0].read_text())["recorded"]
+
+
 def kill_one(folder: Path, name: str, rng: random.Random, seconds: float) -> tuple[str, float]:
     """Train and kill at a random moment, until that came before the end; gives name and moment."""
     for attempt in range(100):
@@ -63,10 +70,9 @@ def kill_one(folder: Path, name: str, rng: random.Random, seconds: float) -> tup
         moment_s = rng.uniform(0, seconds)
         process = start(folder, own)
         time.sleep(moment_s)
-        is_alive = process.poll() is None
         process.kill()
         process.wait()
-        if is_alive:
+        if not is_recorded(folder, own):
             return own, moment_s
     raise SystemExit("training always ended before it could be killed")
 

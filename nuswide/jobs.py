@@ -109,7 +109,8 @@ def _begin(
             except KeyboardInterrupt:
                 click.echo(f"\ninterrupted; go on with\n  {_resume_command(run.id)}")
                 raise
-            runs.write_about(place, config, data.manifest, is_recorded=True)
+    # Only now has the record all of it: killed before, the run is to be gone on with.
+    runs.write_about(place, config, data.manifest, is_recorded=True)
 
 
 def _batch_sizes(config: Config) -> dict[str, int]:

@@ -207,7 +207,7 @@ def start_run(
     run_id: an earlier run to go on with. spool: the folder that its metrics wait in, up to mark.
     Raises TrackerAway if the server does not answer at the end.
     """
-    is_extended = _is_finished(run_id) if run_id else False
+    is_extended = is_finished(run_id) if run_id else False
     active = mlflow.start_run(run_id=run_id)
     status = RunStatus.FAILED
     with scratch_folder() as scratch:
@@ -234,7 +234,8 @@ def start_run(
             raise TrackerAway(f"{away}; {_LATER} {run.id} records the rest")
 
 
-def _is_finished(run_id: str) -> bool:
+def is_finished(run_id: str) -> bool:
+    """Whether a run has ended as it should."""
     return bool(mlflow.get_run(run_id).info.status == "FINISHED")
 
 

@@ -1,5 +1,6 @@
 """Runs that are stopped, killed and gone on with, each by real processes."""
 
+import json
 import os
 import re
 import shlex
@@ -154,6 +155,18 @@ def test_mlflow_run_goes_on_with_a_run_and_its_own_says_so(
     assert launcher.data.tags["nuswide.job"] == "resume"
     assert launcher.data.tags["mlflow.parentRunId"] == run_id
     assert launcher.info.status == "FINISHED"
+
+
+def test_a_run_that_ended_is_not_gone_on_with_by_itself(
+    workspace: Workspace, tiny_data: Path
+) -> None:
+    """Killed after its run was ended and before that was noted, a process has done all its work."""
+    arguments = command(tiny_data, epochs="1", lr="3e-3", checkpoints="ended", resume="auto")
+    run_id = run_id_of(workspace.nuswide(*arguments))
+    about = workspace.folder / "ended" / run_id / "about.json"
+    assert json.loads(about.read_text())["recorded"]
+    about.write_text(about.read_text().replace('"recorded": true', '"recorded": false'))
+    assert run_id_of(workspace.nuswide(*arguments)) != run_id
 
 
 def test_a_run_that_is_nowhere_is_an_error(workspace: Workspace, tiny_data: Path) -> None:
