@@ -283,6 +283,17 @@ def test_the_text_fits_the_terminal_and_shows_every_figure(whole: Comparison, wi
     assert "▼" in text and "=" in text and "▲" in tables.LEGEND
 
 
+def test_a_name_that_is_cut_keeps_its_number_of_seeds(whole: Comparison) -> None:
+    long = replace(whole.entrants[0], name="train " + "scale_min=0.9 " * 5)
+    text = tables.to_text(replace(whole, entrants=(long, *whole.entrants[1:])), 80)
+    assert any("… ×3  " in line for line in text.splitlines())
+
+
+def test_what_costs_the_same_everywhere_is_not_drawn(whole: Comparison) -> None:
+    assert not [name for name in figures.draw_all(whole) if name.startswith("cost/")]
+    assert "train/images_per_s" in report.to_html(whole, figures.draw_all(whole))
+
+
 def test_csv_gives_back_every_number(whole: Comparison) -> None:
     rows = list(csv.reader(io.StringIO(tables.to_csv(tables.overview(whole)))))
     table = {row[0]: row[1:] for row in rows}

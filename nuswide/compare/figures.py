@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from nuswide.compare.entrants import COSTS, Entrant
 from nuswide.compare.paired import Compared, Comparison, Estimate, Result
@@ -53,6 +54,8 @@ def draw_all(comparison: Comparison) -> dict[str, Figure]:
         drawn[f"labels/{place}"] = draw_labels(entrant.name, chosen)
     curves, costs = ([k for k in keys if any(entrant.values(k) for entrant in comparison.entrants)]
                      for keys in (CURVES, COSTS))  # fmt: skip
+    # What costs the same everywhere is in the table, and would be one line here.
+    costs = [k for k in costs if len({entrant.mean(k) for entrant in comparison.entrants}) > 1]
     drawn |= {f"curves/{_file(key)}": draw_curves(key, comparison.entrants) for key in curves}
     return drawn | {f"cost/{_file(key)}": draw_cost(key, shown) for key in costs}
 
@@ -102,7 +105,7 @@ def draw_labels(name: str, chosen: Sequence[tuple[str, int, Compared]]) -> Figur
 
 def _lines(names: Sequence[str], *, inches: float = 0.42) -> tuple[Figure, Axes]:
     """An axis with a line for each name, the first on top."""
-    wrapped = ["\n".join(textwrap.wrap(n, 24, max_lines=3, placeholder=" …")) for n in names]
+    wrapped = ["\n".join(textwrap.wrap(n, 24, max_lines=4, placeholder=" …")) for n in names]
     most = max((name.count("\n") for name in wrapped), default=0)
     height = 1.3 + (inches + 0.1 * most) * max(2, len(names))
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -182,6 +185,7 @@ def draw_cost(key: str, shown: Sequence[tuple[Entrant, Result]]) -> Figure:
             (point,) = axis.plot(cost, estimate.value, sign, color=colour, markersize=7)
             if is_named:
                 named[entrant.name] = point
+    axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axis.set_xlabel(_UNITS[key])
     axis.set_ylabel("map on test")
     axis.margins(x=0.15)

@@ -20,20 +20,26 @@ from nuswide.evaluate import HEADLINE
 
 _LISTED = 10  # labels in a table, and entrants among the findings
 _STYLE = """<style>
+:root { --worse: #fcebdd }
+@media screen and (prefers-color-scheme: dark) { :root { --worse: #4f3017 } }
 td, th[scope=row] { white-space: nowrap; vertical-align: top; font-variant-numeric: tabular-nums }
-th[scope=row] { position: sticky; left: 0; background: #fff; max-width: 16rem; white-space: normal;
-overflow-wrap: anywhere }
-td small { display: block; color: #595959; font-weight: normal }
-td.better { background: #e3f0fa; font-weight: bold }
-td.worse { background: #fcebdd; font-weight: bold }
+th[scope=row] { position: sticky; left: 0; background: var(--page); max-width: 16rem;
+white-space: normal; overflow-wrap: break-word }
+thead th { max-width: 16rem; white-space: normal }
+td small { display: block; color: var(--faint); font-weight: normal }
+td.better { background: var(--mark); font-weight: bold }
+td.worse { background: var(--worse); font-weight: bold }
 ul { padding-left: 1.2rem }
 .panels { display: grid; gap: 0 1.5rem; align-items: start;
 grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
+.panels > div { min-width: 0 } .panels .chart img { min-width: 0 }
 @media (max-width: 40rem) {
-body { margin: 1rem } th, td { padding: .25rem .5rem } th[scope=row] { max-width: 7rem }
+body { margin: 1rem } th, td { padding: .25rem .5rem } th[scope=row] { max-width: 7.5rem }
+td, th[scope=row] { font-size: 14px }
 }
 @media print {
-h2 { break-after: avoid } tr, img { break-inside: avoid } td { print-color-adjust: exact }
+h2, p:has(+ .panels) { break-after: avoid } tr, img { break-inside: avoid }
+td { print-color-adjust: exact }
 .panels { grid-template-columns: 1fr 1fr } table { font-size: 11px } th, td { padding: .2rem .4rem }
 }
 </style>"""

@@ -179,7 +179,7 @@ def introduction(comparison: Comparison) -> str:
 
 def to_text(comparison: Comparison, width: int) -> str:
     """Write the figures and differences for a terminal `width` characters wide, in blocks."""
-    names = [_counted(entrant) for entrant in comparison.entrants]
+    names = [_counted(entrant, _most_name(width)) for entrant in comparison.entrants]
     cells = [[estimate_text(result.estimates.get(f)) for f in FIGURES]
              for result in comparison.results]  # fmt: skip
     for name, values in trivial(comparison).items():
@@ -204,8 +204,14 @@ def to_text(comparison: Comparison, width: int) -> str:
     )
 
 
-def _counted(entrant: Entrant) -> str:
-    return f"{entrant.name} ×{len(entrant.runs)}" if len(entrant.runs) > 1 else entrant.name
+def _counted(entrant: Entrant, width: int) -> str:
+    """The name with the number of seeds, which is not lost where the name is cut."""
+    count = f" ×{len(entrant.runs)}" if len(entrant.runs) > 1 else ""
+    return _cut(entrant.name, width - len(count)) + count
+
+
+def _most_name(width: int) -> int:
+    return max(_LEAST_NAME, min(_NAME_WIDTH, width // 3))
 
 
 def _blocks(
@@ -213,8 +219,7 @@ def _blocks(
     heads: Sequence[str] = FIGURES,
 ) -> Iterator[str]:  # fmt: skip
     """Rows of cells under heads, as many columns at once as fit."""
-    most = max(_LEAST_NAME, min(_NAME_WIDTH, width // 3))
-    name_width = min(most, max(map(len, [title, *names])))
+    name_width = min(_most_name(width), max(map(len, [title, *names])))
     room = max(8, width - name_width - 2)
     columns = list(zip(heads, *cells, strict=False))
     widths = [min(room, max(map(len, column))) for column in columns]
