@@ -28,7 +28,11 @@ from nuswide.metrics.bootstrap import RESAMPLED, Difference, paired, resample
 from nuswide.registry import CHAMPION, ChampionMoved
 from nuswide.scores import SavedScores
 
-RULES = ("better", "not_worse")
+_VERBS = {  # by rule, of who lost and of who won
+    "better": ("did not beat", "beat"),
+    "not_worse": ("was not shown to be about as good as", "was shown to be about as good as"),
+}
+RULES = tuple(_VERBS)
 _ATTEMPTS = 6  # ... while others move the alias
 _MARK = "Champion: "  # begins the line of a description that is ours
 
@@ -128,7 +132,7 @@ def _conclude(
         words = f"version {number} became champion without a contest: there was no champion"
         registry.move_champion(name, number, before=None, why=words, undoes=0)
     else:
-        verb = "beat" if decision.wins else "did not beat"
+        verb = _VERBS[decision.rule.rule][decision.wins]
         words = f"version {number} {verb} version {champion.version}: {decision}"
         if decision.wins:
             before = str(champion.version)

@@ -180,6 +180,14 @@ def test_who_beat_whom_by_how_much_is_in_the_tags_and_the_descriptions(tmp_path:
     assert client.get_registered_model("w").description == model.description
 
 
+def test_who_is_only_not_worse_is_not_said_to_have_beaten_anyone(tmp_path: Path) -> None:
+    contend("g", tmp_path, 1.0)
+    uri = add_version("g", record(tmp_path, scores_of(1.0, seed=3)))
+    words = promote(uri, Rule(rule="not_worse", margin=0.1))
+    assert "about as good as version 1" in words and "beat" not in words
+    assert champion("g") == "2"
+
+
 def test_the_champion_does_not_compete_with_itself(tmp_path: Path) -> None:
     contend("s", tmp_path, 1.0)
     assert "is champion already" in promote("models:/s@champion", Rule())
