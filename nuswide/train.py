@@ -136,6 +136,7 @@ class _Loop:
                 self._evaluate("val", progress.steps)
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum = 0, 0.0
+        self.record = self._new_record()  # else the checkpoint would take up the old one's sum
         self.checkpoint()
 
     def checkpoint(self, *, is_last: bool = False) -> None:

@@ -90,6 +90,17 @@ def test_every_step_is_recorded_once_with_ten_figures(data: Dataset) -> None:
         assert recorder.steps(f"train/{key}") == list(range(state.progress.steps))
 
 
+def test_the_loss_that_is_printed_is_the_mean_of_its_own_epoch(
+    data: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, state, recorder = train(data, epochs=3)
+    losses = [value for key, value, _ in recorder.metrics if key == "train/loss"]
+    means = [f"loss {np.mean(losses[i : i + 5]):.3f}" for i in (0, 5, 10)]
+    said = [line for line in capsys.readouterr().out.splitlines() if "  train" in line]
+    assert [line.split("train  ")[1] for line in said] == means
+    assert state.progress.loss_sum == 0
+
+
 def test_val_is_evaluated_after_each_epoch(data: Dataset) -> None:
     _, _, recorder = train(data)
     assert recorder.steps("val/map") == [5, 10]
