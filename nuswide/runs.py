@@ -19,7 +19,7 @@ from nuswide import distributed
 from nuswide.checkpoint import LAST, State, load
 from nuswide.config import Config
 from nuswide.manifest import Manifest
-from nuswide.tracking import fetch_checkpoint, is_finished
+from nuswide.tracking import fetch_checkpoint, is_open
 
 _ABOUT = "about.json"
 # Fields that change neither the weights nor the figures, or that the data's digest stands for.
@@ -70,10 +70,10 @@ def find(config: Config, data: Manifest) -> tuple[str, State | None] | None:
         return config.resume, _load_asked(folder / config.resume, config, data)
     for place in _folders(folder):
         about = read_about(place)
-        is_same = not _differences(about["same"], describe(config, data))
         is_own = distributed.is_restarted() and about["launch"] == distributed.launch()
-        is_open = not about["recorded"] and not is_finished(place.name)  # killed between the two
-        if is_same and is_open and (config.resume == "auto" or is_own):
+        if about["recorded"] or not (config.resume == "auto" or is_own):
+            continue
+        if not _differences(about["same"], describe(config, data)) and is_open(place.name):
             return place.name, load(place / LAST) if (place / LAST).exists() else None
     return None
 

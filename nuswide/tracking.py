@@ -207,7 +207,7 @@ def start_run(
     run_id: an earlier run to go on with. spool: the folder that its metrics wait in, up to mark.
     Raises TrackerAway if the server does not answer at the end.
     """
-    is_extended = is_finished(run_id) if run_id else False
+    is_extended = _is_finished(run_id) if run_id else False
     active = mlflow.start_run(run_id=run_id)
     status = RunStatus.FAILED
     with scratch_folder() as scratch:
@@ -234,9 +234,18 @@ def start_run(
             raise TrackerAway(f"{away}; {_LATER} {run.id} records the rest")
 
 
-def is_finished(run_id: str) -> bool:
-    """Whether a run has ended as it should."""
+def _is_finished(run_id: str) -> bool:
     return bool(mlflow.get_run(run_id).info.status == "FINISHED")
+
+
+def is_open(run_id: str) -> bool:
+    """Whether this store has a run, and it has not ended as it should."""
+    try:
+        return not _is_finished(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another store's
+            return False
+        raise
 
 
 def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:

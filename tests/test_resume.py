@@ -169,6 +169,21 @@ def test_a_run_that_ended_is_not_gone_on_with_by_itself(
     assert run_id_of(workspace.nuswide(*arguments)) != run_id
 
 
+def test_an_unfinished_run_of_another_store_is_left_alone(
+    workspace: Workspace, tiny_data: Path
+) -> None:
+    arguments = command(tiny_data, epochs="1", lr="4e-3", checkpoints="shared")
+    run_id = run_id_of(workspace.nuswide(*arguments))
+    about = workspace.folder / "shared" / run_id / "about.json"
+    foreign = workspace.folder / "shared" / ("f" * 32)
+    foreign.mkdir()
+    text = about.read_text().replace('"recorded": true', '"recorded": false')
+    (foreign / "about.json").write_text(text)
+    for resume in ("none", "auto"):
+        done = workspace.nuswide(*arguments, "--resume", resume)
+        assert run_id_of(done) not in (run_id, foreign.name)
+
+
 def test_a_run_that_is_nowhere_is_an_error(workspace: Workspace, tiny_data: Path) -> None:
     done = workspace.nuswide(*command(tiny_data, resume="0" * 32), check=False)
     assert done.returncode == 1 and "no checkpoint of run 000" in done.stderr, done.stderr
