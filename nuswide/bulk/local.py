@@ -21,7 +21,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -104,13 +103,7 @@ class _Worker:
     """What a worker process keeps: its network, and a thread that decodes ahead."""
 
     def __init__(self, bundle: Path, threads: int, batch_size: int) -> None:
-        self.tagger = Tagger.load(bundle)
-        # Each network would start threads for all cores, and many workers do so.
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.tagger.session = onnxruntime.InferenceSession(
-            bundle / "model.onnx", options, providers=["CPUExecutionProvider"]
-        )
+        self.tagger = Tagger.load(bundle, threads)
         self.batch_size = batch_size
         self.ahead = ThreadPoolExecutor(1)
 
