@@ -1,16 +1,16 @@
-"""The bundle: a trained network as ONNX with its labels.
+"""The bundle: a trained network as ONNX with its labels and its card.
 
 Owns export and registration. Never trains, and writes nothing that could execute code.
 
     write_bundle(folder, model, settings, decision, images)
-    logged = log_bundle(folder, images[0], config.registered_model, run.id)
+    logged = log_bundle(folder, images[0], config.registered_model, run.id, card)
 """
 
 import base64
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -29,12 +29,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from nuswide import tagger
+from nuswide.card import without_labels
 from nuswide.evaluate import Decision, torch_score
 from nuswide.models import Scorer, TaggerNet
+from nuswide.recorded import file_digest
 from nuswide.registry import model_id_of
 from nuswide.tagger import Tagger
 
 _TOLERANCE = 1e-4  # between the scores of torch and of ONNX Runtime
+_MOST_DESCRIBED = 4000  # characters; the registry's page takes 5,000
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
 
@@ -54,8 +57,7 @@ def write_bundle(
     folder.mkdir()
     model.cpu().eval()
     _export_onnx(model, folder / "model.onnx", settings["image_size_px"])
-    text = json.dumps({**settings, **decision.as_settings()}, indent=2, ensure_ascii=False)
-    (folder / "tagger.json").write_text(text + "\n", encoding="utf-8")
+    write_settings(folder, settings, decision)
     here = decision.calibrate(torch_score(model, torch.device("cpu"))(images))
     gap = float(np.abs(Tagger.load(folder).score(images) - here).max())
     if not gap <= _TOLERANCE:
@@ -63,6 +65,12 @@ def write_bundle(
             f"the exported model's scores differ from torch's by {gap:.1e}, more than "
             f"{_TOLERANCE:.0e}; it was not registered"
         )
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any], decision: Decision) -> None:
+    """Write the bundle's tagger.json, or write it over."""
+    text = json.dumps({**settings, **decision.as_settings()}, indent=2, ensure_ascii=False)
+    (folder / "tagger.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _export_onnx(model: TaggerNet, path: Path, image_size_px: int) -> None:
@@ -82,9 +90,11 @@ def _export_onnx(model: TaggerNet, path: Path, image_size_px: int) -> None:
     )
 
 
-def write_weights(path: Path, model: TaggerNet) -> None:
-    """Write the network's weights for fine-tuning (`weights=FILE`), as safetensors."""
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+def write_weights(path: Path, model: TaggerNet, labels: Sequence[str]) -> str:
+    """Write the network's weights for fine-tuning, as safetensors; gives the file's SHA-256."""
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, path, metadata={"labels": json.dumps(list(labels))})
+    return file_digest(path)
 
 
 @dataclass(frozen=True)
@@ -97,15 +107,17 @@ class LoggedModel:
 
 
 def log_bundle(
-    folder: Path, example: NDArray[np.uint8], registered_model: str, run_id: str
+    folder: Path, example: NDArray[np.uint8], registered_model: str, run_id: str, card: str
 ) -> LoggedModel:
     """Log a bundle to the active run as a pyfunc, and register it unless the name is `none`.
 
-    example: an image (3, S, S) uint8 for the model's input example. A version that this run has
-    registered before it was killed is taken as it is.
+    example: an image (3, S, S) uint8 for the model's input example. card: in Markdown; it goes into
+    the bundle, and onto the version's page. A version that this run has registered before it was
+    killed is taken as it is.
     """
     if found := _registered_by(run_id, registered_model):
         return found
+    (folder / "card.md").write_text(card, encoding="utf-8")
     # Else a uv.lock in the working directory, torch and all, becomes the model's environment.
     mlflow.environment_variables.MLFLOW_UV_AUTO_DETECT.set(False)
     info = mlflow.pyfunc.log_model(
@@ -118,7 +130,11 @@ def log_bundle(
         registered_model_name=None if registered_model == "none" else registered_model,
     )
     number = info.registered_model_version
-    return LoggedModel(info.model_id, info.model_uri, None if number is None else str(number))
+    if number is None:
+        return LoggedModel(info.model_id, info.model_uri, None)
+    about = without_labels(card)[:_MOST_DESCRIBED]
+    mlflow.MlflowClient().update_model_version(registered_model, str(number), about)
+    return LoggedModel(info.model_id, info.model_uri, str(number))
 
 
 def _registered_by(run_id: str, name: str) -> LoggedModel | None:

@@ -61,7 +61,8 @@ class Config:
     )
     weights: str = _field(
         "none",
-        "none, imagenet (torchvision's IMAGENET1K_V1 or timm's), or a .safetensors or .pth file.",
+        "none, imagenet (torchvision's IMAGENET1K_V1 or timm's), models:/NAME@ALIAS or /VERSION, "
+        "or a .safetensors or .pth file.",
     )
     csra_heads: int = _field(1, "Attentions of csra, each of another sharpness.", low=1, high=8)
     csra_lambda: float = _field(0.1, "Share of the attention in csra's logits.", low=0)

@@ -144,6 +144,11 @@ class Evaluation:
         """All figures under the split's name: `test/map` ..."""
         return {f"{self.split}/{name}": value for name, value in self.figures.items()}
 
+    def as_tags(self) -> dict[str, str]:
+        """The headline figures and the samples' digest, as tags of a registered version."""
+        figures = {f"{self.split}/{k}": f"{self.figures[k]:.6f}" for k in HEADLINE}
+        return {**figures, f"{self.split}_digest": self.samples.digest}
+
     def table(self) -> dict[str, list[Any]]:
         """Columns of every figure, its 95 % interval where it has one, and what 0.5 would give."""
         intervals = self.resampled.intervals()

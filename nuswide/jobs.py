@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,24 @@ import numpy as np
 import torch
 import yaml
 
-from nuswide import audit, bundle, checkpoint, distributed, outcome, plots, promote, registry, runs
+from nuswide import (
+    audit,
+    bundle,
+    checkpoint,
+    distributed,
+    outcome,
+    plots,
+    promote,
+    recorded,
+    registry,
+    runs,
+)
 from nuswide.bundle import LoggedModel
+from nuswide.card import make_card
 from nuswide.checkpoint import LAST, Writer
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.evaluate import (
-    HEADLINE,
     Decision,
     Evaluation,
     fit_decision,
@@ -36,7 +47,7 @@ from nuswide.evaluate import (
 from nuswide.labels import TrainLabels
 from nuswide.manifest import SPLITS, Manifest
 from nuswide.models import TaggerNet, create_model
-from nuswide.step import Best, State, choose_device
+from nuswide.step import State, choose_device
 from nuswide.tracking import NullRun, Run, scratch_folder, send_spool, start_run
 from nuswide.train import fit, global_batch_size
 
@@ -55,13 +66,13 @@ def train_and_register(
     """
     start = time.perf_counter()
     with distributed.process_group(choose_device(config.device)):
+        config = _with_numbered_weights(config)
         manifest = load_manifest(config.data)
         _require_enough(config, manifest)
         # Tried first, so that no mistake comes to light only after the pictures are decoded.
-        create_model(config, n_labels=len(manifest.labels), train=TrainLabels.of(manifest))
+        _create_model(config, manifest)
         data = _open(config, manifest)
-        train = TrainLabels.of(data.manifest)  # without val, which has been carved by now
-        model = create_model(config, n_labels=len(manifest.labels), train=train)
+        model = _create_model(config, data.manifest)  # train is without val by now
         found = distributed.tell(
             runs.find(config, data.manifest) if distributed.is_main() else None
         )
@@ -73,10 +84,34 @@ def train_and_register(
             model.load_state_dict(best.weights)
             decision, evaluations = _evaluate(config, model, data, state.device)
             if distributed.is_main():
-                logged = _log_model(run, config, model, data, decision)
+                chosen = outcome.choice(config, best.steps, state.progress.steps)
+                card = make_card(config, data.manifest, evaluations, choice=chosen)
+                logged = _log_model(run, config, model, data, decision, card)
                 seconds = time.perf_counter() - start
-                _record_outcome(config, data, run, best, state, evaluations, logged, seconds)
+                _record_outcome(config, data, run, state, evaluations, logged, chosen, seconds)
             return run.id if distributed.is_main() else None
+
+
+def _with_numbered_weights(config: Config) -> Config:
+    """Name the version that training starts from by its number: its alias may move."""
+    if not config.weights.startswith(registry.ADDRESS):
+        return config
+    number = distributed.tell(
+        registry.find_version(config.weights).version if distributed.is_main() else None
+    )
+    name = config.weights.removeprefix(registry.ADDRESS).partition("@")[0].partition("/")[0]
+    return replace(config, weights=f"{registry.ADDRESS}{name}/{number}")
+
+
+def _create_model(config: Config, manifest: Manifest) -> TaggerNet:
+    """Build the network with its starting weights, if need be those of a registered version."""
+    n_labels, train = len(manifest.labels), TrainLabels.of(manifest)
+    if not config.weights.startswith(registry.ADDRESS):
+        return create_model(config, n_labels=n_labels, train=train)
+    with scratch_folder() as folder:
+        weights = recorded.fetch_weights(registry.find_version(config.weights), folder)
+        local = replace(config, weights=str(weights))
+        return create_model(local, n_labels=n_labels, train=train)
 
 
 @contextmanager
@@ -156,10 +191,10 @@ def _record_outcome(
     config: Config,
     data: Dataset,
     run: Run,
-    best: Best,
     state: State,
     evaluations: list[Evaluation],
     logged: LoggedModel,
+    chosen: str,
     seconds: float,
 ) -> None:
     """Record the figures and the cost, let the model try for champion, and print it all."""
@@ -178,7 +213,7 @@ def _record_outcome(
     }
     run.log_metrics(cost, step=progress.steps if run.is_extended else 0)
     fate = _register(config, manifest, evaluations, logged)
-    came_out = outcome.choice(config, best.steps, progress.steps) + fate
+    came_out = chosen + fate
     rows = outcome.result_rows(evaluations)
     rows |= outcome.record_baselines(run, manifest.of("train"), test)
     run.set_note(outcome.note(manifest, test, rows, cost, came_out))
@@ -258,11 +293,12 @@ def _record_data(run: Run, data: Dataset) -> None:
 
 
 def _log_model(
-    run: Run, config: Config, model: TaggerNet, data: Dataset, decision: Decision
+    run: Run, config: Config, model: TaggerNet, data: Dataset, decision: Decision, card: str
 ) -> LoggedModel:
     """Export the network, check it on real pictures, and log it with its weights."""
+    labels = list(data.manifest.labels)
     settings = {
-        "labels": list(data.manifest.labels),
+        "labels": labels,
         "image_size_px": config.image_size_px,
         "data_digest": data.manifest.digest,
         "config": asdict(config),
@@ -271,9 +307,14 @@ def _log_model(
     checked = test.gather(np.arange(min(_CHECKED, len(test))))
     with scratch_folder() as folder:
         bundle.write_bundle(folder / "bundle", model, settings, decision, checked)
-        bundle.write_weights(folder / "weights.safetensors", model)
-        run.log_file(folder / "weights.safetensors", "weights")
-        return bundle.log_bundle(folder / "bundle", checked[0], config.registered_model, run.id)
+        weights = folder / Path(recorded.WEIGHTS).name
+        digest = bundle.write_weights(weights, model, labels)
+        run.log_file(weights, str(Path(recorded.WEIGHTS).parent))
+        name = config.registered_model
+        logged = bundle.log_bundle(folder / "bundle", checked[0], name, run.id, card)
+    if logged.version:
+        registry.tag_version(name, logged.version, {recorded.WEIGHTS_TAG: digest})
+    return logged
 
 
 def _register(
@@ -285,8 +326,7 @@ def _register(
     name = config.registered_model
     tags: dict[str, str] = {"select_on": config.select_on}
     for evaluation in evaluations:
-        tags |= {f"{evaluation.split}/{k}": f"{evaluation.figures[k]:.6f}" for k in HEADLINE}
-        tags[f"{evaluation.split}_digest"] = evaluation.samples.digest
+        tags |= evaluation.as_tags()
     registry.tag_version(name, logged.version, tags)
     fate = promote.try_for_champion(name, logged.version)
     return f"It is registered as {name} version {logged.version}. {fate}"

@@ -32,7 +32,7 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
     tagger = registry.load_tagger(version)
     name = f"{version.name}/{version.version}"
     columns = _matching_columns(tagger, load_manifest(data))
-    whole = _open_as_trained(tagger, data, cache)
+    whole = open_as_trained(tagger, data, cache)
     part = whole.of(split)
     if not len(part):
         raise click.ClickException(f"{data} has no {split} images for {model}; give another split")
@@ -57,7 +57,7 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
         _conclude(run, name, data, evaluation)
 
 
-def _open_as_trained(tagger: Tagger, data: str, cache: Path) -> Dataset:
+def open_as_trained(tagger: Tagger, data: str, cache: Path) -> Dataset:
     """Open a data set as the model's own run did, so that the same images are val."""
     config = tagger.config
     whole = open_dataset(

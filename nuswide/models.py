@@ -6,9 +6,10 @@ Owns BACKBONES and the reading of weight files. Never trains, nor moves a model 
     logits = model(normalize(images))  # (N, 27)
 """
 
+import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,6 +17,7 @@ from urllib.error import URLError
 import click
 import torch
 import torchvision
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -89,7 +91,8 @@ def create_model(config: Config, *, n_labels: int, train: TrainLabels | None = N
         if not config.backbone.startswith(_TIMM):  # which has them already
             _load_into(model, _download_imagenet(config.backbone), config.weights)
     elif config.weights != "none":
-        _load_into(model, _read_weights(Path(config.weights)), config.weights)
+        names = train.names if train else None
+        _load_into(model, _read_weights(Path(config.weights), names), config.weights)
     return model
 
 
@@ -162,11 +165,11 @@ def _download_imagenet(backbone: str) -> StateDict:
     return state
 
 
-def _read_weights(path: Path) -> StateDict:
+def _read_weights(path: Path, labels: Sequence[str] | None) -> StateDict:
     """Read a .safetensors or torch file; nothing in it is executed."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path, labels)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many kinds for a file of another kind
         raise click.ClickException(
@@ -177,6 +180,16 @@ def _read_weights(path: Path) -> StateDict:
         state = state["best"]["weights"] if state["best"] else state["ema"] or state["model"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise click.ClickException(f"weights={path} holds no state dict of tensors")
+    return state
+
+
+def _read_safetensors(path: Path, labels: Sequence[str] | None) -> StateDict:
+    """Read a file of ours or another's; one that names its labels gives no head for others."""
+    with safe_open(path, "pt") as file:
+        own = (file.metadata() or {}).get("labels")
+    state: StateDict = load_file(path)
+    if own and labels is not None and json.loads(own) != list(labels):
+        return {k: v for k, v in state.items() if k.startswith("backbone.")}
     return state
 
 

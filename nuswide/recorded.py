@@ -1,11 +1,13 @@
 """What is read back from the record: runs, their scores and their curves.
 
-Owns the way from a run's artifacts and histories to arrays. Writes nothing, computes no figure.
+Owns the way from a run's artifacts and histories to arrays, and to the weights of a registered
+version. Writes nothing into the record, computes no figure.
 
     saved = fetch_scores(run_id, "test")  # None if the run kept none
     steps, values = fetch_curve(run_id, "val/map")
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from numpy.typing import NDArray
 
 from nuswide.scores import FILE, SavedScores
 from nuswide.tracking import JOB_TAG, scratch_folder
+
+WEIGHTS = "weights/weights.safetensors"  # in a training run's artifacts
+WEIGHTS_TAG = "weights_sha256"  # of a version
 
 
 def search_runs(experiments: Sequence[str], query: str) -> Iterator[RecordedRun]:
@@ -72,6 +77,36 @@ def fetch_scores(run_id: str, split: str) -> SavedScores | None:
     if saved.targets is None or saved.thresholds is None:
         raise click.ClickException(f"{split}/{FILE} of run {run_id} lacks targets or thresholds")
     return _take(saved, np.argsort(np.array(saved.images)), np.arange(len(saved.labels)))
+
+
+def fetch_weights(version: ModelVersion, folder: Path) -> Path:
+    """Download the torch weights of a registered version into a folder; gives the file.
+
+    Raises click.ClickException if its run has none, or has been trained further since.
+    """
+    name, digest = f"models:/{version.name}/{version.version}", version.tags.get(WEIGHTS_TAG)
+    if not digest:
+        raise click.ClickException(f"{name} has no torch weights; give the version it was made of")
+    try:
+        path = mlflow.artifacts.download_artifacts(
+            run_id=version.run_id, artifact_path=WEIGHTS, dst_path=str(folder)
+        )
+    except (MlflowException, OSError) as error:
+        raise click.ClickException(
+            f"the weights of {name} are not to be had from its run {version.run_id} ({error})"
+        ) from error
+    if file_digest(Path(path)) != digest:
+        raise click.ClickException(
+            f"the weights of {name} are gone: its run {version.run_id} was trained further, and "
+            "its last version has the weights now"
+        )
+    return Path(path)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def align(saved: SavedScores, like: SavedScores) -> SavedScores:

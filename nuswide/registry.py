@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from nuswide.tagger import Tagger
 
 CHAMPION = "champion"
+ADDRESS = "models:/"  # begins the address of a version
 _HISTORY = "champion."  # ... number . token: a tag a move
 _ABANDONED_S = 300.0  # a move that has not ended after so long was cut off
 
@@ -164,11 +165,11 @@ def find_version(uri: str) -> ModelVersion:
     Raises click.ClickException if there is none, naming the models there are.
     """
     client = mlflow.MlflowClient()
-    name, at, alias = uri.removeprefix("models:/").partition("@")
+    name, at, alias = uri.removeprefix(ADDRESS).partition("@")
     name, _, number = name.partition("/")
-    if not uri.startswith("models:/") or not name or not (alias if at else number):
+    if not uri.startswith(ADDRESS) or not name or not (alias if at else number):
         raise click.ClickException(
-            f"model={uri!r} is no model address; give models:/NAME@ALIAS or models:/NAME/VERSION"
+            f"{uri!r} is no model address; give models:/NAME@ALIAS or models:/NAME/VERSION"
         )
     try:
         if at:
@@ -183,10 +184,15 @@ def find_version(uri: str) -> ModelVersion:
         ) from None
 
 
+def fetch_bundle(version: ModelVersion) -> Path:
+    """Download a registered version; gives the folder of its bundle."""
+    local = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
+    return Path(local) / "artifacts" / "bundle"
+
+
 def load_tagger(version: ModelVersion) -> Tagger:
     """Download a registered version's bundle and open it; none of the model's code is run."""
-    local = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
-    return Tagger.load(Path(local) / "artifacts" / "bundle")
+    return Tagger.load(fetch_bundle(version))
 
 
 def model_id_of(version: ModelVersion) -> str | None:

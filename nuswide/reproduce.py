@@ -23,6 +23,7 @@ from nuswide.config import Config, load_config
 from nuswide.data import read_manifest
 from nuswide.jobs import train_and_register
 from nuswide.manifest import carve_val
+from nuswide.recorded import WEIGHTS
 from nuswide.tracking import JOB_TAG, environment
 
 REPRODUCES_TAG = "nuswide.reproduces"
@@ -140,9 +141,7 @@ def _weights_gap(run_id: str, again: str) -> float | None:
 
 def _weights(run_id: str) -> dict[str, NDArray[Any]]:
     try:
-        path = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path="weights/weights.safetensors"
-        )
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=WEIGHTS)
     except (MlflowException, OSError):
         return {}
     weights: dict[str, NDArray[Any]] = load_file(Path(path))

@@ -103,8 +103,13 @@ class Tagger:
 
     def score(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score images (N, 3, S, S) uint8; (N, C) float32 in [0, 1]."""
-        scores: NDArray[np.float32] = self.session.run(["scores"], {"images": images})[0]
+        scores = self.network_scores(images)
         return scores if self.calibration is None else _calibrated(scores, *self.calibration)
+
+    def network_scores(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Score images as score does, without the calibration."""
+        scores: NDArray[np.float32] = self.session.run(["scores"], {"images": images})[0]
+        return scores
 
 
 def _per_label(value: Any, n_labels: int) -> NDArray[np.float64]:

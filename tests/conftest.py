@@ -116,7 +116,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
         write_bundle(bundle, model, settings, decision, images)
         experiment = mlflow.create_experiment("small", str(workspace.folder / "artifacts"))
         with mlflow.start_run(experiment_id=experiment) as run:
-            logged = log_bundle(bundle, images[0], "small", run.info.run_id)
+            logged = log_bundle(bundle, images[0], "small", run.info.run_id, "A card.")
         try_for_champion("small", str(logged.version))
         folder = mlflow.artifacts.download_artifacts("models:/small@champion")
     finally:

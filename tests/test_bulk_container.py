@@ -43,7 +43,7 @@ def test_a_lock_file_in_the_working_directory_is_not_the_models(
         "from nuswide.bundle import log_bundle\n"
         "with mlflow.start_run() as run:\n"
         f"    log_bundle(Path({str(registered.bundle)!r}), np.zeros((3, 32, 32), np.uint8), 'none',"
-        " run.info.run_id)\n"
+        " run.info.run_id, 'A card.')\n"
     )
     env = registered.workspace.env
     env["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'mlflow.db'}"

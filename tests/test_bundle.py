@@ -12,6 +12,7 @@ from nuswide.config import Config
 from nuswide.evaluate import Decision
 from nuswide.metrics import Calibration
 from nuswide.models import TaggerNet, create_model
+from nuswide.recorded import file_digest
 from nuswide.tagger import Tagger
 
 SETTINGS = {"labels": ["a", "b", "c"], "image_size_px": 32, "config": {}}
@@ -68,7 +69,8 @@ def test_an_export_whose_scores_differ_is_refused(
 
 
 def test_written_weights_start_another_model(model: TaggerNet, tmp_path: Path) -> None:
-    write_weights(tmp_path / "w.safetensors", model)
+    digest = write_weights(tmp_path / "w.safetensors", model, ["a", "b", "c"])
+    assert digest == file_digest(tmp_path / "w.safetensors")
     config = Config(backbone="resnet18", weights=str(tmp_path / "w.safetensors"), seed=9)
     again = create_model(config, n_labels=3).state_dict()
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())

@@ -128,7 +128,7 @@ def test_a_combination_trains_two_steps_exports_reloads_and_scores_equally(
     scores = score(state.model, data.images)
     assert np.isfinite(scores).all()
     assert np.abs(scores - score(exported.start, data.images)).max() > 1e-3
-    write_weights(tmp_path / "weights.safetensors", state.model)
+    write_weights(tmp_path / "weights.safetensors", state.model, data.manifest.labels)
     reloaded = build(replace(config, weights=str(tmp_path / "weights.safetensors"), seed=9), data)
     for name, value in state.model.state_dict().items():
         assert torch.equal(reloaded.state_dict()[name], value), name

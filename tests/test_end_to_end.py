@@ -23,12 +23,14 @@ from conftest import ROOT, TINY, Trained, run_id_of
 from mlflow.entities import Run
 from safetensors.torch import load_file
 
+from nuswide.card import without_labels
 from nuswide.config import Config
 from nuswide.data import Dataset, load_manifest, open_dataset
 from nuswide.evaluate import predict, torch_score
 from nuswide.metrics import NINE, all_figures, fit_thresholds
 from nuswide.models import create_model
-from nuswide.registry import find_version, load_tagger
+from nuswide.recorded import WEIGHTS, WEIGHTS_TAG
+from nuswide.registry import fetch_bundle, find_version, load_tagger
 from nuswide.scores import SavedScores
 
 CHAMPION = "models:/nuswide-tagger@champion"
@@ -187,9 +189,7 @@ def test_thresholds_fitted_on_val_are_in_the_model_and_behind_the_test_figures(
 
 def test_the_served_network_scores_as_the_trained_one(trained: Trained) -> None:
     data = held_out(trained)
-    weights = mlflow.artifacts.download_artifacts(
-        run_id=trained.run_id, artifact_path="weights/weights.safetensors"
-    )
+    weights = weights_of(trained.run_id)
     config = Config(backbone="resnet18", image_size_px=32)
     model = create_model(config, n_labels=len(data.manifest.labels))
     model.load_state_dict(load_file(weights))
@@ -313,3 +313,48 @@ def test_a_mistake_under_mlflow_run_fails_the_run(trained: Trained) -> None:
         errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
         assert len(errors) == 1 and next(iter(wrong)) in errors[0], done.stderr
         assert statuses()[0] == "FAILED"
+
+
+def test_the_version_carries_a_card_with_its_figures(run: Run) -> None:
+    version = find_version(CHAMPION)
+    card = (fetch_bundle(version) / "card.md").read_text()
+    assert f"{run.data.metrics['test/map']:.3f}" in card
+    assert run.data.tags["data.digest"] in card
+    description = mlflow.MlflowClient().get_model_version("nuswide-tagger", "1").description
+    assert description.startswith(without_labels(card)[:200])
+    assert "Champion: " in description
+
+
+def test_a_registered_version_is_fine_tuned_from_its_torch_weights(
+    run: Run, trained: Trained, tiny_data: Path
+) -> None:
+    """With a learning rate that changes next to nothing, its figures are those of the start."""
+    changed = TINY | {
+        "epochs": "1", "lr": "1e-12", "data": str(tiny_data), "weights": CHAMPION,
+        "registered_model": "none",
+    }  # fmt: skip
+    tuned = trained.workspace.mlflow_run("main", cache=trained.cache, **changed)
+    config = mlflow.artifacts.load_text(f"runs:/{run_id_of(tuned)}/config.yaml")
+    assert "weights: models:/nuswide-tagger/1\n" in config  # the alias may move
+
+    tuned_weights, weights = (load_file(weights_of(i)) for i in (run_id_of(tuned), trained.run_id))
+    trainable = [k for k in weights if not k.endswith(("_mean", "_var", "_tracked"))]
+    assert all(torch.allclose(tuned_weights[k], weights[k], atol=1e-6) for k in trainable)
+
+
+def weights_of(run_id: str) -> str:
+    return mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=WEIGHTS)
+
+
+def test_weights_that_the_run_has_no_more_are_refused(trained: Trained) -> None:
+    client = mlflow.MlflowClient()
+    digest = find_version("models:/nuswide-tagger/1").tags[WEIGHTS_TAG]
+    client.set_model_version_tag("nuswide-tagger", "1", WEIGHTS_TAG, "0" * 64)
+    try:
+        options = [x for k, v in TINY.items() for x in (f"--{k}", v)]
+        data = ("--data", str(trained.data), "--weights", "models:/nuswide-tagger/1")
+        refused = trained.workspace.nuswide("train", *options, *data, check=False)
+    finally:
+        client.set_model_version_tag("nuswide-tagger", "1", WEIGHTS_TAG, digest)
+    assert refused.returncode == 1 and "was trained further" in refused.stderr
+    assert "Traceback" not in refused.stderr

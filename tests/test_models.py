@@ -12,6 +12,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nuswide.bundle import write_weights
 from nuswide.config import Config
 from nuswide.labels import TrainLabels
 from nuswide.models import BACKBONES, Scorer, TaggerNet, create_model
@@ -197,6 +198,19 @@ def test_a_head_for_other_labels_starts_afresh(ours: Path) -> None:
     model = build(n_labels=N_LABELS + 1, seed=1, weights=str(ours))
     assert same(part(model, "backbone"), part(build(seed=7), "backbone"))
     assert same(part(model, "head"), part(build(n_labels=N_LABELS + 1, seed=1), "head"))
+
+
+def test_weights_that_name_other_labels_give_no_head(tmp_path: Path) -> None:
+    def train_of(*names: str) -> TrainLabels:
+        return TrainLabels(names, np.zeros((1, 2), np.uint8), None)
+
+    path = tmp_path / "model.safetensors"
+    write_weights(path, build(n_labels=2, seed=7), ["sky", "sea"])
+    for names, is_taken in ((("sky", "sea"), True), (("sea", "sky"), False)):
+        config = Config(backbone="resnet18", seed=1, weights=str(path))
+        model = create_model(config, n_labels=2, train=train_of(*names))
+        assert same(part(model, "backbone"), part(build(n_labels=2, seed=7), "backbone"))
+        assert same(part(model, "head"), part(build(n_labels=2, seed=7), "head")) == is_taken
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
