@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import hostile  # noqa: E402 - of the tests, which are no package
 import serving  # noqa: E402
 
-__all__ = ["environment", "hostile", "photo", "register_model", "serving"]
+if TYPE_CHECKING:
+    from nuswide.models import TaggerNet
+
+__all__ = ["environment", "hostile", "photo", "register_model", "serving", "write_random_bundle"]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -24,30 +28,37 @@ def environment(folder: Path) -> dict[str, str]:
     return own | {"MLFLOW_TRACKING_URI": tracking, "PYTHONPATH": str(ROOT)}
 
 
-def register_model(folder: Path, backbone: str, size_px: int) -> Path:
-    """Write and register a bundle of random weights as `models:/small@champion`; its folder."""
-    import mlflow
-    import torch
-
-    from nuswide.bundle import log_bundle, write_bundle
+def write_random_bundle(folder: Path, backbone: str, size_px: int) -> tuple["TaggerNet", Path]:
+    """Export a network of random weights; it, and the folder of its bundle."""
+    from nuswide.bundle import write_bundle
     from nuswide.config import Config
     from nuswide.evaluate import Decision
     from nuswide.models import create_model
-    from nuswide.promote import try_for_champion
 
-    torch.manual_seed(0)
-    mlflow.set_tracking_uri(environment(folder)["MLFLOW_TRACKING_URI"])
     model = create_model(Config(backbone=backbone, image_size_px=size_px), n_labels=27)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, size_px, size_px), dtype=np.uint8)
     labels = [f"label {i}" for i in range(27)]
     settings = {"labels": labels, "image_size_px": size_px, "config": {}}
     decision = Decision(np.full(len(labels), 0.5, dtype=np.float32))
     write_bundle(folder / "bundle", model, settings, decision, images)
+    return model, folder / "bundle"
+
+
+def register_model(folder: Path, backbone: str, size_px: int) -> Path:
+    """Register a network of random weights as `models:/small@champion`; its bundle's folder."""
+    import mlflow
+
+    from nuswide.bundle import log_bundle
+    from nuswide.promote import try_for_champion
+
+    mlflow.set_tracking_uri(environment(folder)["MLFLOW_TRACKING_URI"])
+    _, bundle = write_random_bundle(folder, backbone, size_px)
+    example = np.zeros((3, size_px, size_px), dtype=np.uint8)
     experiment = mlflow.create_experiment("small", str(folder / "artifacts"))
     with mlflow.start_run(experiment_id=experiment) as run:
-        logged = log_bundle(folder / "bundle", images[0], "small", run.info.run_id)
+        logged = log_bundle(bundle, example, "small", run.info.run_id, "A random network.")
     try_for_champion("small", str(logged.version))
-    return folder / "bundle"
+    return bundle
 
 
 def photo(width: int = 500, height: int = 375, seed: int = 0) -> bytes:
