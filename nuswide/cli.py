@@ -156,12 +156,23 @@ def evaluate(
     show_default=True,
     help="Take training runs that differ in their seed alone as one.",
 )
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A folder for page, tables and drawings, too."
+)
 @one_line_errors
-def compare(runs: str, baseline: str | None, across_test_sets: bool, pool_seeds: bool) -> None:
+def compare(
+    runs: str, baseline: str | None, across_test_sets: bool, pool_seeds: bool, out: Path | None
+) -> None:
     """Put runs and registered versions side by side, with paired differences."""
     from nuswide.compare import compare_runs
 
-    compare_runs(runs, baseline=baseline, across_test_sets=across_test_sets, pool_seeds=pool_seeds)
+    compare_runs(
+        runs,
+        baseline=baseline,
+        across_test_sets=across_test_sets,
+        pool_seeds=pool_seeds,
+        out=out,
+    )
 
 
 @main.command()

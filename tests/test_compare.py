@@ -235,11 +235,12 @@ def test_versions_are_compared_by_the_runs_that_made_or_evaluated_them(
 
 
 def test_the_command_records_page_tables_and_drawings(
-    ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ids: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "90")
     runs = ",".join(ids[name] for name in ("good 0", "good 1", "poor 0", "poor 1", "old"))
-    done = CliRunner().invoke(main, ["compare", "--runs", runs])
+    out = tmp_path / "a" / "comparison"
+    done = CliRunner().invoke(main, ["compare", "--runs", runs, "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "train head=linear ×2" in done.output and "always the same few" in done.output
     comparison = mlflow.search_runs(
@@ -257,6 +258,25 @@ def test_the_command_records_page_tables_and_drawings(
     assert {row["verdict"] for row in rows if row["entrant"] == "train head=linear"} == {"worse"}
     files = {file.path for file in mlflow.MlflowClient().list_artifacts(comparison.info.run_id)}
     assert {"comparison.csv", "comparison.json", "labels.csv", "differences", "curves"} <= files
+    assert (out / "comparison.html").read_text() == page
+    assert (out / "differences" / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_markdown_table_has_a_row_an_entrant_and_the_paired_difference(
+    whole: Comparison,
+) -> None:
+    head, _, *rows = tables.to_markdown(whole).strip().splitlines()[2:]
+    assert head.count("|") == 8 and all(row.count("|") == 8 for row in rows)
+    assert [row.split("|")[1].strip() for row in rows[: len(whole.entrants)]] == [
+        entrant.name.replace("|", "/") for entrant in whole.entrants
+    ]
+    poor = next(row for row in rows if "head=linear" in row)
+    compared = next(
+        r.differences["map"]
+        for e, r in zip(whole.entrants, whole.results, strict=True)
+        if "head=linear" in e.name and r.differences
+    )
+    assert tables.difference_text(compared) in poor and "▼" in poor
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ statistics, the tables, the drawings and the page. Trains and scores nothing: al
 """
 
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 
 import click
+from matplotlib.figure import Figure
 
 from nuswide.compare import figures, report, tables
 from nuswide.compare.entrants import choose_baseline, find_entrants, require_one_test_set
@@ -24,13 +27,15 @@ def compare_runs(
     baseline: str | None = None,
     across_test_sets: bool = False,
     pool_seeds: bool = True,
+    out: Path | None = None,
 ) -> None:
     """Compare runs and versions; print it and record it as a run of its own.
 
     runs: IDs of runs, names of MLflow experiments and models:/ addresses, parted by commas.
     baseline: the one of them, as it is named there, that the others are measured against; None for
     the best by val. across_test_sets: show what was tested on different images, without pairing.
-    pool_seeds: take training runs that differ in their seed alone as one.
+    pool_seeds: take training runs that differ in their seed alone as one. out: a folder for the
+    page, the tables and the drawings, beside the record.
 
     Raises click.ClickException if there are fewer than two to compare, or the test sets differ.
     """
@@ -38,29 +43,59 @@ def compare_runs(
     one_test_set = require_one_test_set(entrants, across_test_sets=across_test_sets)
     chosen = choose_baseline(entrants, baseline)
     comparison = measure(entrants, chosen, is_paired=one_test_set)
+    texts, drawn = _make(comparison)
+    if out:
+        _write(out, texts, drawn)
     with start_run("compare", f"comparison of {len(entrants)}") as run:
         run.log_params({"runs": runs, "baseline": comparison.baseline or "none"})
-        _record(run, comparison)
+        _record(run, comparison, texts, drawn)
         run.set_note(f"```\n{tables.to_text(comparison, 200)}\n```")
     click.echo(tables.to_text(comparison, shutil.get_terminal_size((120, 24)).columns))
     click.echo(
-        f"run {run.id}: its artifacts hold comparison.html, comparison.csv, differences.csv and "
-        f"labels.csv\n{run.address}"
+        f"run {run.id}: its artifacts hold comparison.html and .md, and figures, differences and "
+        f"labels as CSV\n{run.address}"
     )
 
 
-def _record(run: Run, comparison: Comparison) -> None:
+def _tables(comparison: Comparison) -> dict[str, tables.Table]:
+    found = {
+        "comparison": tables.overview(comparison),
+        "differences": tables.differences(comparison),
+        "labels": tables.labels(comparison),
+    }
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def _make(comparison: Comparison) -> tuple[dict[str, str], dict[str, Figure]]:
+    """Everything that is written of a comparison: files of text, and drawings, by name."""
+    drawn = figures.draw_all(comparison)
+    texts = {f"{name}.csv": tables.to_csv(table) for name, table in _tables(comparison).items()}
+    texts["comparison.md"] = tables.to_markdown(comparison)
+    texts["comparison.html"] = report.to_html(comparison, drawn)
+    return texts, drawn
+
+
+def _write(out: Path, texts: Mapping[str, str], drawn: Mapping[str, Figure]) -> None:
+    try:
+        for name, text in texts.items():
+            out.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(text, encoding="utf-8")
+        for name, figure in drawn.items():
+            path = out / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise click.ClickException(f"cannot write into {out}: {error.strerror}") from error
+
+
+def _record(
+    run: Run, comparison: Comparison, texts: Mapping[str, str], drawn: Mapping[str, Figure]
+) -> None:
     ids = [r.info.run_id for entrant in comparison.entrants for r in entrant.runs]
     run.set_tags({"compared": ",".join(ids)[:4000]})
-    run.log_text(tables.to_csv(tables.overview(comparison)), "comparison.csv")
-    run.log_table(tables.columns_of(tables.overview(comparison)), "comparison.json")
-    for name, table in (
-        ("differences", tables.differences(comparison)), ("labels", tables.labels(comparison)),
-    ):  # fmt: skip
-        if table.rows:
-            run.log_text(tables.to_csv(table), f"{name}.csv")
-            run.log_table(tables.columns_of(table), f"{name}.json")
-    drawn = figures.draw_all(comparison)
+    for name, table in _tables(comparison).items():
+        run.log_table(tables.columns_of(table), f"{name}.json")
+    for name, text in texts.items():
+        run.log_text(text, name)
     for name, figure in drawn.items():
         run.log_figure(figure, f"{name}.png")
-    run.log_text(report.to_html(comparison, drawn), "comparison.html")

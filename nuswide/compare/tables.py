@@ -15,7 +15,7 @@ from typing import Any
 
 from nuswide.compare.entrants import COSTS, Entrant, as_number
 from nuswide.compare.paired import ALPHA, FIGURES, Compared, Comparison, Estimate
-from nuswide.evaluate import baseline_key
+from nuswide.evaluate import HEADLINE, baseline_key
 
 MARKS = {"better": "▲", "worse": "▼", "tie": "=", "unknown": "?"}
 LEGEND = (
@@ -202,6 +202,22 @@ def to_text(comparison: Comparison, width: int) -> str:
     return "\n".join(
         part for line in [*lines, *comparison.remarks] for part in _wrapped(line, width)
     )
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """Write the headline figures, and mAP's difference from the baseline, for a README."""
+    rows = []
+    for entrant, result in zip(comparison.entrants, comparison.results, strict=True):
+        cells = [estimate_text(result.estimates.get(name)) for name in HEADLINE]
+        compared = (result.differences or {}).get("map")
+        cells.append(f"{MARKS[compared.verdict]} {difference_text(compared)}" if compared else "")
+        rows.append([entrant.name, str(len(entrant.runs)), *cells])
+    for name, values in trivial(comparison).items():
+        rows.append([name, "", *(f"{values[f]:.3f}" if f in values else "" for f in HEADLINE), ""])
+    head = ["", "runs", *HEADLINE, "map less the baseline's"]
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
+    return f"{introduction(comparison)} In brackets 95 % intervals. {LEGEND}\n\n{table}\n"
 
 
 def _counted(entrant: Entrant, width: int) -> str:
