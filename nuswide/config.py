@@ -167,6 +167,10 @@ class Config:
         "val",
         "Split whose mAP chooses the best weights; `test` is not honest, `last` chooses none.",
     )
+    test_flips: bool = _field(
+        False,
+        "Score by the mean of an image's and its mirror image's scores, served or not.",
+    )
     test_freq: int = _field(0, "Evaluate on test every so many steps; 0 for the end only.", low=0)
 
     # Record

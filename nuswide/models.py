@@ -30,12 +30,16 @@ StateDict = dict[str, Tensor]
 
 
 class TaggerNet(nn.Module):
-    """Normalised images (N, 3, H, W) to logits (N, C)."""
+    """Normalised images (N, 3, H, W) to logits (N, C).
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    test_flips: whether Scorer asks it about the mirror images, too.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, *, test_flips: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.test_flips = test_flips
 
     def forward(self, images: Tensor) -> Tensor:
         """Give the logits (N, C) of normalised images."""
@@ -44,15 +48,22 @@ class TaggerNet(nn.Module):
 
 
 class Scorer(nn.Module):
-    """The network as it is served: uint8 images (N, 3, S, S) to scores (N, C) in [0, 1]."""
+    """The network as it scores, in evaluations and where it is served.
+
+    Takes uint8 images (N, 3, S, S) to scores (N, C) in [0, 1].
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.test_flips = getattr(model, "test_flips", False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the scores (N, C) of uint8 images."""
-        return torch.sigmoid(self.model(normalize(images)).float())
+        """Give the scores (N, C) of uint8 images, means over both ways round with test_flips."""
+        if self.test_flips:
+            images = torch.cat([images, images.flip(-1)])
+        scores = torch.sigmoid(self.model(normalize(images)).float())
+        return scores.unflatten(0, (2, -1)).mean(0) if self.test_flips else scores
 
 
 class TimmBackbone(nn.Module):
@@ -86,7 +97,7 @@ def create_model(config: Config, *, n_labels: int, train: TrainLabels | None = N
     else:
         backbone = pick(BACKBONES, "backbone", config.backbone)()
     head = create_head(_count_features(backbone, config), n_labels, config, train)
-    model = TaggerNet(backbone, head)
+    model = TaggerNet(backbone, head, test_flips=config.test_flips)
     if config.weights == "imagenet":
         if not config.backbone.startswith(_TIMM):  # which has them already
             _load_into(model, _download_imagenet(config.backbone), config.weights)

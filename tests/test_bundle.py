@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,7 +10,9 @@ import torch
 from nuswide import bundle
 from nuswide.bundle import write_bundle, write_weights
 from nuswide.config import Config
-from nuswide.evaluate import Decision
+from nuswide.evaluate import Decision, torch_score
+from nuswide.heads import HEADS
+from nuswide.labels import TrainLabels
 from nuswide.metrics import Calibration
 from nuswide.models import TaggerNet, create_model
 from nuswide.recorded import file_digest
@@ -38,6 +41,31 @@ def test_a_bundle_scores_any_number_of_images_as_torch_does(
         logits = model.eval()((torch.from_numpy(IMAGES) / 255 - mean) / std)
     for n in (1, 2, 5):
         np.testing.assert_allclose(tagger.score(IMAGES[:n]), logits.sigmoid()[:n], atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_bundle_with_test_flips_scores_both_ways_round_as_torch_does(
+    head: str, tmp_path: Path
+) -> None:
+    targets = np.random.default_rng(0).integers(0, 2, (9, 3)).astype(np.uint8)
+    train = TrainLabels(("a", "b", "c"), targets, None)
+    config = Config(backbone="resnet18", image_size_px=32, head=head)
+    taggers = []
+    for flips in (False, True):
+        model = create_model(replace(config, test_flips=flips), n_labels=3, train=train)
+        write_bundle(tmp_path / f"{flips}", model, SETTINGS, DECISION, IMAGES)
+        taggers.append(Tagger.load(tmp_path / f"{flips}"))
+    plain, both = taggers
+    score = torch_score(model, torch.device("cpu"))
+    mirrored = np.ascontiguousarray(IMAGES[..., ::-1])
+    for n in (1, 2, 5):
+        served = both.score(IMAGES[:n])
+        np.testing.assert_allclose(served, score(IMAGES[:n]), atol=1e-5)
+        mean = (plain.score(IMAGES[:n]) + plain.score(mirrored[:n])) / 2
+        np.testing.assert_allclose(served, mean, atol=1e-5)
+        assert np.abs(served - plain.score(IMAGES[:n])).max() > 1e-4
+    sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("False", "True")]
+    assert sizes[1] < 1.01 * sizes[0]  # the network is in it once
 
 
 def test_a_bundle_is_one_network_file_and_one_text_file(model: TaggerNet, tmp_path: Path) -> None:

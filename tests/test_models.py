@@ -157,6 +157,17 @@ def test_the_scorer_takes_bytes_and_gives_scores() -> None:
     assert ((scores > 0) & (scores < 1)).all()
 
 
+def test_with_test_flips_an_image_and_its_mirror_image_have_the_mean_of_their_scores() -> None:
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    plain, both = (Scorer(build(test_flips=flips)).eval() for flips in (False, True))
+    with torch.no_grad():
+        here, there = plain(images), plain(images.flip(-1))
+        assert (here - there).abs().max() > 1e-3
+        torch.testing.assert_close(both(images), (here + there) / 2)
+        torch.testing.assert_close(both(images.flip(-1)), (here + there) / 2)
+    assert same(plain.state_dict(), both.state_dict())
+
+
 # convnext_tiny's norm is another here, and mobilenet_v3's classifier has a layer more.
 LIKE_TORCHVISIONS = ("resnet18", "resnext50_32x4d", "efficientnet_v2_s", "swin_t")
 
