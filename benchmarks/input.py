@@ -19,8 +19,10 @@ from article_loop import BATCH, Task, article_feeds, make_task, our_config
 from hardware import describe, device
 
 from nuswide import transforms
-from nuswide.data import Dataset, epoch_order, open_dataset
+from nuswide.data import Dataset, open_dataset
 from nuswide.feed import open_feed, to_device
+from nuswide.labels import TrainLabels
+from nuswide.sampling import create_sampling, epoch_order
 
 
 def article(task: Task) -> float:
@@ -38,7 +40,8 @@ def ours(task: Task, data: Dataset, kind: str) -> float:
     feed = open_feed(data, rows, device(), kind)
     start = time.perf_counter()
     draws = to_device(transforms.draw(config, n_images=len(data), epoch=0), device())
-    batches = epoch_order(rows, batch_size=BATCH, seed=0, epoch=0)
+    sample = create_sampling(config, TrainLabels.of(data.manifest))
+    batches = epoch_order(rows, sample, batch_size=BATCH, seed=0, epoch=0)
     for batch, images in zip(batches, feed.batches(batches), strict=True):
         inputs = transforms.augment(images, draws[to_device(batch, device())], config)
         inputs.contiguous(memory_format=torch.channels_last)

@@ -48,6 +48,15 @@ class Config:
     image_size_px: int = _field(
         256, "Side of the square that pictures are resized to.", low=32, high=1024
     )
+    sampling: Literal["uniform", "class_aware", "repeat_factor"] = _field(
+        "uniform",
+        "Of an epoch's images: uniform, each once; class_aware, each label as often as any; "
+        "repeat_factor, those of rare labels more often.",
+    )
+    repeat_threshold: float = _field(
+        0.1, "repeat_factor repeats images of labels that fewer than this share of train have.",
+        low=0, high=1,
+    )  # fmt: skip
 
     # Model
     backbone: str = _field(

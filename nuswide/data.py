@@ -1,9 +1,9 @@
-"""Decoded images and the order in which training sees them.
+"""Decoded images with their samples.
 
-Owns the way from a Manifest to uint8 batches. Never augments, and never looks at a score.
+Owns the way from a Manifest to uint8 images. Never augments, and never looks at a score.
 
     data = open_dataset(load_manifest("sample"), size_px=64, folder=Path("data/cache"))
-    for batch in epoch_order(data.manifest.indices("train"), batch_size=32, seed=0, epoch=0): ...
+    images = data.gather(data.manifest.indices("train")[:32])  # (32, 3, 64, 64)
 """
 
 import os
@@ -104,12 +104,3 @@ def open_dataset(
     rows = np.setdiff1d(np.arange(len(manifest)), rejected)
     kept = replace(manifest.take(rows), rejected=manifest.rejected + len(rejected))
     return Dataset(kept, cache.images, rows)
-
-
-def epoch_order(
-    indices: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int
-) -> list[NDArray[np.int64]]:
-    """Shuffle the indices for one epoch and cut them into batches, the short rest left out."""
-    order = np.random.default_rng([seed, epoch, 0]).permutation(indices)
-    n_batches = len(order) // batch_size
-    return list(order[: n_batches * batch_size].reshape(n_batches, batch_size))

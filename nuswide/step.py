@@ -227,7 +227,7 @@ MicroBatch = tuple[Tensor, Tensor, Tensor | None, Tensor]
 def take_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]) -> Tensor:
     """Take one optimizer step; gives its counts, see counts.step_counts.
 
-    micro_batches: `accumulate` times uint8 images, targets, known and draws, on the device.
+    micro_batches: `accumulate` times uint8 images, targets and known on the device, and draws.
     Randomness inside of the network follows from seed, step and process, so that it need not be
     kept for resuming.
     """

@@ -22,13 +22,14 @@ from nuswide import distributed
 from nuswide.checkpoint import Writer, snapshot
 from nuswide.config import Config
 from nuswide.counts import StepRecord
-from nuswide.data import Dataset, epoch_order
+from nuswide.data import Dataset
 from nuswide.evaluate import Evaluation, headline, predict, torch_score
-from nuswide.feed import open_feed, to_device
+from nuswide.feed import beside, open_feed, to_device
 from nuswide.interrupt import Interrupted, Stop
 from nuswide.labels import TrainLabels
 from nuswide.memory import freed_memory_kept
 from nuswide.models import StateDict, TaggerNet
+from nuswide.sampling import create_sampling, draw_rows, epoch_order
 from nuswide.step import (
     Best,
     MicroBatch,
@@ -94,6 +95,7 @@ class _Loop:
         self.config, self.state, self.data = config, state, data
         self.run, self.writer, self.stop = run, writer, stop
         self.train = data.manifest.indices("train")
+        self.sample = create_sampling(config, TrainLabels.of(data.manifest))
         self.feed = open_feed(data, self.train, state.device, config.feed)
         self.targets = to_device(data.manifest.targets, state.device)
         known = data.manifest.known
@@ -163,28 +165,31 @@ class _Loop:
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
         """Give what is left of this epoch, this process's share of it, on the device."""
-        config, progress, device = self.config, self.state.progress, self.state.device
-        draws = to_device(draw(config, n_images=len(self.data), epoch=progress.epoch), device)
-        steps = self._order(progress.epoch)[progress.step_in_epoch :]
-        batches = [part for step in steps for part in self._own_parts(step)]
-        for batch, images in zip(batches, self.feed.batches(batches), strict=True):
+        progress, device = self.state.progress, self.state.device
+        steps = self._order(progress.epoch)
+        left = slice(progress.step_in_epoch, None)
+        batches = self._own_parts(steps[left])
+        rows = self._own_parts(draw_rows(steps, len(self.data))[left])
+        drawn = draw(self.config, n_images=len(self.data), epoch=progress.epoch)
+        feed = self.feed.batches(batches)
+        for batch, images, draws in zip(batches, feed, beside(drawn[rows], device), strict=True):
             indices = to_device(batch, device)
             known = None if self.known is None else self.known[indices]
-            yield images, self.targets[indices], known, draws[indices]
+            yield images, self.targets[indices], known, draws
 
-    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
-        size = global_batch_size(self.config)
-        return epoch_order(self.train, batch_size=size, seed=self.config.seed, epoch=epoch)
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        size, seed = global_batch_size(self.config), self.config.seed
+        return epoch_order(self.train, self.sample, batch_size=size, seed=seed, epoch=epoch)
 
-    def _own_parts(self, step: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's batches of a step; (accumulate, batch_size).
+    def _own_parts(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's batches of steps (M, global_batch_size); (M * accumulate, batch_size).
 
-        A process's images stand side by side in the step, so that neighbours, which mixing pairs,
+        A process's images stand side by side in a step, so that neighbours, which mixing pairs,
         stay together.
         """
-        parts = step.reshape(distributed.world_size(), self.config.accumulate, -1)
-        own: NDArray[np.int64] = parts[distributed.rank()]
-        return own
+        accumulate, size = self.config.accumulate, self.config.batch_size
+        parts = steps.reshape(len(steps), distributed.world_size(), accumulate, size)
+        return parts[:, distributed.rank()].reshape(-1, size)
 
     def _test_if_due(self) -> None:
         """Evaluate on test after the first step, and every `test_freq` steps from there."""

@@ -132,6 +132,7 @@ def _draw_mix(
 
 def augment(images: Tensor, draws: Tensor, config: Config) -> Tensor:
     """Turn uint8 images (N, 3, S, S) into normalised ones, each as its row of draws says."""
+    draws = draws.to(images.device, non_blocking=True)
     pixels = images.float() / 255
     if config.brightness or config.contrast or config.saturation or config.hue:
         pixels = jitter(pixels, draws[:, _COLUMNS["color"]])
@@ -202,6 +203,7 @@ def mix(
     """
     if not (config.mixup or config.cutmix):
         return images, targets, known
+    draws = draws.to(images.device, non_blocking=True)
     n = len(images)
     own = torch.arange(n, device=images.device)
     other = torch.where((own ^ 1) < n, own ^ 1, own)

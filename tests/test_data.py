@@ -5,11 +5,9 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from nuswide.data import Dataset, epoch_order, load_manifest, open_dataset
+from nuswide.data import Dataset, load_manifest, open_dataset
 from nuswide.manifest import Manifest
 
 SIZE = 32
@@ -40,11 +38,6 @@ def write_annotations(folder: Path, n_train: int, n_test: int = 2, labels_of: in
             Image.new("RGB", (4, 4)).save(folder / str(sample["image_name"]))
         text = json.dumps({"samples": samples, "labels": ["cat"]})
         (folder / f"{split}.json").write_text(text)
-
-
-def order_of(n: int = 20, batch_size: int = 4, seed: int = 0, epoch: int = 0) -> list[list[int]]:
-    batches = epoch_order(np.arange(n) * 10, batch_size=batch_size, seed=seed, epoch=epoch)
-    return [batch.tolist() for batch in batches]
 
 
 # Dataset
@@ -88,43 +81,6 @@ def test_broken_pictures_are_an_error_unless_skipped(tmp_path: Path) -> None:
     (tmp_path / "p01.png").write_text("no picture")
     with pytest.raises(click.ClickException, match=r"^1 of 6 pictures can't be read: p01\.png"):
         open_in(tmp_path, manifest)
-
-
-# epoch_order
-
-
-@given(
-    n=st.integers(0, 60), batch_size=st.integers(1, 12), seed=st.integers(0, 9), epoch=st.integers()
-)
-def test_an_epoch_is_a_permutation_less_the_short_rest(
-    n: int, batch_size: int, seed: int, epoch: int
-) -> None:
-    batches = order_of(n, batch_size, seed, abs(epoch))
-    seen = [index for batch in batches for index in batch]
-    assert len(batches) == n // batch_size
-    assert all(len(batch) == batch_size for batch in batches)
-    assert len(set(seen)) == len(seen)
-    assert set(seen) <= set(range(0, 10 * n, 10))
-
-
-def test_an_epoch_that_divides_evenly_sees_every_image() -> None:
-    assert sorted(sum(order_of(20, 4), [])) == list(range(0, 200, 10))
-
-
-def test_the_same_seed_and_epoch_give_the_same_order() -> None:
-    assert order_of(seed=5, epoch=2) == order_of(seed=5, epoch=2)
-
-
-def test_another_seed_or_epoch_gives_another_order() -> None:
-    orders = [order_of(seed=seed, epoch=epoch) for seed in range(4) for epoch in range(4)]
-    assert len({str(order) for order in orders}) == 16
-
-
-def test_the_images_left_out_change_from_epoch_to_epoch() -> None:
-    seen = set()
-    for epoch in range(20):
-        seen |= set(sum(order_of(n=10, batch_size=8, epoch=epoch), []))
-    assert len(seen) == 10
 
 
 # load_manifest

@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
     "config distributed manifest memory pages spool tagger unpack".split(),
-    "cache checkpoint download heads importers interrupt labels losses metrics models protocols "
-    "sample scores transforms".split(),
-    "counts data optim plots registry tracking".split(),
+    "cache checkpoint download heads importers interrupt labels losses metrics "
+    "models protocols sample scores transforms".split(),
+    "counts data optim plots registry sampling tracking".split(),
     "bulk duplicates evaluate feed prepare recorded runs serve step".split(),
     "audit card compare promote report train".split(),
     "bundle outcome".split(),

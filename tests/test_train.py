@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -17,9 +18,11 @@ from nuswide.data import Dataset
 from nuswide.interrupt import Interrupted
 from nuswide.manifest import Manifest
 from nuswide.metrics import NINE
-from nuswide.models import create_model
+from nuswide.models import TaggerNet, create_model
+from nuswide.sampling import SAMPLINGS
 from nuswide.step import Best, State, choose_device
-from nuswide.train import fit
+from nuswide.train import _Loop, fit
+from nuswide.transforms import normalize
 
 LABELS = ("red", "green", "blue")
 CONFIG = Config(
@@ -131,6 +134,71 @@ def test_the_last_weights_are_kept_where_nothing_chooses(data: Dataset) -> None:
     assert all(torch.equal(best.weights[name], now[name].cpu()) for name in now)
 
 
+class Seen(TaggerNet):
+    """Keeps the images that it is trained on."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.trained.append(images.clone())
+        return super().forward(images)
+
+
+def seen(data: Dataset, **changes: Any) -> Seen:
+    config = replace(CONFIG, **changes)
+    model = create_model(config, n_labels=3)
+    model.__class__ = Seen
+    model.trained = []
+    with tempfile.TemporaryDirectory() as folder, Writer(Path(folder) / LAST) as writer:
+        fit(config, model, data, Recorder(), writer)
+    return model
+
+
+def test_an_image_that_comes_again_in_an_epoch_is_augmented_anew(data: Dataset) -> None:
+    targets = np.zeros_like(data.manifest.targets)
+    targets[7, 1] = targets[44, 1] = 1  # one of train, one of val
+    rare = replace(data, manifest=replace(data.manifest, targets=targets))
+    model = seen(rare, sampling="class_aware", epochs=1, hflip=0.0)
+    images = torch.cat(model.trained)
+    assert len(images) == 40
+    assert len({image.numpy().tobytes() for image in images}) == 40
+    still = {"rotate_deg": 0.0, "translate": 0.0, "scale_min": 1.0, "scale_max": 1.0}
+    model = seen(rare, sampling="class_aware", epochs=1, hflip=0.0, **still)
+    (only,) = {image.numpy().tobytes() for image in torch.cat(model.trained)}
+    expected = normalize(torch.from_numpy(data.images[7:8]))[0]
+    assert only == expected.numpy().tobytes()
+
+
+def test_processes_share_each_step_out_and_neighbours_stay_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = np.arange(48).reshape(3, 16)
+    loop = SimpleNamespace(config=replace(CONFIG, batch_size=4, accumulate=2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        own = _Loop._own_parts(loop, steps)
+        expected = [[first + i for i in range(4)] for step in (0, 16, 32) for first in
+                    (step + 8 * rank, step + 8 * rank + 4)]  # fmt: skip
+        assert own.tolist() == expected
+        assert _Loop._own_parts(loop, steps[3:]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("sampling", sorted(SAMPLINGS.keys() - {"uniform"}))
+def test_labels_of_train_alone_decide_what_is_sampled(data: Dataset, sampling: str) -> None:
+    changes = {"sampling": sampling, "repeat_threshold": 0.9, "select_on": "last"}
+    ours = train(data, **changes)[0].weights
+    assert train(data, sampling="uniform", select_on="last")[1].progress.steps == 10
+    for split in ("val", "test", "train"):
+        targets = data.manifest.targets.copy()
+        rows = data.manifest.indices(split)
+        targets[rows] = np.roll(targets[rows], 1, axis=0)  # shares of labels stay
+        other = replace(data, manifest=replace(data.manifest, targets=targets))
+        best, state, _ = train(other, **changes)
+        assert state.progress.steps == 10
+        is_same = all(torch.equal(ours[name], best.weights[name]) for name in ours)
+        assert is_same == (split != "train")
+
+
 def test_the_kept_weights_do_not_change_with_further_training(data: Dataset) -> None:
     best, state, _ = train(data, epochs=1)
     with torch.no_grad():
@@ -165,7 +233,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "averaged": {"optimizer": "adamw", "ema_epochs": 1.0, "schedule": "one_cycle", "mixup": 0.3},
     "by_parts": {"optimizer": "sgd", "accumulate": 2, "batch_size": 4, "clip_norm": 1.0},
     "head_first": {"head_epochs": 1, "schedule": "cosine", "erase": 0.5, "feed": "blocks"},
-}
+    "repeated": {
+        "sampling": "repeat_factor", "repeat_threshold": 0.9,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
