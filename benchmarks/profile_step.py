@@ -56,7 +56,7 @@ def make_step(config_fields: dict[str, str]) -> Callable[[], object]:
     prepare_epoch(config, state)
     images = torch.from_numpy(rng.integers(0, 256, (n, 3, side, side), dtype=np.uint8)).to(place)
     targets = torch.from_numpy(labels).to(place)
-    draws = torch.from_numpy(transforms.draw(config, n_images=n, epoch=0)).to(place)
+    draws = torch.from_numpy(transforms.draw(config, n_images=n, epoch=0))
     return lambda: take_step(config, state, [(images, targets, None, draws)])
 
 

@@ -158,6 +158,11 @@ class Config:
     erase: float = _field(0.0, "Probability that a rectangle is erased.", low=0, high=1)
     mixup: float = _field(0.0, "Alpha of mixup, the blending of two images; 0 for none.", low=0)
     cutmix: float = _field(0.0, "Alpha of CutMix, pasting from another image; 0 for none.", low=0)
+    auto_augment: Literal["none", "randaugment", "trivialaugment"] = _field(
+        "none", "Operations drawn from 14, before all else: none, randaugment or trivialaugment."
+    )
+    randaugment_number: int = _field(2, "Operations of randaugment on an image.", low=1, high=8)
+    randaugment_magnitude: int = _field(9, "Their strength, of 30.", low=0, high=30)
 
     # Evaluation and selection
     threshold: float = _field(

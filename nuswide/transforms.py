@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from nuswide.auto_augment import LUMA, apply_operations, draw_operations
 from nuswide.config import Config
 
 Array = NDArray[np.float32]
@@ -22,7 +23,6 @@ Array = NDArray[np.float32]
 # Mean and deviation of ImageNet's RGB channels, which torchvision's weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-_LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue in gray, as torchvision has it
 # Share of the picture, and width to height, of a rectangle erased: Zhong et al., arXiv:1708.04896.
 _ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 # The columns of what is drawn for an image, and how many each takes.
@@ -31,7 +31,7 @@ _ENDS = np.cumsum(list(_WIDTHS.values()))
 _COLUMNS = {
     name: slice(int(end - width), int(end))
     for (name, width), end in zip(_WIDTHS.items(), _ENDS, strict=True)
-}
+} | {"operations": slice(int(_ENDS[-1]), None)}  # two for each, see auto_augment.draw_operations
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
 
 
 def draw(config: Config, *, n_images: int, epoch: int) -> Array:
-    """Draw what every image goes through in one epoch; (n_images, 19), a row an image."""
-    rngs = [np.random.default_rng([config.seed, epoch, stream]) for stream in range(1, 5)]
+    """Draw what every image goes through in one epoch; (n_images, 19 and more), a row an image."""
+    rngs = [np.random.default_rng([config.seed, epoch, stream]) for stream in range(1, 6)]
     share, pasted = _draw_mix(config, rngs[3], n_images)
     parts = {
         "theta": _draw_affine(config, rngs[0], n_images).reshape(n_images, 6),
@@ -59,6 +59,7 @@ def draw(config: Config, *, n_images: int, epoch: int) -> Array:
         "erased": _draw_erased(config, rngs[2], n_images),
         "share": share[:, None],
         "pasted": pasted,
+        "operations": draw_operations(config, rngs[4], n_images),
     }
     return np.concatenate([parts[name] for name in _COLUMNS], axis=1, dtype=np.float32)
 
@@ -131,7 +132,13 @@ def _draw_mix(
 
 
 def augment(images: Tensor, draws: Tensor, config: Config) -> Tensor:
-    """Turn uint8 images (N, 3, S, S) into normalised ones, each as its row of draws says."""
+    """Turn uint8 images (N, 3, S, S) into normalised ones, each as its row of draws says.
+
+    draws: on the CPU, whatever device the images are on, else auto_augment makes the CPU wait for a
+    GPU.
+    """
+    if config.auto_augment != "none":
+        images = apply_operations(images, draws[:, _COLUMNS["operations"]])
     draws = draws.to(images.device, non_blocking=True)
     pixels = images.float() / 255
     if config.brightness or config.contrast or config.saturation or config.hue:
@@ -167,7 +174,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    return (images * _channels(_LUMA, images.device)).sum(dim=1, keepdim=True)
+    return (images * _channels(LUMA, images.device)).sum(dim=1, keepdim=True)
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:

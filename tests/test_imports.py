@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 LAYERS = (
     "config distributed manifest memory pages spool tagger unpack".split(),
-    "cache checkpoint download heads importers interrupt labels losses metrics "
+    "auto_augment cache checkpoint download heads importers interrupt labels losses metrics "
     "models protocols sample scores transforms".split(),
     "counts data optim plots registry sampling tracking".split(),
     "bulk duplicates evaluate feed prepare recorded runs serve step".split(),
@@ -22,7 +22,7 @@ LAYERS = (
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 # A model is a head, which may be made of train's labels, and the normalisation that transforms has.
 SAME_LAYER = {("models", "transforms"), ("models", "heads"), ("models", "labels")}
-SAME_LAYER |= {("heads", "labels")}
+SAME_LAYER |= {("heads", "labels"), ("transforms", "auto_augment")}
 ONLY_IN: dict[str, set[str]] = {
     "mlflow": {"tracking", "spool", "bundle", "registry", "serve", "recorded", "promote"}
     | {"tagger", "compare", "reproduce", "bulk", "cli"},

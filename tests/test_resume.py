@@ -84,7 +84,7 @@ def assert_equal_outcomes(one: str, other: str) -> None:
 
 def test_a_killed_run_ends_as_one_that_was_not(workspace: Workspace, tiny_data: Path) -> None:
     often = {"epochs": "3", "checkpoint_minutes": "0.001"}
-    often |= {"sampling": "class_aware"}
+    often |= {"sampling": "class_aware", "auto_augment": "randaugment"}
     whole = run_id_of(workspace.nuswide(*command(tiny_data, **often, checkpoints="whole")))
     folder = workspace.folder / "killed"
     for steps in (2, 6):

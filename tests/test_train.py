@@ -234,7 +234,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "by_parts": {"optimizer": "sgd", "accumulate": 2, "batch_size": 4, "clip_norm": 1.0},
     "head_first": {"head_epochs": 1, "schedule": "cosine", "erase": 0.5, "feed": "blocks"},
     "repeated": {
-        "sampling": "repeat_factor", "repeat_threshold": 0.9,
+        "sampling": "repeat_factor", "repeat_threshold": 0.9, "auto_augment": "randaugment",
     },
 }  # fmt: skip
 
