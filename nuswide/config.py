@@ -48,6 +48,14 @@ class Config:
     image_size_px: int = _field(
         256, "Side of the square that pictures are resized to.", low=32, high=1024
     )
+    start_size_px: int = _field(
+        0, "Side in the first epoch, a multiple of 32 that grows to image_size_px; 0 for that.",
+        low=0, high=1024,
+    )  # fmt: skip
+    growing_share: float = _field(
+        0.75, "Share of the epochs in which start_size_px grows; the rest are of full size.",
+        low=0, high=1,
+    )  # fmt: skip
     sampling: Literal["uniform", "class_aware", "repeat_factor"] = _field(
         "uniform",
         "Of an epoch's images: uniform, each once; class_aware, each label as often as any; "
@@ -233,6 +241,15 @@ class Config:
             raise ValueError(
                 "select_on=test needs test_freq, the steps between tests; give e.g. 200"
             )
+        _check_start_size(self.start_size_px, self.image_size_px)
+
+
+def _check_start_size(start_px: int, full_px: int) -> None:
+    if start_px % 32 or start_px > full_px:
+        raise ValueError(
+            f"start_size_px={start_px} is no multiple of 32 up to image_size_px={full_px}; give "
+            f"e.g. {max(32, full_px // 64 * 32)}, or 0 for image_size_px from the start"
+        )
 
 
 def _check_range(name: str, value: Any, meta: Mapping[str, Any], choices: tuple[Any, ...]) -> None:

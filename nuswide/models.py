@@ -109,16 +109,18 @@ def create_model(config: Config, *, n_labels: int, train: TrainLabels | None = N
 
 @torch.no_grad()
 def _count_features(backbone: nn.Module, config: Config) -> int:
-    """Try a backbone on an image of the size at hand; gives F of its map (N, F, h, w)."""
-    size = config.image_size_px
+    """Try a backbone on images of the sizes at hand; gives F of its map (N, F, h, w)."""
     backbone.eval()
-    try:
-        features = backbone(torch.zeros(1, 3, size, size))
-    except Exception as error:  # timm's networks raise many kinds for a size they don't take
-        raise click.ClickException(
-            f"backbone={config.backbone} does not take image_size_px={size} "
-            f"({_first_line(error)}); give another of either"
-        ) from error
+    for name in ("start_size_px", "image_size_px"):
+        if not (size := getattr(config, name)):
+            continue
+        try:
+            features = backbone(torch.zeros(1, 3, size, size))
+        except Exception as error:  # timm's networks raise many kinds for a size they don't take
+            raise click.ClickException(
+                f"backbone={config.backbone} does not take {name}={size} "
+                f"({_first_line(error)}); give another of either"
+            ) from error
     backbone.train()
     if features.ndim != 4:
         raise click.ClickException(

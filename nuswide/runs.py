@@ -107,7 +107,8 @@ def _load_asked(place: Path, config: Config, data: Manifest) -> State | None:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Name what differs, unless it only makes training longer."""
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
-    if now["schedule"] == "constant" and now["epochs"] > before["epochs"]:
+    follows_epochs = now["schedule"] != "constant" or now["start_size_px"]  # of the whole training
+    if not follows_epochs and now["epochs"] > before["epochs"]:
         changed.discard("epochs")
     return [f"{k} was {before.get(k)}, is {now.get(k)}" for k in sorted(changed)]
 

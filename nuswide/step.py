@@ -145,7 +145,7 @@ def create_state(
             )
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device).to(memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = True  # all steps have one shape; the fastest kernel is tried
+    torch.backends.cudnn.benchmark = True  # kernels are tried once for each of the few shapes
     dtype = choose_precision(config.precision, device)
     ema = None
     if config.ema_epochs:
@@ -194,17 +194,22 @@ def _wants_compiling(config: Config, state: State) -> bool:
 
 
 def _compile(config: Config, state: State) -> nn.Module:
-    """Compile the network and try it; say so and give it back as it was where that fails."""
+    """Compile the network and try it; say so and give it back as it was where that fails.
+
+    It is tried on every size that is still to come, as torch may compile anew for each.
+    """
     network = state.network
     buffers = [b.clone() for b in state.model.buffers()]
-    size = (config.batch_size, 3, config.image_size_px, config.image_size_px)
-    example = torch.zeros(size, device=state.device).to(memory_format=torch.channels_last)
+    epochs = range(state.progress.epoch, config.epochs)
+    sides = {transforms.side_px(config, epoch=epoch) for epoch in epochs}
     click.echo("compiling the network; that takes a minute or two")
     try:
         compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
-        with _autocast(state):
-            logits = compiled(example)
-        logits.float().sum().backward()
+        for side in sorted(sides):
+            example = torch.zeros(config.batch_size, 3, side, side, device=state.device)
+            with _autocast(state):
+                logits = compiled(example.to(memory_format=torch.channels_last))
+            logits.float().sum().backward()
     except Exception as error:  # whatever the compiler meets, training can go on without it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         click.echo(f"compile={config.compile} does not work here ({reason}); going on without")
@@ -258,6 +263,7 @@ def take_step(config: Config, state: State, micro_batches: Iterable[MicroBatch])
 def _forward(config: Config, state: State, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """Augment, run the network and give the loss, with the batch's counts."""
     images, targets, known, draws = micro_batch
+    images = transforms.resize(images, transforms.side_px(config, epoch=state.progress.epoch))
     inputs = transforms.augment(images, draws, config)
     inputs, targets, known = transforms.mix(inputs, targets, known, draws, config)
     with _autocast(state):

@@ -40,7 +40,7 @@ from nuswide.step import (
     take_step,
 )
 from nuswide.tracking import Run
-from nuswide.transforms import draw
+from nuswide.transforms import draw, side_px
 
 
 def global_batch_size(config: Config) -> int:
@@ -133,7 +133,9 @@ class _Loop:
         progress = self.state.progress
         with self._aside():
             loss = self.record.loss_sum / max(1, self.state.steps_per_epoch)
-            self._say("train", f"loss {loss:.3f}", progress.steps)
+            side = side_px(self.config, epoch=progress.epoch)
+            at = f"  at {side} px" if self.config.start_size_px else ""
+            self._say("train", f"loss {loss:.3f}{at}", progress.steps)
             if len(self.data.manifest.indices("val")):
                 self._evaluate("val", progress.steps)
         progress.epoch += 1

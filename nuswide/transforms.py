@@ -5,6 +5,7 @@ image from (seed, epoch, image index), so that batch order, resuming and the num
 not change what an image sees. Never decodes a picture.
 
     draws = draw(config, n_images=len(manifest), epoch=3)
+    images = resize(images, side_px(config, epoch=3))
     batch = augment(images, draws[indices], config)
     batch, targets, known = mix(batch, targets, known, draws[indices], config)
 """
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 from nuswide.auto_augment import LUMA, apply_operations, draw_operations
 from nuswide.config import Config
@@ -49,14 +51,33 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
     return torch.cat(filled, dim=1)
 
 
+def side_px(config: Config, *, epoch: int) -> int:
+    """The side of the images that an epoch trains on, which follows from its number alone.
+
+    It grows along a line, in steps of 32, and at least the last epoch is of full size. Source: Tan
+    and Le, EfficientNetV2, arXiv:2104.00298, whose regularisation grows, too; ours stays.
+    """
+    full, start = config.image_size_px, config.start_size_px
+    growing = min(int(config.growing_share * config.epochs), config.epochs - 1)
+    if not start or epoch >= growing:
+        return full
+    return start + (full - start) * epoch // growing // 32 * 32
+
+
+def resize(images: Tensor, side: int) -> Tensor:
+    """Resize uint8 images (N, 3, S, S) to (N, 3, side, side), smoothed where they shrink."""
+    return images if images.shape[-1] == side else tvf.resize(images, [side, side], antialias=True)
+
+
 def draw(config: Config, *, n_images: int, epoch: int) -> Array:
     """Draw what every image goes through in one epoch; (n_images, 19 and more), a row an image."""
+    side = side_px(config, epoch=epoch)
     rngs = [np.random.default_rng([config.seed, epoch, stream]) for stream in range(1, 6)]
-    share, pasted = _draw_mix(config, rngs[3], n_images)
+    share, pasted = _draw_mix(config, side, rngs[3], n_images)
     parts = {
-        "theta": _draw_affine(config, rngs[0], n_images).reshape(n_images, 6),
+        "theta": _draw_affine(config, side, rngs[0], n_images).reshape(n_images, 6),
         "color": _draw_color(config, rngs[1], n_images),
-        "erased": _draw_erased(config, rngs[2], n_images),
+        "erased": _draw_erased(config, side, rngs[2], n_images),
         "share": share[:, None],
         "pasted": pasted,
         "operations": draw_operations(config, rngs[4], n_images),
@@ -64,7 +85,9 @@ def draw(config: Config, *, n_images: int, epoch: int) -> Array:
     return np.concatenate([parts[name] for name in _COLUMNS], axis=1, dtype=np.float32)
 
 
-def _draw_affine(config: Config, rng: np.random.Generator, n_images: int) -> NDArray[np.float64]:
+def _draw_affine(
+    config: Config, side: int, rng: np.random.Generator, n_images: int
+) -> NDArray[np.float64]:
     """Draw flip, angle, shifts and zoom; (n_images, 2, 3).
 
     Each 2x3 matrix takes output to input coordinates, both in [-1, 1], as affine_grid wants them.
@@ -74,8 +97,8 @@ def _draw_affine(config: Config, rng: np.random.Generator, n_images: int) -> NDA
     angle = np.deg2rad(config.rotate_deg) * (2 * turn - 1)
     scale = config.scale_min + (config.scale_max - config.scale_min) * zoom
     # torchvision shifts by whole pixels, which keeps nearest-pixel sampling undistorted.
-    most_px = config.translate * config.image_size_px
-    shift = np.round(most_px * (2 * np.stack([right, down]) - 1)) * 2 / config.image_size_px
+    most_px = config.translate * side
+    shift = np.round(most_px * (2 * np.stack([right, down]) - 1)) * 2 / side
     mirror = np.where(flip < config.hflip, -1.0, 1.0)
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     rotation = np.array([[mirror * cos, mirror * sin], [-sin, cos]])  # (2, 2, n)
@@ -94,26 +117,28 @@ def _draw_color(config: Config, rng: np.random.Generator, n_images: int) -> NDAr
     return drawn
 
 
-def _draw_erased(config: Config, rng: np.random.Generator, n_images: int) -> NDArray[np.float64]:
+def _draw_erased(
+    config: Config, side: int, rng: np.random.Generator, n_images: int
+) -> NDArray[np.float64]:
     """Draw rectangles, empty for images that are left whole; (n_images, 4), see _inside."""
     chance, area, ratio, *place = rng.random((n_images, 5)).T
     share = _ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * area
     aspect = np.exp(np.log(_ERASED_RATIO[0]) + np.diff(np.log(_ERASED_RATIO)) * ratio)
     sides = np.stack([np.sqrt(share / aspect), np.sqrt(share * aspect)], axis=1).clip(max=1)
-    return _rectangles(sides * (chance < config.erase)[:, None], np.stack(place, axis=1), config)
+    return _rectangles(sides * (chance < config.erase)[:, None], np.stack(place, axis=1), side)
 
 
 def _rectangles(
-    sides: NDArray[np.float64], place: NDArray[np.float64], config: Config
+    sides: NDArray[np.float64], place: NDArray[np.float64], side: int
 ) -> NDArray[np.float64]:
     """Whole-pixel rectangles (n, 4) of given sides within the picture, place in [0, 1)."""
-    sides_px = np.round(sides * config.image_size_px)
-    start_px = np.floor(place * (config.image_size_px - sides_px + 1))
+    sides_px = np.round(sides * side)
+    start_px = np.floor(place * (side - sides_px + 1))
     return np.concatenate([start_px, start_px + sides_px], axis=1)
 
 
 def _draw_mix(
-    config: Config, rng: np.random.Generator, n_images: int
+    config: Config, side: int, rng: np.random.Generator, n_images: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Draw how much of itself an image keeps, (n,), and which rectangle it loses, (n, 4).
 
@@ -124,9 +149,9 @@ def _draw_mix(
         rng.beta(alpha, alpha, n_images) if alpha else np.ones(n_images)
         for alpha in (config.mixup, config.cutmix)
     )
-    side = np.sqrt(1 - cut)[:, None].repeat(2, axis=1)
-    pasted = _rectangles(side, np.stack(place, axis=1), config)
-    area = (pasted[:, 2:] - pasted[:, :2]).prod(axis=1) / config.image_size_px**2
+    sides = np.sqrt(1 - cut)[:, None].repeat(2, axis=1)
+    pasted = _rectangles(sides, np.stack(place, axis=1), side)
+    area = (pasted[:, 2:] - pasted[:, :2]).prod(axis=1) / side**2
     is_cut = coin < (0.5 if config.mixup and config.cutmix else float(config.cutmix > 0))
     return np.where(is_cut, 1 - area, whole), np.where(is_cut[:, None], pasted, 0)
 
@@ -134,8 +159,8 @@ def _draw_mix(
 def augment(images: Tensor, draws: Tensor, config: Config) -> Tensor:
     """Turn uint8 images (N, 3, S, S) into normalised ones, each as its row of draws says.
 
-    draws: on the CPU, whatever device the images are on, else auto_augment makes the CPU wait for a
-    GPU.
+    draws: of an epoch whose images are of this size. On the CPU, whatever device the images are on,
+    else auto_augment makes the CPU wait for a GPU.
     """
     if config.auto_augment != "none":
         images = apply_operations(images, draws[:, _COLUMNS["operations"]])

@@ -91,6 +91,19 @@ def test_what_is_fitted_on_val_needs_a_val_split(field: str) -> None:
     load_config(None, {"thresholds": "auto", **without_val})
 
 
+@pytest.mark.parametrize(
+    ("start", "full", "instead"), [(100, 256, 128), (288, 256, 128), (16, 64, 32), (64, 50, 32)]
+)
+def test_a_start_size_is_a_multiple_of_32_up_to_the_full_one(
+    start: int, full: int, instead: int
+) -> None:
+    message = error_of({"start_size_px": start, "image_size_px": full})
+    assert f"start_size_px={start} is no multiple of 32 up to image_size_px={full}" in message
+    assert f"e.g. {instead}, or 0" in message
+    for fits in (instead, 0):
+        load_config(None, {"start_size_px": fits, "image_size_px": full})
+
+
 def test_infinity_is_said_to_be_the_trouble() -> None:
     assert error_of({"lr": "inf"}).endswith("it must be above 0 and finite")
 

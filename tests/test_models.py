@@ -381,6 +381,14 @@ def test_tokens_of_a_timm_network_are_where_their_patches_are() -> None:
     assert torch.equal(features[1, :, 1, 3], tokens[1, place])
 
 
+def test_a_start_size_that_a_network_does_not_take_is_refused() -> None:
+    fields = {"backbone": "timm/swin_tiny_patch4_window7_224", "image_size_px": 64}
+    build(**fields)
+    with pytest.raises(click.ClickException, match="does not take start_size_px=32") as caught:
+        build(**fields, start_size_px=32)
+    assert "\n" not in caught.value.message
+
+
 def test_timms_own_weight_names_are_known(tmp_path: Path) -> None:
     import timm
 

@@ -9,13 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from conftest import Workspace, run_id_of
 from safetensors.torch import load_file
+
+from nuswide import runs
+from nuswide.config import Config
+from nuswide.manifest import Manifest
 
 TIMED = {"train/images_per_s", "train/seconds", "run/seconds"}
 OPTIONS = {
@@ -140,6 +147,25 @@ def test_a_finished_run_can_be_trained_further_but_not_otherwise(
     expected, histories_2 = outcome(whole)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert sorted(histories["train/loss"]) == sorted(histories_2["train/loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"epochs": 9}, []),
+        ({"epochs": 2}, ["epochs"]),
+        ({"epochs": 9, "schedule": "cosine"}, ["epochs"]),
+        ({"epochs": 9, "start_size_px": 32}, ["epochs"]),
+    ],
+)
+def test_more_epochs_go_on_with_a_run_unless_what_is_past_would_have_been_otherwise(
+    changes: dict[str, Any], differs: list[str]
+) -> None:
+    config = replace(Config(epochs=3), **{k: v for k, v in changes.items() if k != "epochs"})
+    names, targets = ("a", "b"), np.zeros((2, 1), np.uint8)
+    data = Manifest(Path(), names, ("cat",), targets, np.array(["train", "test"]))
+    before, now = (runs.describe(c, data) for c in (config, replace(config, **changes)))
+    assert [said.split()[0] for said in runs._differences(before, now)] == differs
 
 
 def test_mlflow_run_goes_on_with_a_run_and_its_own_says_so(

@@ -65,6 +65,10 @@ def data() -> Dataset:
     return Dataset(Manifest(".", names, LABELS, targets, splits), images, np.arange(56))
 
 
+def enlarged(data: Dataset, times: int) -> Dataset:
+    return replace(data, images=data.images.repeat(times, axis=2).repeat(times, axis=3))
+
+
 def train(data: Dataset, **changes: object) -> tuple[Best, State, Recorder]:
     config = Config(**{**vars(CONFIG), **changes})
     recorder = Recorder()
@@ -135,11 +139,13 @@ def test_the_last_weights_are_kept_where_nothing_chooses(data: Dataset) -> None:
 
 
 class Seen(TaggerNet):
-    """Keeps the images that it is trained on."""
+    """Keeps what it is asked about: training's images, and the sides of those of evaluations."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training:
             self.trained.append(images.clone())
+        else:
+            self.sides.add(images.shape[-1])
         return super().forward(images)
 
 
@@ -147,10 +153,20 @@ def seen(data: Dataset, **changes: Any) -> Seen:
     config = replace(CONFIG, **changes)
     model = create_model(config, n_labels=3)
     model.__class__ = Seen
-    model.trained = []
+    model.trained, model.sides = [], set()
     with tempfile.TemporaryDirectory() as folder, Writer(Path(folder) / LAST) as writer:
         fit(config, model, data, Recorder(), writer)
     return model
+
+
+def test_training_images_grow_and_evaluations_are_of_full_size(
+    data: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = seen(enlarged(data, 3), image_size_px=96, start_size_px=32, epochs=4)
+    assert [image.shape[-1] for image in model.trained] == [32] * 10 + [64] * 5 + [96] * 5
+    assert model.sides == {96}
+    said = [line for line in capsys.readouterr().out.splitlines() if "  train" in line]
+    assert [line.split("at ")[1] for line in said] == ["32 px", "32 px", "64 px", "96 px"]
 
 
 def test_an_image_that_comes_again_in_an_epoch_is_augmented_anew(data: Dataset) -> None:
@@ -236,6 +252,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "repeated": {
         "sampling": "repeat_factor", "repeat_threshold": 0.9, "auto_augment": "randaugment",
     },
+    "growing": {
+        "sampling": "class_aware", "auto_augment": "trivialaugment", "cutmix": 1.0,
+        "image_size_px": 64, "start_size_px": 32, "test_flips": True, "accumulate": 2,
+        "batch_size": 4,
+    },
 }  # fmt: skip
 
 
@@ -244,6 +265,7 @@ def test_training_goes_on_from_any_step_as_if_nothing_had_happened(
     data: Dataset, recipe: str, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, epochs=2, checkpoint_minutes=1e-9, **RECIPES[recipe])
+    data = enlarged(data, config.image_size_px // 32)
 
     def run(writer: Writer, resumed: dict[str, Any] | None) -> tuple[Recorder, Best, State]:
         recorder = Recorder()

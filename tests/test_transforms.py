@@ -3,12 +3,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 from torchvision.transforms import transforms as tvt
 
 from nuswide.config import Config
-from nuswide.transforms import MEAN, STD, affine, augment, draw, jitter, mix, normalize
+from nuswide.transforms import (
+    MEAN,
+    STD,
+    affine,
+    augment,
+    draw,
+    jitter,
+    mix,
+    normalize,
+    resize,
+    side_px,
+)
 
 SIDE = 64
 STILL = {"hflip": 0.0, "rotate_deg": 0.0, "translate": 0.0, "scale_min": 1.0, "scale_max": 1.0}
@@ -244,3 +257,67 @@ def test_with_both_a_coin_decides_and_a_mixed_entry_is_known_where_both_were() -
     known = torch.tensor([[True, True], [False, True]])
     _, _, both = mix(noise(2), torch.zeros(2, 2), known, torch.from_numpy(draws[:2]), cfg)
     assert both.tolist() == [[False, True], [False, True]]
+
+
+# Images that grow
+
+
+def sides(**changes: Any) -> list[int]:
+    cfg = Config(**changes)
+    return [side_px(cfg, epoch=epoch) for epoch in range(cfg.epochs)]
+
+
+def test_images_grow_along_a_line_by_32_px_and_stay_at_full_size() -> None:
+    grown = sides(image_size_px=256, start_size_px=128, epochs=16, growing_share=0.75)
+    assert grown == [128] * 3 + [160] * 3 + [192] * 3 + [224] * 3 + [256] * 4
+
+
+def test_images_are_of_full_size_throughout_unless_they_start_smaller() -> None:
+    assert set(sides(image_size_px=250)) == {250}
+    assert set(sides(image_size_px=256, start_size_px=256)) == {256}
+    assert set(sides(image_size_px=256, start_size_px=64, growing_share=0.0)) == {256}
+    assert sides(image_size_px=256, start_size_px=64, epochs=1) == [256]
+
+
+@given(
+    start=st.integers(1, 8), full=st.integers(256, 1024), epochs=st.integers(1, 60),
+    share=st.floats(0, 1),
+)  # fmt: skip
+def test_images_never_shrink_and_the_last_epoch_is_of_full_size(
+    start: int, full: int, epochs: int, share: float
+) -> None:
+    grown = sides(image_size_px=full, start_size_px=32 * start, epochs=epochs, growing_share=share)
+    assert grown == sorted(grown) and grown[-1] == full
+    assert grown[0] in (32 * start, full)
+    assert all(side % 32 == 0 for side in grown if side != full)
+    assert grown.count(full) >= (1 - share) * epochs - 1e-9
+
+
+def test_resizing_is_torchvisions_for_each_image_by_itself() -> None:
+    images = torch.randint(0, 256, (5, 3, SIDE, SIDE), dtype=torch.uint8)
+    assert resize(images, SIDE) is images
+    out = resize(images, 32)
+    assert out.shape == (5, 3, 32, 32) and out.dtype == torch.uint8
+    for image, small in zip(images, out, strict=True):
+        expected = tvf.resize(image.float(), [32, 32], antialias=True).round()
+        assert (small - expected).abs().max() <= 1
+        assert torch.equal(resize(image[None], 32)[0], small)
+
+
+def test_what_is_drawn_fits_the_size_of_its_epoch() -> None:
+    cfg = config(start_size_px=32, epochs=4, **STILL | {"translate": 0.25}, erase=1.0, cutmix=1.0)
+    for epoch, side in ((0, 32), (3, SIDE)):
+        assert side_px(cfg, epoch=epoch) == side
+        draws = draw(cfg, n_images=200, epoch=epoch)
+        shift = draws[:, [2, 5]] * side / 2
+        assert np.abs(shift - shift.round()).max() < 1e-4
+        assert 0.9 * side / 4 < np.abs(shift).max() <= side / 4
+        for columns in (slice(10, 14), slice(15, 19)):
+            assert 0.9 * side < draws[:, columns].max() <= side
+            assert (draws[:, columns] == draws[:, columns].round()).all()
+        images = torch.randint(0, 256, (200, 3, SIDE, SIDE), dtype=torch.uint8)
+        targets = torch.eye(200)
+        small = normalize(resize(images, side))
+        mixed, soft, _ = mix(small, targets, None, torch.from_numpy(draws), cfg)
+        own = (mixed == small).all(dim=1).float().mean(dim=(1, 2))
+        torch.testing.assert_close(soft.diagonal(), own, rtol=0, atol=0.01)
