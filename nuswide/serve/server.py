@@ -49,6 +49,8 @@ def serve_model(uri: str, host: str, port: int, settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="nuswide-serve-") as temporary:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = temporary
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        # Else each thread of a worker keeps freed memory of its own, and the sum grows for long.
+        os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         folder = Path(temporary) / "model"
         folder.mkdir()
         mlflow.artifacts.download_artifacts(
