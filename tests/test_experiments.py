@@ -1,12 +1,18 @@
 """Every shipped experiment file loads and says what it is."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from nuswide.config import load_config
+from nuswide.heads import HEADS
+from nuswide.losses import LOSSES
 
-EXPERIMENTS = sorted((Path(__file__).resolve().parent.parent / "experiments").glob("*.yaml"))
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = [
+    path for path in sorted((ROOT / "experiments").rglob("*.yaml")) if path.parent.name != "sweeps"
+]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
@@ -14,7 +20,27 @@ def test_a_shipped_experiment_loads_and_gives_its_command(path: Path) -> None:
     load_config(path, {})
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
-    assert f"experiments/{path.name}" in text or path.stem == "sample"
+    assert str(path.relative_to(ROOT)) in text or path.stem == "sample"
+
+
+@pytest.mark.parametrize(("kind", "names", "plain"), [("loss", LOSSES, "bce"),
+                                                      ("head", HEADS, "linear")])  # fmt: skip
+def test_each_loss_and_head_has_a_file_that_differs_from_the_strong_recipe_in_it_alone(
+    kind: str, names: dict[str, object], plain: str
+) -> None:
+    folder = ROOT / "experiments" / {"loss": "losses", "head": "heads"}[kind]
+    strong = load_config(ROOT / "experiments" / "strong.yaml", {})
+    assert getattr(strong, kind) == plain
+    for name in set(names) - {plain}:
+        assert load_config(folder / f"{name}.yaml", {}) == replace(strong, **{kind: name})
+
+
+def test_the_honest_article_recipe_differs_from_the_articles_in_its_choice_alone() -> None:
+    article, honest = (load_config(ROOT / "experiments" / f"{name}.yaml", {})
+                       for name in ("article", "article_val"))  # fmt: skip
+    differing = {f.name for f in fields(article)
+                 if getattr(article, f.name) != getattr(honest, f.name)}  # fmt: skip
+    assert differing == {"val_fraction", "select_on", "test_freq", "seed"}
 
 
 def test_the_default_experiment_uses_the_sample() -> None:
