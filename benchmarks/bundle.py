@@ -1,6 +1,6 @@
 """Claim: the bundle scores a picture 1.6 times as fast as eager torch, a batch of 32 2 times.
 
-    python benchmarks/bundle.py [--seconds 20] [--backbone resnext50_32x4d] [--size_px 256]
+    python benchmarks/bundle.py [--seconds 12] [--backbone resnext50_32x4d] [--size_px 256]
 
 Random weights, all cores. Eager torch, in eval and inference mode, runs in whichever memory format
 is faster; the bundle as the tagger opens it; and its int8 variant, calibrated on noise, which tells
@@ -28,22 +28,28 @@ from nuswide.models import Scorer, TaggerNet
 from nuswide.quantize import quantize_network
 from nuswide.tagger import Tagger, decode_image
 
+TURNS = 4
 CLAIMS = {1: 1.6, 32: 2.0}  # by batch size
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 Calls = dict[str, Callable[[], object]]
 
 
 def medians(calls: Calls, seconds: float) -> dict[str, float]:
-    """The median milliseconds of each call; they take turns, so that all meet the same machine."""
-    for call in calls.values():
-        call()
+    """The median milliseconds of each call, tried for some seconds.
+
+    They take turns of several calls, so that all meet the same machine; with a pause and a first
+    call that does not count, as each engine's threads spin for a while, and would slow the next.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, times.values())) < 3:
+    turn_s = seconds / TURNS
+    for _ in range(TURNS):
         for name, call in calls.items():
-            start = time.perf_counter()
+            time.sleep(0.3)
             call()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            end = time.perf_counter() + turn_s
+            while (start := time.perf_counter()) < end or not times[name]:
+                call()
+                times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -80,7 +86,7 @@ def compare(
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=12, help="for each engine")
     parser.add_argument("--backbone", default="resnext50_32x4d")
     parser.add_argument("--size_px", type=int, default=256)
     options = parser.parse_args()

@@ -1,5 +1,6 @@
 """The server as a user starts it: sockets, workers, signals."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from serving import JPEG, Server, serving
 from test_serve_gate import photo, scores_of
 
-from nuswide.serve.server import read_key
+from nuswide.serve.server import _listen, read_key
 from nuswide.serve.settings import Settings
 from nuswide.tagger import Tagger
 
@@ -223,3 +224,22 @@ def test_a_key_comes_from_a_file_or_the_environment(
         (tmp_path / "key").write_text(wrong)
         with pytest.raises(click.ClickException, match="16 or more printable ASCII"):
             read_key(Settings(api_key_file=str(tmp_path / "key")))
+
+
+def test_answers_leave_at_once() -> None:
+    """Head and body of an answer are written apart; else the body would wait for an echo."""
+
+    async def option() -> int:
+        accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        listener = _listen("127.0.0.1", 0)
+        server = await asyncio.start_server(lambda _, w: accepted.put_nowait(w), sock=listener)
+        async with server:
+            _, own = await asyncio.open_connection(*listener.getsockname())
+            writer = await accepted.get()
+            found = writer.get_extra_info("socket")
+            value: int = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+            own.close()
+        return value
+
+    assert asyncio.run(option()) == 1

@@ -80,8 +80,12 @@ def read_key(settings: Settings) -> str | None:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        # With its protocol: asyncio sends at once (TCP_NODELAY) only on what says that it is TCP,
+        # and else an answer's body waits 40 ms for the acknowledgement of its head.
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(1024)  # now, so that another server on the port is found out at once
