@@ -24,6 +24,10 @@ LAST = "last.pt"
 State = dict[str, Any]
 
 
+class Diverged(click.ClickException):
+    """Training went astray: the loss or the weights are no longer finite."""
+
+
 def save(path: Path, state: State) -> None:
     """Write a state so that, whenever this is killed, the file holds the old one or the new one.
 
@@ -124,7 +128,7 @@ class Writer:
 def _require_finite(state: State) -> None:
     bad = [k for k, v in state["model"].items() if not torch.isfinite(v).all()]
     if bad:
-        raise click.ClickException(
+        raise Diverged(
             f"the weights are no longer finite after step {state['progress']['steps']} "
             f"({bad[0]} first) and were not saved; resume from the checkpoint before, or start "
             "again with a lower lr"

@@ -272,7 +272,7 @@ def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config
 
     Raises click.UsageError naming the field, the value and what is allowed.
     """
-    values = {**(_read_experiment(experiment) if experiment else {}), **overrides}
+    values = {**(read_yaml(experiment) if experiment else {}), **overrides}
     known = {f.name: f for f in fields(Config)}
     for name in values:
         if name not in known:
@@ -283,7 +283,8 @@ def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config
         raise click.UsageError(str(error)) from error
 
 
-def _read_experiment(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of `key: value` lines; raises click.UsageError if it is none."""
     import yaml
 
     try:

@@ -10,13 +10,13 @@ Owns the counts of a batch, the figures that follow from them, and the hand-over
 from collections.abc import Callable
 from typing import Protocol
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nuswide import distributed
+from nuswide.checkpoint import Diverged
 from nuswide.metrics import NINE
 
 BLOCK = 100  # steps whose counts leave the device together
@@ -91,7 +91,7 @@ class StepRecord:
             self.hand_on()
 
     def hand_on(self) -> None:
-        """Hand on what waits; raises click.ClickException for a loss that is not finite."""
+        """Hand on what waits; raises Diverged for a loss that is not finite."""
         if not self.waiting:
             return
         counts = distributed.total(torch.stack(self.waiting)).cpu()
@@ -99,7 +99,7 @@ class StepRecord:
         rows: NDArray[np.float64] = figures_of(counts.double()).numpy()
         for row in rows.tolist():
             if not np.isfinite(row[0]):
-                raise click.ClickException(self.explain(self.step, row[0]))
+                raise Diverged(self.explain(self.step, row[0]))
             self.run.log_metrics(dict(zip(_KEYS, row, strict=True)), step=self.step)
             self.loss_sum += row[0]
             self.step += 1

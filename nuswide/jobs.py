@@ -49,20 +49,28 @@ from nuswide.manifest import SPLITS, Manifest
 from nuswide.models import TaggerNet, create_model
 from nuswide.step import State, choose_device
 from nuswide.tracking import NullRun, Run, scratch_folder, send_spool, start_run
-from nuswide.train import fit, global_batch_size
+from nuswide.train import AfterEpoch, fit, global_batch_size
 
 _MOST_HASHED = 20_000  # pictures in which each run looks for duplicates; more take minutes
 _AUDIT_PX = 64  # enough to tell pictures apart, and to see them
 _CHECKED = 8  # pictures on which the exported model must agree with torch
 
+Found = tuple[str, checkpoint.State | None]  # a run's ID, and the state to go on from
+
 
 def train_and_register(
-    config: Config, *, name: str, tags: Mapping[str, str] | None = None
+    config: Config,
+    *,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    run_id: str | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> str | None:
     """Train by a config in one MLflow run, evaluate the chosen weights, and register them.
 
-    Of many processes, each trains, and the main one writes. tags: more of them for the run. Gives
-    the run's ID, None in a process that does not write.
+    Of many processes, each trains, and the main one writes. tags: more of them for the run. run_id:
+    a run that has been made for it, where none is resumed. after_epoch: ends the run as KILLED by
+    raising EndedEarly. Gives the run's ID, None in a process that does not write.
     """
     start = time.perf_counter()
     with distributed.process_group(choose_device(config.device)):
@@ -73,14 +81,13 @@ def train_and_register(
         _create_model(config, manifest)
         data = _open(config, manifest)
         model = _create_model(config, data.manifest)  # train is without val by now
-        found = distributed.tell(
-            runs.find(config, data.manifest) if distributed.is_main() else None
-        )
+        found = _choose(config, data, run_id)
         with _begin(config, data, name, found) as (run, folder):
             run.set_tags(tags or {})
             run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
             with Writer(folder / LAST) as writer:
-                best, state = fit(config, model, data, run, writer, found[1] if found else None)
+                resumed = found[1] if found else None
+                best, state = fit(config, model, data, run, writer, resumed, after_epoch)
             model.load_state_dict(best.weights)
             decision, evaluations = _evaluate(config, model, data, state.device)
             if distributed.is_main():
@@ -114,9 +121,17 @@ def _create_model(config: Config, manifest: Manifest) -> TaggerNet:
         return create_model(local, n_labels=n_labels, train=train)
 
 
+def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
+    """The run to go on with and its state, or the one that has been made for this."""
+    found = runs.find(config, data.manifest) if distributed.is_main() else None
+    made = (run_id, None) if run_id else None
+    chosen: Found | None = distributed.tell(found or made)
+    return chosen
+
+
 @contextmanager
 def _begin(
-    config: Config, data: Dataset, name: str, found: tuple[str, checkpoint.State | None] | None
+    config: Config, data: Dataset, name: str, found: Found | None
 ) -> Iterator[tuple[Run, Path]]:
     """Begin a run, or go on with the one found; gives it, and the folder of its state.
 

@@ -23,7 +23,7 @@ from nuswide.tracking import fetch_checkpoint, is_open
 
 _ABOUT = "about.json"
 # Fields that change neither the weights nor the figures, or that the data's digest stands for.
-_FREE = {
+FREE = {
     "resume", "checkpoints", "checkpoint_minutes", "upload_minutes", "cache", "skip_rejected",
     "data", "device", "compile", "feed", "registered_model",
 }  # fmt: skip
@@ -31,7 +31,7 @@ _FREE = {
 
 def describe(config: Config, data: Manifest) -> dict[str, Any]:
     """What must be the same for a run to be gone on with."""
-    fields = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    fields = {k: v for k, v in asdict(config).items() if k not in FREE}
     return fields | {"digest": data.digest, "processes": distributed.world_size()}
 
 
@@ -94,7 +94,7 @@ def _load_asked(place: Path, config: Config, data: Manifest) -> State | None:
     else:
         assert state is not None
         state["mark"] = 0  # the spool stayed on the other machine
-        own = {k: v for k, v in state["config"].items() if k not in _FREE}
+        own = {k: v for k, v in state["config"].items() if k not in FREE}
         same = own | {"digest": state["digest"], "processes": state["world_size"]}
     if changed := _differences(same, describe(config, data)):
         raise click.UsageError(

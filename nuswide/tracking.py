@@ -84,12 +84,8 @@ class Run:
 
     @property
     def address(self) -> str:
-        """Where MLflow's page shows the run; in its view for training, which is not the first."""
-        tracker = mlflow.get_tracking_uri()
-        is_server = tracker.startswith(("http://", "https://"))
-        base = tracker if is_server else "`mlflow ui` shows it at http://127.0.0.1:5000"
-        page = f"/#/experiments/{self.experiment_id}/runs/{self.id}"
-        return f"{base.rstrip('/')}{page}?workflowType=machine_learning"
+        """Where MLflow's page shows the run."""
+        return page_address(self.experiment_id, self.id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record params, less those that `mlflow run` has recorded as they were typed."""
@@ -134,7 +130,11 @@ class Run:
         """Record the samples of a split as an input of the run, with their digest."""
         name = f"{_folder_name(manifest.root)}-{split}"
         self._datasets[split] = ManifestDataset(manifest, name)
-        mlflow.log_input(self._datasets[split], context=split)
+        try:
+            mlflow.log_input(self._datasets[split], context=split)
+        except MlflowException:
+            # MLflow looks for a data set before it adds it: another run has just done so.
+            mlflow.log_input(self._datasets[split], context=split)
         self.set_tags({f"data.{split}_digest": manifest.digest})
 
     def log_result(
@@ -183,6 +183,15 @@ class Run:
         self.set_tags({"mlflow.note.content": markdown})
 
 
+def page_address(experiment_id: str, run_id: str) -> str:
+    """Where MLflow's page shows a run; in its view for training, which is not the first."""
+    tracker = mlflow.get_tracking_uri()
+    is_server = tracker.startswith(("http://", "https://"))
+    base = tracker if is_server else "`mlflow ui` shows it at http://127.0.0.1:5000"
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{base.rstrip('/')}{page}?workflowType=machine_learning"
+
+
 def _folder_name(root: Path) -> str:
     """A data set's name: its folder's, not that of the pictures inside."""
     root = root.resolve()
@@ -202,7 +211,8 @@ def start_run(
 ) -> Iterator[Run]:
     """Begin a run, or join the one that `mlflow run` has begun, and end it whatever happens.
 
-    It ends FINISHED, FAILED on an error, or KILLED on an interrupt; what is spooled is sent.
+    It ends FINISHED, FAILED on an error, or KILLED if it is interrupted or ended early; what is
+    spooled is sent.
     name: takes the place of a name that MLflow made up, but not of one that the user gave.
     run_id: an earlier run to go on with. spool: the folder that its metrics wait in, up to mark.
     Raises TrackerAway if the server does not answer at the end.
@@ -219,7 +229,7 @@ def start_run(
             run.set_tags({JOB_TAG: job, **environment()})
             yield run
             status = RunStatus.FINISHED
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, EndedEarly):
             status = RunStatus.KILLED
             raise
         except MlflowException as error:
@@ -261,6 +271,10 @@ def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:
         }  # fmt: skip
         client = mlflow.MlflowClient()
         client.log_batch(launcher, tags=[RunTag(k, v) for k, v in tags.items()])
+
+
+class EndedEarly(Exception):
+    """A run is not worth going on with: no error, but it has not done all its work."""
 
 
 class TrackerAway(click.ClickException):

@@ -8,7 +8,7 @@ registry; what it measures goes to the run, and its state to the writer, that it
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
@@ -42,6 +42,9 @@ from nuswide.step import (
 from nuswide.tracking import Run
 from nuswide.transforms import draw, side_px
 
+# Told the epoch, from 0, and its mAP on val, once it is saved; may raise to end training.
+AfterEpoch = Callable[[int, float], None]
+
 
 def global_batch_size(config: Config) -> int:
     """Images that make one step, over all processes."""
@@ -55,6 +58,7 @@ def fit(
     run: Run,
     writer: Writer,
     resumed: dict[str, Any] | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> tuple[Best, State]:
     """Train, evaluate after each epoch, and give the chosen weights and the state at the end.
 
@@ -73,7 +77,9 @@ def fit(
         try:
             while state.progress.epoch < config.epochs:
                 loop.train_one_epoch()
-                loop.end_epoch()
+                value = loop.end_epoch()
+                if after_epoch:
+                    after_epoch(state.progress.epoch - 1, value)
         except Interrupted:
             loop.checkpoint(is_last=True)
             raise
@@ -128,20 +134,21 @@ class _Loop:
                 self.checkpoint()
         self._test_if_due()
 
-    def end_epoch(self) -> None:
-        """Evaluate on val, and save."""
-        progress = self.state.progress
+    def end_epoch(self) -> float:
+        """Evaluate on val, and save; gives the mAP, NaN without val."""
+        progress, value = self.state.progress, float("nan")
         with self._aside():
             loss = self.record.loss_sum / max(1, self.state.steps_per_epoch)
             side = side_px(self.config, epoch=progress.epoch)
             at = f"  at {side} px" if self.config.start_size_px else ""
             self._say("train", f"loss {loss:.3f}{at}", progress.steps)
             if len(self.data.manifest.indices("val")):
-                self._evaluate("val", progress.steps)
+                value = self._evaluate("val", progress.steps)
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum = 0, 0.0
         self.record = self._new_record()  # else the checkpoint would take up the old one's sum
         self.checkpoint()
+        return value
 
     def checkpoint(self, *, is_last: bool = False) -> None:
         """Give the writer a copy of the state, with how much of the record belongs to it."""
@@ -202,8 +209,8 @@ class _Loop:
                 self._evaluate("test", progress.steps - 1)
             progress.tested = progress.steps
 
-    def _evaluate(self, split: str, step: int) -> None:
-        """Evaluate on a split, and keep the weights if they are the best so far."""
+    def _evaluate(self, split: str, step: int) -> float:
+        """Evaluate on a split, and keep the weights if they are the best so far; gives the mAP."""
         state = self.state
         distributed.share_buffers(state.model)
         score = torch_score(state.evaluated, state.device, state.dtype)
@@ -222,6 +229,7 @@ class _Loop:
         if is_best:
             state.best = Best(_copy_weights(state.evaluated), state.progress.steps, value)
             evaluation.record_pictures(self.run, part, step=step)
+        return value
 
     def _say(self, split: str, text: str, step: int) -> None:
         epoch = self.state.progress.epoch
