@@ -34,6 +34,7 @@ def main() -> None:
             *("uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version=3.11"),
             *(
                 "--extra=serve",
+                "--extra=sweep",
                 "--no-annotate",
                 "--no-header",
                 "--quiet",

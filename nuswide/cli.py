@@ -93,6 +93,38 @@ def train(experiment: Path | None, **overrides: str | None) -> None:
 
 
 @main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--trials", type=click.IntRange(1), help="How many.  [the file's]")
+@click.option(
+    "--storage",
+    metavar="URL",
+    help="sqlite:///FILE, or postgresql://USER@HOST/DATABASE for workers on several machines.  "
+    "[a file beside the tracking store]",
+)
+@click.option("--name", metavar="STUDY", help="Of the study.  [the file's]")
+@config_options
+@one_line_errors
+def sweep(
+    file: Path, trials: int | None, storage: str | None, name: str | None, **overrides: str | None
+) -> None:
+    """Search what a FILE of experiments/sweeps/ names, by trials that are runs of their own.
+
+    The same command, given once more, is a second worker, or goes on with what was stopped. Fields
+    that are given win over the file's experiment.
+    """
+    try:
+        from nuswide.sweep.plan import read_plan
+        from nuswide.sweep.worker import run_sweep
+    except ImportError as error:
+        raise click.ClickException(
+            f"sweeping needs {error.name}; pip install 'nuswide[sweep]' brings it"
+        ) from error
+
+    given = {key: value for key, value in overrides.items() if value is not None}
+    run_sweep(read_plan(file, given, trials=trials), name=name or file.stem, storage=storage)
+
+
+@main.command()
 @click.option(
     "--model", default=CHAMPION, show_default=True, help="models:/NAME@ALIAS or /VERSION."
 )

@@ -15,7 +15,7 @@ LAYERS = (
     "audit card compare promote report train".split(),
     "bundle outcome".split(),
     "jobs judge".split(),
-    "quantize reproduce".split(),
+    "quantize reproduce sweep".split(),
     ["cli"],
     ["__main__"],
 )
@@ -25,8 +25,10 @@ SAME_LAYER = {("models", "transforms"), ("models", "heads"), ("models", "labels"
 SAME_LAYER |= {("heads", "labels"), ("transforms", "auto_augment")}
 ONLY_IN: dict[str, set[str]] = {
     "mlflow": {"tracking", "spool", "bundle", "registry", "serve", "recorded", "promote"}
-    | {"tagger", "compare", "reproduce", "bulk", "cli"},
-    "matplotlib": {"plots", "tracking", "compare", "pages", "audit", "report"},
+    | {"tagger", "compare", "reproduce", "sweep", "bulk", "cli"},
+    "optuna": {"sweep"},
+    "sqlalchemy": {"sweep"},
+    "matplotlib": {"plots", "tracking", "compare", "pages", "audit", "report", "sweep"},
     "scipy": {"metrics", "compare"},
     "sklearn": set(),  # the tests' oracle: what it is compared with does not lean on it
     "onnxruntime": {"tagger", "quantize"},

@@ -70,7 +70,8 @@ def test_conda_yaml_pins_nothing_that_pyproject_does_not_bring() -> None:
     from importlib.metadata import PackageNotFoundError, requires
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = project["dependencies"] + project["optional-dependencies"]["serve"]
+    extras = project["optional-dependencies"]
+    declared = project["dependencies"] + extras["serve"] + extras["sweep"]
     todo = [(Requirement(d).name, frozenset(Requirement(d).extras)) for d in declared]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:

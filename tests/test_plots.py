@@ -10,16 +10,20 @@ from PIL import Image
 from nuswide.plots import (
     Histogram,
     PrecisionRecall,
+    SearchAxis,
     co_confusion,
+    importance_bars,
     interval_dots,
     label_distribution,
     metric_bars,
+    parallel_coordinates,
     picture_sheet,
     precision_by_frequency,
     precision_recall,
     prediction_grid,
     reliability,
     score_histograms,
+    search_history,
 )
 
 LABELS: dict[str, list[str]] = {
@@ -356,4 +360,45 @@ def test_picture_sheet_writes_captions_inside_and_never_over_a_picture(n: int) -
         box = axis.texts[0].get_window_extent()
         assert box.y0 >= 0 and box.x1 <= figure.bbox.x1
         assert not any(box.overlaps(picture) for picture in pictures)
+    assert_no_mathematics(figure)
+
+
+# search_history, parallel_coordinates, importance_bars
+
+
+def test_search_history_draws_complete_trials_their_best_and_pruned_ones() -> None:
+    figure = search_history([1, 2, 3, 5], [0.2, 0.1, 0.15, 0.4], [False, False, True, False])
+    best, complete, pruned = figure.axes[0].lines
+    assert list(best.get_ydata()) == [0.2, 0.2, 0.4]  # type: ignore[arg-type]
+    assert list(complete.get_xdata()) == [1, 2, 5]  # type: ignore[arg-type]
+    assert list(pruned.get_xdata()) == [3]  # type: ignore[arg-type]
+    assert_nothing_overlaps(figure, ["best so far", "trial"])
+    rendered(search_history([1], [0.2], [True]))
+
+
+@pytest.mark.parametrize("values", [[0.3], [0.2, 0.2], [0.1, 0.4, 0.2]])
+def test_parallel_coordinates_has_a_line_a_trial_and_a_thick_one_for_the_best(
+    values: list[float],
+) -> None:
+    n = len(values)
+    axes = [
+        SearchAxis("lr", list(np.linspace(0, 1, n)), {"1e-5": 0, "1e-2": 1}),
+        SearchAxis("a $very$ long name of a field", [0.5] * n, {"$x$": 0, "y" * 60: 0.5}),
+    ]
+    figure = parallel_coordinates(axes, values, "mAP on val")
+    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]  # type: ignore[arg-type]
+    assert len(curves) == n
+    thick = [line for line in curves if line.get_linewidth() == 3]
+    assert len(thick) == 1
+    height = (max(values) - min(values)) and 1.0
+    assert thick[0].get_ydata()[-1] == pytest.approx(height)  # type: ignore[index]
+    assert_texts_inside(figure, ["1e-5", "$x$", "lr", "mAP on val"])
+    assert_no_mathematics(figure)
+
+
+def test_importance_bars_has_the_greatest_on_top() -> None:
+    figure = importance_bars({"lr": 0.2, "loss": 0.7, "$x$": 0.1})
+    bars = figure.axes[0].patches
+    assert [round(bar.get_width(), 2) for bar in bars] == [0.1, 0.2, 0.7]  # type: ignore[attr-defined]
+    assert_texts_inside(figure, ["loss", "lr", "70%"])
     assert_no_mathematics(figure)

@@ -17,10 +17,17 @@ from nuswide.plots.curves import (
     score_histograms,
 )
 from nuswide.plots.heat import co_confusion, co_occurrence
+from nuswide.plots.search import (
+    SearchAxis,
+    importance_bars,
+    parallel_coordinates,
+    search_history,
+)
 from nuswide.plots.sheets import pair_sheet, picture_sheet, prediction_grid
 
 __all__ = [
-    "Histogram", "PrecisionRecall", "co_confusion", "co_occurrence", "interval_dots",
-    "label_distribution", "metric_bars", "pair_sheet", "picture_sheet", "precision_by_frequency",
-    "precision_recall", "prediction_grid", "prevalence_change", "reliability", "score_histograms",
+    "Histogram", "PrecisionRecall", "SearchAxis", "co_confusion", "co_occurrence",
+    "importance_bars", "interval_dots", "label_distribution", "metric_bars", "pair_sheet",
+    "parallel_coordinates", "picture_sheet", "precision_by_frequency", "precision_recall",
+    "prediction_grid", "prevalence_change", "reliability", "score_histograms", "search_history",
 ]  # fmt: skip

@@ -1,0 +1,129 @@
+"""Where a study is kept: SQLite on one machine, PostgreSQL for several.
+
+Owns the connection, the lock that one worker at a time holds, and the heartbeat. Knows no trial.
+
+    store = Store("postgresql://user@host/sweeps", name="losses", heartbeat_s=30)
+    with store.alone():
+        study = store.open_study(pruner)
+"""
+
+import fcntl
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+_GRACE = 4  # heartbeats that a worker may miss before its trial is given to another
+_PATIENCE_S = 60
+
+
+class Store:
+    """One study's storage."""
+
+    def __init__(self, url: str, *, name: str, heartbeat_s: int) -> None:
+        """Connect. Raises click.ClickException if the address is wrong or nobody answers."""
+        self.url, self.name, self._heartbeat_s = _read_url(url), name, heartbeat_s
+        if self.is_local:
+            self._file = Path(str(self.url.database))
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            return
+        try:
+            self._engine = sqlalchemy.create_engine(self.url, **_options(self.url))
+            self._engine.connect().close()
+        except ImportError as error:
+            raise click.ClickException(
+                f"PostgreSQL needs {error.name}; pip install 'nuswide[sweep]' brings it"
+            ) from error
+        except OperationalError as error:
+            reason = " ".join(str(error.orig).split())
+            raise click.ClickException(f"{self} does not answer: {reason}") from error
+
+    def __str__(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file of this machine."""
+        return self.url.get_backend_name() == "sqlite"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the study's other workers out; a worker that dies lets go of it."""
+        if self.is_local:
+            with Path(f"{self._file}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            return
+        digest = hashlib.sha256(f"nuswide sweep {self.name}".encode()).digest()
+        key = int.from_bytes(digest[:8], signed=True)
+        with self._engine.begin() as connection:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+            yield
+
+    def open_study(self, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+        """Load the study or begin it; to be called alone, since tables are made."""
+        self._storage = _Storage(
+            self.url.render_as_string(hide_password=False),
+            engine_kwargs=_options(self.url),
+            heartbeat_interval=self._heartbeat_s,
+            grace_period=_GRACE * self._heartbeat_s,
+        )
+        return optuna.create_study(
+            storage=self._storage, study_name=self.name, direction="maximize", pruner=pruner,
+            load_if_exists=True,
+        )  # fmt: skip
+
+    def expect_heartbeat(self) -> None:
+        """Forget the heartbeats so far."""
+        self._storage.has_beaten.clear()
+
+    def wait_for_heartbeat(self) -> None:
+        """Wait until the trial that runs has a heartbeat: without one it can't be missed."""
+        if not self._storage.has_beaten.wait(_PATIENCE_S):
+            raise click.ClickException(f"{self} takes no heartbeat")
+
+
+class _Storage(RDBStorage):
+    """Optuna's storage, whose heartbeat outlasts a server that is away for a moment."""
+
+    def __init__(self, url: str, **options: object) -> None:
+        self.has_beaten = threading.Event()
+        super().__init__(url, **options)  # type: ignore[arg-type]
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        try:
+            super().record_heartbeat(trial_id)
+        except optuna.exceptions.StorageInternalError:
+            return
+        self.has_beaten.set()
+
+
+def _read_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        url = URL.create("")
+    if url.get_backend_name() in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        return url
+    raise click.UsageError(
+        f"storage {text.partition('//')[0]}//... is none; give sqlite:///FILE or "
+        "postgresql://USER@HOST/DATABASE"
+    )
+
+
+def _options(url: URL) -> dict[str, object]:
+    """Patience with a file that others write to; connections that notice a server's restart."""
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": _PATIENCE_S}}
+    alive = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10}
+    return {"connect_args": alive, "pool_pre_ping": True}
