@@ -26,6 +26,7 @@ import optuna
 import torch
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from nuswide import distributed, runs
 from nuswide.checkpoint import Diverged
@@ -61,9 +62,9 @@ def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
             while not worker.conclude():
                 if not worker.do_one():
                     worker.wait()
-    except StorageInternalError as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise click.ClickException(f"{store} does not answer ({reason}); {again}") from error
+    except (StorageInternalError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise click.ClickException(f"the storage does not answer ({reason}); {again}") from error
 
 
 def _quieten() -> None:
