@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ class Started:
 
     def wait_for(self, what: Callable[[], Any]) -> Any:
         """Wait until something is so while it works."""
-        for _ in range(1200):
+        for _ in range(960):
             if found := what():
                 return found
             assert self.process.poll() is None, self.output
-            time.sleep(0.1)
-        raise AssertionError(f"not so within 2 minutes: {self.output}")
+            time.sleep(0.25)
+        raise AssertionError(f"not so within 4 minutes: {self.output}")
 
 
 def all_runs() -> tuple[Run, dict[int, list[Run]]]:
@@ -115,105 +116,129 @@ def stop_between_writes(process: subprocess.Popen[bytes], files: list[Path]) -> 
     raise AssertionError("it writes all the time")
 
 
-def test_a_sweep_leaves_a_parent_with_its_trials_and_the_best_as_an_experiment(
-    workspace: Workspace, tiny_data: Path
-) -> None:
-    """One of its trials diverges, which is a trial's end and not the sweep's."""
-    search = {"lr": [1e-3, 1e30], "loss": ["bce", "asl"]}
-    write(workspace, tiny_data, {}, sampler="grid", search=search, trials=3, seed=2)
-    done = workspace.nuswide("sweep", "tiny.yaml")
+@dataclass(frozen=True)
+class Swept:
+    """A sweep of three trials, of which one is complete, one pruned and one astray, as it ended."""
+
+    workspace: Workspace
+    data: Path
+    output: str
+    parent: Run
+    child_of: dict[str, Run]
+    best_yaml: str
+
+
+SEARCH = {"lr": [1e-3, 0.1, 1e30, 3e-3]}
+PLAN: dict[str, Any] = {
+    "sampler": "grid",
+    "pruner": "halving",
+    "seed": 1,
+    "trials": 3,
+}  # in this order
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Iterator[Swept]:
+    workspace = Workspace(tmp_path_factory.mktemp("swept"))
+    write(workspace, tiny_data, {"epochs": 4}, **PLAN, search=SEARCH)
+    output = workspace.nuswide("sweep", "tiny.yaml").stdout
+    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
     parent, children = all_runs()
-    assert parent.info.status == "FINISHED" and run_id_of(done) == parent.info.run_id
-    assert sorted(children) == [1, 2, 3] and all(len(runs) == 1 for runs in children.values())
-    states = {trial: runs[0].data.tags["sweep.state"] for trial, runs in children.items()}
-    assert sorted(states.values()) in (
-        ["complete", "failed", "failed"],
-        ["complete"] * 2 + ["failed"],
-    )
-    lines = re.findall(r"^trial +\d/3 .*$", done.stdout, flags=re.MULTILINE)
-    assert len(lines) == 3 and sum("failed: the " in line for line in lines) == list(
-        states.values()
-    ).count("failed")
-    for (run,) in children.values():
-        is_complete = run.data.tags["sweep.state"] == "complete"
-        assert run.info.status == ("FINISHED" if is_complete else "FAILED")
-    assert not mlflow.MlflowClient().search_registered_models()
-    # Nothing of test is in what the sweep shows.
-    table = artifact(parent, "trials.json")
-    shown = done.stdout + table + parent.data.tags["mlflow.note.content"]
-    assert (
-        "test/" not in shown
-        and "on test" not in shown
-        and set(parent.data.metrics) == {"best/val/map"}
-    )
-    complete = [run for (run,) in children.values() if run.info.status == "FINISHED"]
-    best = max(complete, key=lambda run: run.data.metrics["val/map"])
-    rows = json.loads(table)
-    assert dict(zip(rows["columns"], rows["data"][0], strict=True))["run"] == best.info.run_id
-    assert parent.data.metrics["best/val/map"] == best.data.metrics["val/map"]
+    child_of = {run.data.tags["sweep.state"]: run for (run,) in children.values()}
+    best = artifact(parent, "best.yaml")
+    yield Swept(workspace, tiny_data, output, parent, child_of, best)
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def tracked(swept: Swept) -> Iterator[Swept]:
+    """The same, with its tracking store as this process's."""
+    mlflow.set_tracking_uri(swept.workspace.env["MLFLOW_TRACKING_URI"])
+    yield swept
+    mlflow.set_tracking_uri(None)
+
+
+def test_a_sweep_leaves_a_parent_with_a_child_for_each_trial(tracked: Swept) -> None:
+    parent, child_of = tracked.parent, tracked.child_of
+    assert parent.info.status == "FINISHED" and f"run {parent.info.run_id}" in tracked.output
+    assert {state: run.info.status for state, run in child_of.items()} == {
+        "complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED",
+    }  # fmt: skip
+    best = child_of["complete"].data.metrics["val/map"]
+    lines = re.findall(r"^trial +\d/3  .*$", tracked.output, flags=re.MULTILINE)
+    assert len(lines) == 3
+    assert f"val mAP {best:.4f}" in lines[0] and lines[0].endswith("lr=0.001")
+    assert re.search(r"pruned at 0\.\d{4}", lines[1])
+    assert "failed: the loss became" in lines[2] or "failed: the weights" in lines[2]
+    rows = json.loads(artifact(parent, "trials.json"))
+    table = [dict(zip(rows["columns"], row, strict=True)) for row in rows["data"]]
+    assert [row["state"] for row in table] == ["complete", "pruned", "failed"]
+    assert [row["run"] for row in table] == [child_of[row["state"]].info.run_id for row in table]
+    assert parent.data.metrics == {"best/val/map": best}
     files = {file.path for file in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
     assert {"history.png", "best.yaml", "trials.json"} <= files
-    # The best trial's file is that trial.
-    path = workspace.folder / "best.yaml"
-    path.write_text(artifact(parent, "best.yaml"))
+
+
+def test_a_sweep_shows_nothing_of_test_and_registers_nothing(tracked: Swept) -> None:
+    note = tracked.parent.data.tags["mlflow.note.content"]
+    shown = tracked.output + artifact(tracked.parent, "trials.json") + note + tracked.best_yaml
+    assert "test/" not in shown and "on test" not in shown
+    assert not [name for name in tracked.parent.data.metrics if "test" in name]
+    pruned = tracked.child_of["pruned"].data.metrics
+    assert "val/map" in pruned and not [name for name in pruned if name.startswith("test/")]
+    assert not mlflow.MlflowClient().search_registered_models()
+
+
+def test_what_is_done_with_leaves_no_state_on_the_disk(swept: Swept) -> None:
+    checkpoints = swept.workspace.folder / "data" / "checkpoints"
+    done = {run.info.run_id for run in swept.child_of.values()}
+    assert not done & {path.name for path in checkpoints.iterdir()}
+
+
+def test_the_best_trials_file_trains_to_the_same_figure(tracked: Swept) -> None:
+    path = tracked.workspace.folder / "best.yaml"
+    path.write_text(tracked.best_yaml)
     config = load_config(path, {})
-    assert config.registered_model == "nuswide-tagger" and config.lr == 1e-3
-    again = workspace.nuswide("train", "--experiment", str(path), "--registered_model", "none")
-    metrics = mlflow.get_run(run_id_of(again)).data.metrics
-    assert metrics["val/map"] == best.data.metrics["val/map"]
-    assert not list((workspace.folder / "data" / "checkpoints").glob("*/last.pt"))[1:]
+    assert (config.lr, config.epochs, config.registered_model) == (1e-3, 4, "nuswide-tagger")
+    again = tracked.workspace.nuswide(
+        "train", "--experiment", str(path), "--registered_model", "none"
+    )
+    best = tracked.child_of["complete"].data.metrics["val/map"]
+    assert mlflow.get_run(run_id_of(again)).data.metrics["val/map"] == best
 
 
-def test_a_study_is_gone_on_with_by_name_and_by_more_trials_alone(
-    workspace: Workspace, tiny_data: Path
-) -> None:
-    search = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}}
-    write(workspace, tiny_data, {}, sampler="random", search=search, trials=1)
-    workspace.nuswide("sweep", "tiny.yaml")
-    search["lr"]["high"] = 1.0
-    write(workspace, tiny_data, {}, sampler="random", search=search, trials=1)
-    refused = workspace.nuswide("sweep", "tiny.yaml", check=False)
+def test_another_search_of_the_same_name_is_refused(swept: Swept) -> None:
+    other = {"lr": [*SEARCH["lr"], 1.0]}
+    write(swept.workspace, swept.data, {"epochs": 4}, **PLAN, search=other)
+    refused = swept.workspace.nuswide("sweep", "tiny.yaml", check=False)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "search lr was 0.0001 to 0.01, log, is 0.0001 to 1, log" in refused.stderr
-    search["lr"]["high"] = 1e-2
-    write(workspace, tiny_data, {}, sampler="random", search=search, trials=1)
-    file = str(workspace.folder / "tiny.yaml")
+    assert "search lr was 0.001, 0.1, 1e+30, 0.003, is 0.001, 0.1" in refused.stderr
+
+
+def test_a_worker_at_another_tracking_store_is_refused(swept: Swept) -> None:
+    write(swept.workspace, swept.data, {"epochs": 4}, **PLAN, search=SEARCH)
+    other = {"MLFLOW_TRACKING_URI": f"sqlite:///{swept.workspace.folder / 'other.db'}"}
+    storage = f"sqlite:///{swept.workspace.folder / 'sweeps.db'}"
+    command = [sys.executable, "-m", "nuswide", "sweep", "tiny.yaml", "--trials", "4"]
+    refused = subprocess.run(
+        [*command, "--storage", storage], cwd=swept.workspace.folder,
+        env=swept.workspace.env | other, capture_output=True, text=True,
+    )  # fmt: skip
+    assert refused.returncode == 1 and "set MLFLOW_TRACKING_URI to the tracking" in refused.stderr
+
+
+def test_mlflow_run_goes_on_with_a_study_that_is_to_have_more_trials(tracked: Swept) -> None:
+    workspace = tracked.workspace
+    write(workspace, tracked.data, {"epochs": 4}, **PLAN, search=SEARCH)
     storage = f"sqlite:///{workspace.folder / 'sweeps.db'}"
-    workspace.mlflow_run("sweep", file=file, trials="2", storage=storage)
+    options = {"trials": "4", "storage": storage, "checkpoints": str(workspace.folder / "state")}
+    workspace.mlflow_run("sweep", file=str(workspace.folder / "tiny.yaml"), **options)
     parent, children = all_runs()
-    assert parent.info.status == "FINISHED" and sorted(children) == [1, 2]
+    assert parent.info.run_id == tracked.parent.info.run_id and parent.info.status == "FINISHED"
+    assert sorted(children) == [1, 2, 3, 4]
     (launcher,) = mlflow.MlflowClient().search_runs(["0"], "tags.`nuswide.job` = 'sweep worker'")
     assert launcher.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert launcher.info.status == "FINISHED"
-    once_more = workspace.nuswide("sweep", "tiny.yaml", "--trials", "2")
-    assert "2 are done" in once_more.stdout and all_runs()[1].keys() == {1, 2}
-    # A worker at another tracking store would scatter the runs.
-    env = {**workspace.env, "MLFLOW_TRACKING_URI": f"sqlite:///{workspace.folder / 'other.db'}"}
-    command = [sys.executable, "-m", "nuswide", "sweep", "tiny.yaml", "--trials", "3"]
-    away = subprocess.run(
-        [*command, "--storage", storage], cwd=workspace.folder, env=env, capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert away.returncode == 1 and "set MLFLOW_TRACKING_URI to the tracking" in away.stderr
-
-
-def test_trials_that_fall_behind_are_pruned_and_end_as_killed(
-    workspace: Workspace, tiny_data: Path
-) -> None:
-    search = {"lr": [1e-3, 1e-9, 2e-9]}
-    write(workspace, tiny_data, {"epochs": 3}, sampler="grid", pruner="halving", search=search)
-    done = workspace.nuswide("sweep", "tiny.yaml")
-    parent, children = all_runs()
-    pruned = [r for (r,) in children.values() if r.data.tags["sweep.state"] == "pruned"]
-    assert pruned and all(run.info.status == "KILLED" for run in pruned)
-    assert parent.info.status == "FINISHED"
-    for run in pruned:
-        history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val/map")
-        assert 1 <= len(history) < 3
-        assert not any(name.startswith("test/") for name in run.data.metrics)
-    assert len(re.findall(r"pruned at 0\.\d{4}", done.stdout)) == len(pruned)
-    # Neither its state nor that of complete trials takes up the disk.
-    assert not list((workspace.folder / "data" / "checkpoints").glob("*/last.pt"))
 
 
 def test_a_stopped_worker_says_how_to_go_on_and_the_trial_goes_on_exactly(

@@ -52,7 +52,7 @@ def create_pruner(plan: Plan) -> optuna.pruners.BasePruner:
     if plan.pruner == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
     if plan.pruner == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(reduction_factor=3)
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     if plan.pruner == "hyperband":
         epochs = plan.config(plan.corner).epochs
         return optuna.pruners.HyperbandPruner(max_resource=epochs, reduction_factor=3)
