@@ -37,7 +37,7 @@ def server() -> Iterator[str]:
         yield f"postgresql://sweeper@127.0.0.1:{port}/postgres"
     finally:
         _run(control, "-D", data, "-m", "immediate", "-w", "stop", check=False)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(*command: str, check: bool = True) -> None:

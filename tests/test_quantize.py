@@ -29,6 +29,7 @@ def quantized(trained: Trained) -> Iterator[tuple[str, str]]:
         "quantize", model=SOURCE, cache=trained.cache, images="16", most_lost="0.9"
     )
     mlflow.set_tracking_uri(trained.workspace.env["MLFLOW_TRACKING_URI"])
+    mlflow.set_experiment("Default")  # other tests of this process may have set their own
     yield run_id_of(done), done.stdout
     mlflow.set_tracking_uri(None)
 
