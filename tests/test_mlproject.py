@@ -47,13 +47,13 @@ def test_a_field_given_as_p_reaches_the_command_line() -> None:
     rendered = PROJECT.get_entry_point("main").compute_command(
         {"lr": "1e-4", "batch_size": "8"}, None
     )
-    context = cli.train.make_context("train", shlex.split(rendered)[4:])
+    context = cli.main.commands["train"].make_context("train", shlex.split(rendered)[4:])
     assert context.params["lr"] == "1e-4" and context.params["batch_size"] == "8"
 
 
 def test_a_misspelt_field_is_answered_with_the_nearest() -> None:
     with pytest.raises(click.NoSuchOption, match="--lr"):
-        cli.train.make_context("train", ["--lrr", "1e-4"])
+        cli.main.commands["train"].make_context("train", ["--lrr", "1e-4"])
 
 
 def test_conda_yaml_pins_every_dependency_of_pyproject_exactly() -> None:

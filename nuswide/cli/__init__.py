@@ -1,0 +1,23 @@
+"""The command line: parse, load the config, call one function.
+
+Owns options and exit codes: 1 for what goes wrong, 2 for a command typed wrong. The modules beside
+have the commands, and import the rest late, so that `--help` is instant.
+"""
+
+import click
+
+from nuswide.cli import data, models, training
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="nuswide")
+def main() -> None:
+    """Train, evaluate, compare and serve taggers of images, with MLflow as the record."""
+
+
+for _command in (
+    training.train, training.sweep, training.upload, training.reproduce,
+    models.evaluate, models.compare, models.promote, models.quantize, models.serve, models.tag,
+    data.prepare, data.audit, data.cache, data.download, data.sample,
+):  # fmt: skip
+    main.add_command(_command)
