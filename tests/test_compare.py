@@ -72,6 +72,7 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     found["old"] = record(folder, 3.0, name="old", keep=False, head="max")
     found["elsewhere"] = record(folder, 1.0, name="other data", digest="other", head="max")
     yield found
+    mlflow.set_experiment("Default")  # which the next file of this process has, too
     mlflow.set_tracking_uri(None)
 
 

@@ -25,6 +25,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     mlflow.create_experiment("val", artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment("val")
     yield
+    mlflow.set_experiment("Default")  # which the next file of this process has, too
     mlflow.set_tracking_uri(None)
 
 

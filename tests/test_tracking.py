@@ -17,6 +17,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     mlflow.create_experiment("here", artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment("here")
     yield
+    mlflow.set_experiment("Default")  # which the next file of this process has, too
     mlflow.set_tracking_uri(None)
 
 
