@@ -207,6 +207,6 @@ def test_every_label_keeps_its_share_in_val(
 def test_every_label_of_corel5k_keeps_its_share_in_val(fraction: float, seed: int) -> None:
     folder = Path(os.environ.get("NUSWIDE_REAL_DATA", "")) / "corel5k"
     if not (folder / "train.json").is_file():
-        pytest.skip("NUSWIDE_REAL_DATA names no folder with corel5k/train.json in it")
+        pytest.skip("needs NUSWIDE_REAL_DATA, a folder with corel5k/")
     manifest = read_article_json(folder)
     assert_shares_are_kept(manifest, carve_val(manifest, fraction=fraction, seed=seed), fraction)

@@ -30,7 +30,7 @@ print(before, inside, after, inside_mb - start_mb, resident_mb() - start_mb)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_is_kept_inside_alone_and_given_back_afterwards() -> None:
     done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True)
     before, inside, after, kept_mb, left_mb = map(float, done.stdout.split())

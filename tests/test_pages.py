@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 from nuswide import pages
 
 HOSTILE = "<script>alert(1)</script>\"'&"
-needs_chromium = pytest.mark.skipif(not BINARY, reason="needs Chromium")
+needs_chromium = pytest.mark.skipif(
+    not BINARY, reason="needs Chromium: apt-get install chromium-driver"
+)
 
 
 def test_every_kind_of_text_is_escaped() -> None:

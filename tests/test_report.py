@@ -341,7 +341,7 @@ def test_the_pieces_are_there_as_figures_and_columns(whole: tuple[Report, str]) 
         assert len({len(values) for values in columns.values()}) == 1
 
 
-@pytest.mark.skipif(not BINARY, reason="needs Chromium")
+@pytest.mark.skipif(not BINARY, reason="needs Chromium: apt-get install chromium-driver")
 def test_chromium_opens_the_page_without_network_or_complaint_and_sorts_labels(
     whole: tuple[Report, str], tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element, by the
 OPTIONS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
 pytestmark = pytest.mark.skipif(
-    bool(missing), reason=f"{', '.join(missing)} not installed: apt-get install chromium-driver"
+    bool(missing), reason=f"needs {', '.join(missing)}: apt-get install chromium-driver"
 )
 
 

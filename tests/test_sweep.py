@@ -293,7 +293,7 @@ def test_twelve_trials_by_two_workers_on_postgresql_of_which_one_is_killed(
     workspace: Workspace, tiny_data: Path
 ) -> None:
     if not postgres.INITDB:
-        pytest.skip("PostgreSQL's server is not installed")
+        pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
     search = {
         "lr": {"low": 1e-4, "high": 1e-2, "log": True}, "head": ["linear", "max_pool"],
         "label_smoothing": [0.0, 0.1],

@@ -36,7 +36,7 @@ def plan_of(folder: Path, **content: object) -> Plan:
 @pytest.fixture(scope="session")
 def database() -> Iterator[str]:
     if not postgres.INITDB:
-        pytest.skip("PostgreSQL's server is not installed")
+        pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
     with postgres.server() as url:
         yield url
 
