@@ -116,6 +116,7 @@ def log_bundle(
     killed is taken as it is.
     """
     if found := _registered_by(run_id, registered_model):
+        _describe(registered_model, str(found.version), card)
         return found
     (folder / "card.md").write_text(card, encoding="utf-8")
     # Else a uv.lock in the working directory, torch and all, becomes the model's environment.
@@ -132,9 +133,15 @@ def log_bundle(
     number = info.registered_model_version
     if number is None:
         return LoggedModel(info.model_id, info.model_uri, None)
-    about = without_labels(card)[:_MOST_DESCRIBED]
-    mlflow.MlflowClient().update_model_version(registered_model, str(number), about)
+    _describe(registered_model, str(number), card)
     return LoggedModel(info.model_id, info.model_uri, str(number))
+
+
+def _describe(name: str, version: str, card: str) -> None:
+    """Put the card onto the page of a version that has no description yet."""
+    client = mlflow.MlflowClient()
+    if not client.get_model_version(name, version).description:
+        client.update_model_version(name, version, without_labels(card)[:_MOST_DESCRIBED])
 
 
 def _registered_by(run_id: str, name: str) -> LoggedModel | None:
@@ -143,7 +150,8 @@ def _registered_by(run_id: str, name: str) -> LoggedModel | None:
         return None
     for version in mlflow.MlflowClient().search_model_versions(f"name='{name}'"):
         if version.run_id == run_id:
-            return LoggedModel(model_id_of(version) or "", version.source or "", version.version)
+            number = str(version.version)  # which a store may give as an int
+            return LoggedModel(model_id_of(version) or "", version.source or "", number)
     return None
 
 

@@ -2,13 +2,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import mlflow
 import numpy as np
 import onnx
 import pytest
 import torch
 
 from nuswide import bundle
-from nuswide.bundle import write_bundle, write_weights
+from nuswide.bundle import log_bundle, write_bundle, write_weights
 from nuswide.config import Config
 from nuswide.evaluate import Decision, torch_score
 from nuswide.heads import HEADS
@@ -106,3 +107,23 @@ def test_written_weights_start_another_model(model: TaggerNet, tmp_path: Path) -
 
 def test_the_served_model_asks_for_few_packages() -> None:
     assert set(bundle._REQUIREMENTS) == {"mlflow", "numpy", "onnxruntime", "pandas", "pillow"}
+
+
+def test_a_version_that_was_cut_off_before_its_description_gets_it_on_resuming(
+    model: TaggerNet, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = mlflow.create_experiment("cut off", (tmp_path / "artifacts").as_uri())
+    client, card = mlflow.MlflowClient(), "What it is.\n\n## Labels\n\nsky"
+    try:
+        with mlflow.start_run(experiment_id=experiment) as run:
+            arguments = (tmp_path / "bundle", IMAGES[0], "cut", run.info.run_id, card)
+            version = log_bundle(*arguments).version
+            assert client.get_model_version("cut", str(version)).description == "What it is."
+            for before, after in (("", "What it is."), ("Champion: 1", "Champion: 1")):
+                client.update_model_version("cut", str(version), before)
+                assert log_bundle(*arguments).version == version
+                assert client.get_model_version("cut", str(version)).description == after
+    finally:
+        mlflow.set_tracking_uri(None)
