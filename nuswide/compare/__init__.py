@@ -7,7 +7,7 @@ statistics, the tables, the drawings and the page. Trains and scores nothing: al
 """
 
 import shutil
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -43,12 +43,12 @@ def compare_runs(
     one_test_set = require_one_test_set(entrants, across_test_sets=across_test_sets)
     chosen = choose_baseline(entrants, baseline)
     comparison = measure(entrants, chosen, is_paired=one_test_set)
-    texts, drawn = _make(comparison)
+    made = _make(comparison)
     if out:
-        _write(out, texts, drawn)
+        _write(out, made)
     with start_run("compare", f"comparison of {len(entrants)}") as run:
         run.log_params({"runs": runs, "baseline": comparison.baseline or "none"})
-        _record(run, comparison, texts, drawn)
+        _record(run, comparison, made)
         run.set_note(f"```\n{tables.to_text(comparison, 200)}\n```")
     click.echo(tables.to_text(comparison, shutil.get_terminal_size((120, 24)).columns))
     click.echo(
@@ -57,45 +57,47 @@ def compare_runs(
     )
 
 
-def _tables(comparison: Comparison) -> dict[str, tables.Table]:
+@dataclass(frozen=True)
+class _Made:
+    """What is written of a comparison, by name: tables, files of text, and drawings."""
+
+    tables: dict[str, tables.Table]
+    texts: dict[str, str]
+    drawn: dict[str, Figure]
+
+
+def _make(comparison: Comparison) -> _Made:
     found = {
         "comparison": tables.overview(comparison),
         "differences": tables.differences(comparison),
         "labels": tables.labels(comparison),
     }
-    return {name: table for name, table in found.items() if table.rows}
-
-
-def _make(comparison: Comparison) -> tuple[dict[str, str], dict[str, Figure]]:
-    """Everything that is written of a comparison: files of text, and drawings, by name."""
+    found = {name: table for name, table in found.items() if table.rows}
     drawn = figures.draw_all(comparison)
-    texts = {f"{name}.csv": tables.to_csv(table) for name, table in _tables(comparison).items()}
+    texts = {f"{name}.csv": tables.to_csv(table) for name, table in found.items()}
     texts["comparison.md"] = tables.to_markdown(comparison)
     texts["comparison.html"] = report.to_html(comparison, drawn)
-    return texts, drawn
+    return _Made(found, texts, drawn)
 
 
-def _write(out: Path, texts: Mapping[str, str], drawn: Mapping[str, Figure]) -> None:
+def _write(out: Path, made: _Made) -> None:
     try:
-        for name, text in texts.items():
-            out.mkdir(parents=True, exist_ok=True)
+        for name in (*made.texts, *made.drawn):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+        for name, text in made.texts.items():
             (out / name).write_text(text, encoding="utf-8")
-        for name, figure in drawn.items():
-            path = out / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
+        for name, figure in made.drawn.items():
+            figure.savefig(out / f"{name}.png", dpi=150)
     except OSError as error:
         raise click.ClickException(f"cannot write into {out}: {error.strerror}") from error
 
 
-def _record(
-    run: Run, comparison: Comparison, texts: Mapping[str, str], drawn: Mapping[str, Figure]
-) -> None:
+def _record(run: Run, comparison: Comparison, made: _Made) -> None:
     ids = [r.info.run_id for entrant in comparison.entrants for r in entrant.runs]
     run.set_tags({"compared": ",".join(ids)[:4000]})
-    for name, table in _tables(comparison).items():
+    for name, table in made.tables.items():
         run.log_table(tables.columns_of(table), f"{name}.json")
-    for name, text in texts.items():
+    for name, text in made.texts.items():
         run.log_text(text, name)
-    for name, figure in drawn.items():
+    for name, figure in made.drawn.items():
         run.log_figure(figure, f"{name}.png")
