@@ -169,7 +169,7 @@ def label_rows(audit: Audit) -> Rows:
     """Images and their share for each label and split, with a header, most frequent first."""
     manifest = audit.manifest
     parts = {s: manifest.of(s) for s in SPLITS if len(manifest.indices(s))}
-    counts = {split: part.targets.sum(axis=0, dtype=np.int64) for split, part in parts.items()}
+    counts = {split: part.positives for split, part in parts.items()}
     header = ("label", *(f"{split}{kind}" for split in parts for kind in ("", " share")))
     order = np.argsort(-sum(counts.values()), kind="stable")
     return [header] + [
@@ -273,7 +273,7 @@ def findings(audit: Audit) -> list[str]:
 def figures(audit: Audit) -> dict[str, Figure]:
     """The figures; name -> figure."""
     manifest = audit.manifest
-    counts = {s: manifest.of(s).targets.sum(axis=0, dtype=np.int64) for s in SPLITS}
+    counts = {s: manifest.of(s).positives for s in SPLITS}
     shown = {s: n for s, n in counts.items() if len(manifest.indices(s))}
     drawn = {
         "label_distribution": plots.label_distribution(manifest.labels, shown),

@@ -10,8 +10,6 @@ Source of its parts: Mitchell et al. 2019, Model Cards for Model Reporting, arXi
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from nuswide import metrics
 from nuswide.config import Config
 from nuswide.evaluate import Evaluation
@@ -65,11 +63,9 @@ def _data(manifest: Manifest) -> str:
 
 
 def _figures(evaluations: Sequence[Evaluation]) -> str:
-    intervals = [evaluation.resampled.intervals() for evaluation in evaluations]
+    pairs = [(e.figures, e.resampled.intervals()) for e in evaluations]
     rows = (
-        [name, *(f"{e.figures[name]:.3f}{_bounds(i.get(name))}" for e, i in pairs)]
-        for name in _FIGURES
-        for pairs in [list(zip(evaluations, intervals, strict=True))]
+        [name, *(f"{f[name]:.3f}{_bounds(i.get(name))}" for f, i in pairs)] for name in _FIGURES
     )
     sizes = (f"{e.split}, {len(e.samples)} images" for e in evaluations)
     return (
@@ -96,7 +92,7 @@ def _limits(config: Config, manifest: Manifest, test: Evaluation) -> str:
             *filter(None, few),
             scores,
             "Pictures are squashed to a square, whatever their shape.",
-            "It knows the labels above and nothing else, on photographs like those that it was "
+            "It knows its own labels and nothing else, on photographs like those that it was "
             "trained on; the labels there are not free of mistakes.",
             "Not for telling who a person is, nor for decisions about people.",
         )
@@ -104,8 +100,7 @@ def _limits(config: Config, manifest: Manifest, test: Evaluation) -> str:
 
 
 def _scarce(samples: Manifest, split: str) -> str:
-    positives = samples.targets.sum(axis=0, dtype=np.int64)
-    names = [n for n, p in zip(samples.labels, positives, strict=True) if p < _FEW]
+    names = [n for n, p in zip(samples.labels, samples.positives, strict=True) if p < _FEW]
     if not names:
         return ""
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -125,8 +120,7 @@ def _labels(manifest: Manifest, test: Evaluation) -> str:
     table = metrics.per_label_table(
         samples.labels, samples.targets, test.scores, test.thresholds, samples.known
     )
-    train = manifest.of("train").targets.sum(axis=0, dtype=np.int64)
-    in_train = dict(zip(manifest.labels, train.tolist(), strict=True))
+    in_train = dict(zip(manifest.labels, manifest.of("train").positives.tolist(), strict=True))
     columns = ("ap", "f1", "precision", "recall", "threshold", "support")
     rows = (
         [label, in_train[label], *(table[name][i] for name in columns)]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from nuswide import outcome, registry
 from nuswide.config import Config
@@ -42,7 +41,7 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
         run.log_dataset(part.manifest, split)
         evaluation = Evaluation(
             split, part.manifest, predict(tagger.score, part)[:, columns],
-            tagger.thresholds.astype(np.float32)[columns], _positives(whole.manifest),
+            tagger.thresholds.astype(np.float32)[columns], whole.manifest.of("train").positives,
         )  # fmt: skip
         evaluation.record(run, step=0, model_id=registry.model_id_of(version))
         evaluation.record_pictures(run, part, step=0)
@@ -101,8 +100,9 @@ def evaluate_scores(
     config = Config(thresholds=thresholds, threshold=threshold)  # type: ignore[arg-type]
     fitted_on = manifest.take(np.arange(0)) if thresholds == "fixed" else val
     decision = fit_decision(config, fitted_on, saved.for_samples(fitted_on))
+    positives = manifest.of("train").positives
     evaluation = Evaluation(
-        split, samples, saved.for_samples(samples), decision.thresholds, _positives(manifest)
+        split, samples, saved.for_samples(samples), decision.thresholds, positives
     )
     with start_run("evaluate", f"{path.stem} on {split}") as run:
         run.log_params({
@@ -112,10 +112,6 @@ def evaluate_scores(
         run.log_dataset(samples, split)
         evaluation.record(run, step=0)
         _conclude(run, path.name, data, evaluation)
-
-
-def _positives(manifest: Manifest) -> NDArray[np.int64]:
-    return manifest.of("train").targets.sum(axis=0, dtype=np.int64)
 
 
 def _conclude(run: Run, name: str, data: str, evaluation: Evaluation) -> None:

@@ -52,6 +52,11 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def positives(self) -> NDArray[np.int64]:
+        """How many samples are known to have each label; (C,)."""
+        return self.targets.sum(axis=0, dtype=np.int64)
+
     def of(self, split: str) -> "Manifest":
         """The samples of one split, in their order."""
         return self.take(self.indices(split))

@@ -66,7 +66,7 @@ def record_report(
         data=data.of(split),
         scores=evaluation.scores,
         thresholds=np.broadcast_to(np.float32(evaluation.thresholds), len(samples.labels)),
-        train_positives=train.targets.sum(axis=0, dtype=np.int64),
+        train_positives=train.positives,
         baselines=baseline_figures(train.targets, samples.targets, samples.known),
         figures=evaluation.figures,
         intervals=evaluation.resampled.intervals(),

@@ -106,7 +106,7 @@ def _most_frequent(manifest: Manifest, number: str) -> tuple[str, ...]:
         raise click.UsageError(
             f"labels=top:{number} must name a number from 1 to {len(manifest.labels)}"
         )
-    counts = manifest.of("train").targets.sum(axis=0, dtype=np.int64)
+    counts = manifest.of("train").positives
     best = np.argsort(-counts, kind="stable")[: int(number)]
     return tuple(manifest.labels[i] for i in sorted(best))
 
