@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -77,10 +77,11 @@ def train_and_register(
         config = _with_numbered_weights(config)
         manifest = load_manifest(config.data)
         _require_enough(config, manifest)
-        # Tried first, so that no mistake comes to light only after the pictures are decoded.
-        _create_model(config, manifest)
-        data = _open(config, manifest)
-        model = _create_model(config, data.manifest)  # train is without val by now
+        with _weights_here(config) as local:
+            # Tried first, so that no mistake comes to light only after the pictures are decoded.
+            _create_model(local, manifest)
+            data = _open(config, manifest)
+            model = _create_model(local, data.manifest)  # train is without val by now
         found = _choose(config, data, run_id)
         with _begin(config, data, name, found) as (run, folder):
             run.set_tags(tags or {})
@@ -103,22 +104,24 @@ def _with_numbered_weights(config: Config) -> Config:
     """Name the version that training starts from by its number: its alias may move."""
     if not config.weights.startswith(registry.ADDRESS):
         return config
-    number = distributed.tell(
-        registry.find_version(config.weights).version if distributed.is_main() else None
-    )
-    name = config.weights.removeprefix(registry.ADDRESS).partition("@")[0].partition("/")[0]
-    return replace(config, weights=f"{registry.ADDRESS}{name}/{number}")
+    is_main = distributed.is_main()
+    address = registry.address_of(registry.find_version(config.weights)) if is_main else None
+    return replace(config, weights=distributed.tell(address))
+
+
+@contextmanager
+def _weights_here(config: Config) -> Iterator[Config]:
+    """The same config, with a registered version's weights as a file while it is needed."""
+    if not config.weights.startswith(registry.ADDRESS):
+        yield config
+        return
+    with scratch_folder() as folder:
+        weights = recorded.fetch_weights(registry.find_version(config.weights), folder)
+        yield replace(config, weights=str(weights))
 
 
 def _create_model(config: Config, manifest: Manifest) -> TaggerNet:
-    """Build the network with its starting weights, if need be those of a registered version."""
-    n_labels, train = len(manifest.labels), TrainLabels.of(manifest)
-    if not config.weights.startswith(registry.ADDRESS):
-        return create_model(config, n_labels=n_labels, train=train)
-    with scratch_folder() as folder:
-        weights = recorded.fetch_weights(registry.find_version(config.weights), folder)
-        local = replace(config, weights=str(weights))
-        return create_model(local, n_labels=n_labels, train=train)
+    return create_model(config, n_labels=len(manifest.labels), train=TrainLabels.of(manifest))
 
 
 def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
@@ -177,10 +180,14 @@ def _resume_command(run_id: str) -> str:
         place = given.index("--resume")
         given = given[:place] + given[place + 2 :]
     if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`
-        pairs = zip(given[1::2], given[2::2], strict=False)
-        options = " ".join(f"-P {k.removeprefix('--')}={shlex.quote(v)}" for k, v in pairs)
-        return f"mlflow run . {options} -P resume={run_id}"
+        return f"mlflow run . {as_parameters(given[1:])} -P resume={run_id}"
     return f"python -m nuswide {shlex.join(given)} --resume {run_id}"
+
+
+def as_parameters(options: Sequence[str]) -> str:
+    """Options (`--lr 1e-4`) as `mlflow run` takes them (`-P lr=1e-4`)."""
+    pairs = zip(options[::2], options[1::2], strict=False)
+    return " ".join(f"-P {k.removeprefix('--')}={shlex.quote(v)}" for k, v in pairs)
 
 
 def _evaluate(
@@ -193,7 +200,7 @@ def _evaluate(
     val = parts["val"].manifest
     n_labels = len(val.labels)
     decision = fit_decision(config, val, scores.get("val", np.empty((0, n_labels), np.float32)))
-    positives = data.manifest.of("train").targets.sum(axis=0, dtype=np.int64)
+    positives = data.manifest.of("train").positives
     return decision, [
         Evaluation(
             split, parts[split].manifest, decision.calibrate(raw), decision.thresholds, positives
@@ -296,7 +303,7 @@ def _record_data(run: Run, data: Dataset) -> None:
     counts = {}
     for split in SPLITS:
         if len(samples := manifest.of(split)):
-            counts[split] = samples.targets.sum(axis=0, dtype=np.int64)
+            counts[split] = samples.positives
             table[split] = counts[split].tolist()
             table[f"{split} share"] = (counts[split] / len(samples)).round(4).tolist()
     rules = {k: getattr(manifest, k) for k in ("protocol", "unlabelled", "rejected", "digest")}

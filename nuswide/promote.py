@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 
 from nuswide import recorded, registry
 from nuswide.metrics.bootstrap import RESAMPLED, Difference, paired, resample
-from nuswide.registry import CHAMPION, ChampionMoved
+from nuswide.registry import CHAMPION, ChampionMoved, address_of
 from nuswide.scores import SavedScores
 
 _VERBS = {  # by rule, of who lost and of who won
@@ -103,7 +103,7 @@ def promote(model: str, rule: Rule) -> str:
     for _ in range(_ATTEMPTS):
         champion = registry.champion_of(version.name)
         if champion and str(champion.version) == str(version.version):
-            return f"{_called(version)} is champion already."
+            return f"{address_of(version)} is champion already."
         decision = decide(*_val_scores(version, champion), rule) if champion else None
         try:
             return _conclude(version, champion, decision)
@@ -198,10 +198,6 @@ def roll_back(name: str, *, steps: int = 1) -> str:
     return f"{words[0].upper()}{words[1:]}. It is now {name}@{CHAMPION}."
 
 
-def _called(version: ModelVersion) -> str:
-    return f"models:/{version.name}/{version.version}"
-
-
 def _val_scores(
     challenger: ModelVersion, champion: ModelVersion
 ) -> tuple[SavedScores, SavedScores]:
@@ -209,8 +205,8 @@ def _val_scores(
     (digest, scores), (other, other_scores) = map(_scores_of, (challenger, champion))
     if digest != other:
         raise click.ClickException(
-            f"{_called(challenger)} and the champion, version {champion.version}, have other val "
-            f"images (digests {digest} and {other}); train both on the same data with the same "
+            f"{address_of(challenger)} and the champion, version {champion.version}, have other "
+            f"val images (digests {digest} and {other}); train both on the same data with the same "
             "val split"
         )
     return scores, other_scores
@@ -226,15 +222,15 @@ def _scores_of(version: ModelVersion) -> tuple[str, SavedScores]:
     digest = trained.data.tags.get("data.val_digest") if trained else None
     if trained and not digest:
         raise click.ClickException(
-            f"{_called(version)} was trained without a val split; a contest needs one"
+            f"{address_of(version)} was trained without a val split; a contest needs one"
         )
     for run in chain([trained] if trained else [], recorded.evaluations(version)):
         own = run.data.tags.get("data.val_digest")
         if own and digest in (None, own) and (saved := _fetch(run)):
             return own, saved
     raise click.ClickException(
-        f"there are no scores of {_called(version)} on val; make them with `python -m nuswide "
-        f"evaluate --model {_called(version)} --split val --data DIR`"
+        f"there are no scores of {address_of(version)} on val; make them with `python -m nuswide "
+        f"evaluate --model {address_of(version)} --split val --data DIR`"
     )
 
 

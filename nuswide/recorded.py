@@ -19,6 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
+from nuswide.registry import address_of
 from nuswide.scores import FILE, SavedScores
 from nuswide.tracking import JOB_TAG, scratch_folder
 
@@ -84,7 +85,7 @@ def fetch_weights(version: ModelVersion, folder: Path) -> Path:
 
     Raises click.ClickException if its run has none, or has been trained further since.
     """
-    name, digest = f"models:/{version.name}/{version.version}", version.tags.get(WEIGHTS_TAG)
+    name, digest = address_of(version), version.tags.get(WEIGHTS_TAG)
     if not digest:
         raise click.ClickException(f"{name} has no torch weights; give the version it was made of")
     try:

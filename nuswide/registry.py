@@ -184,9 +184,14 @@ def find_version(uri: str) -> ModelVersion:
         ) from None
 
 
+def address_of(version: ModelVersion) -> str:
+    """Its address by number, which no alias can move."""
+    return f"{ADDRESS}{version.name}/{version.version}"
+
+
 def fetch_bundle(version: ModelVersion) -> Path:
     """Download a registered version; gives the folder of its bundle."""
-    local = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}")
+    local = mlflow.artifacts.download_artifacts(address_of(version))
     return Path(local) / "artifacts" / "bundle"
 
 

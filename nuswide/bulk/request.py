@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.registry import find_version
+from nuswide.registry import address_of, find_version
 from nuswide.tagger import Tagger
 
 
@@ -76,8 +76,7 @@ def find_model(address: str, threshold: float | None) -> Model:
     version = None
     if address.startswith("models:/"):
         found = find_version(address)
-        version = str(found.version)
-        address = f"models:/{found.name}/{version}"
+        version, address = str(found.version), address_of(found)
         folder = Path(mlflow.artifacts.download_artifacts(address))
     else:
         folder = Path(address).absolute()

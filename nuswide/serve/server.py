@@ -29,7 +29,7 @@ import uvicorn
 from mlflow.entities.model_registry import ModelVersion
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nuswide.registry import find_version
+from nuswide.registry import address_of, find_version
 from nuswide.serve.settings import Settings
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -53,9 +53,7 @@ def serve_model(uri: str, host: str, port: int, settings: Settings) -> None:
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         folder = Path(temporary) / "model"
         folder.mkdir()
-        mlflow.artifacts.download_artifacts(
-            f"models:/{version.name}/{version.version}", dst_path=str(folder)
-        )
+        mlflow.artifacts.download_artifacts(address_of(version), dst_path=str(folder))
         work = Work(folder, version.name, str(version.version), settings, key)
         supervisor = Supervisor(work, listener, settings)
         supervisor.run(_announcement(version, host, listener, settings, key))

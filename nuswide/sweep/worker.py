@@ -32,7 +32,7 @@ from nuswide import distributed, runs
 from nuswide.checkpoint import Diverged
 from nuswide.config import Config
 from nuswide.data import load_manifest
-from nuswide.jobs import train_and_register
+from nuswide.jobs import as_parameters, train_and_register
 from nuswide.sweep.plan import Params, Plan
 from nuswide.sweep.record import Parent, best_yaml, default_storage
 from nuswide.sweep.store import Store
@@ -79,11 +79,8 @@ def _same_command() -> str:
     """The command that this process was started with: a study is gone on with by the same one."""
     if "MLFLOW_RUN_ID" not in os.environ:
         return f"python -m nuswide {shlex.join(sys.argv[1:])}"
-    _, file, *given = sys.argv[1:]  # started by `mlflow run`
-    pairs = [("file", file)]
-    pairs += [(k.removeprefix("--"), v) for k, v in zip(given[::2], given[1::2], strict=False)]
-    options = " ".join(f"-P {k}={shlex.quote(v)}" for k, v in pairs)
-    return f"mlflow run . -e sweep {options}"
+    _, *given = sys.argv[1:]  # started by `mlflow run`, the file first
+    return f"mlflow run . -e sweep {as_parameters(['file', *given])}"
 
 
 class Worker:
