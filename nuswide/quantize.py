@@ -13,20 +13,22 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from mlflow.entities.model_registry import ModelVersion
 from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
 from nuswide import bundle, metrics, outcome, registry
+from nuswide.bundle import LoggedModel
 from nuswide.card import make_card
-from nuswide.config import Config
+from nuswide.config import Config, load_config
 from nuswide.data import Dataset
 from nuswide.evaluate import Evaluation, fit_decision, predict
 from nuswide.judge import open_as_trained
@@ -47,15 +49,16 @@ def quantize(
     most_lost: of val's mAP; raises click.ClickException, and registers nothing, if more is.
     """
     version = registry.find_version(model)
-    called = f"{version.name}/{version.version}"
     source = registry.fetch_bundle(version)
     settings = json.loads((source / "tagger.json").read_text(encoding="utf-8"))
-    config = Config(**settings["config"] | ({"data": data} if data else {}))
     tagger = Tagger.load(source)
+    config = _config_of(tagger, data)
     whole = open_as_trained(tagger, config.data, cache)
-    _require_same(whole, settings["data_digest"], config.data, called)
-    with start_run("quantize", f"{called} int8") as run, scratch_folder() as scratch:
-        own = {"quantized_from": called, "calibration_images": images, "most_lost": most_lost}
+    address = registry.address_of(version)
+    _require_same(whole, settings.get("data_digest"), config.data, address)
+    name = f"{version.name}/{version.version} int8"
+    with start_run("quantize", name) as run, scratch_folder() as scratch:
+        own = {"quantized_from": address, "calibration_images": images, "most_lost": most_lost}
         run.log_params({**asdict(config), **own})
         folder = scratch / "bundle"
         shutil.copytree(source, folder)
@@ -67,28 +70,26 @@ def quantize(
         choice = f"It computes in int8, made of version {version.version}: {words}."
         card = make_card(config, whole.manifest, evaluations, choice=choice)
         logged = bundle.log_bundle(folder, chosen[0], version.name, run.id, card)
-        tags = {"precision": "int8", "quantized_from": version.version}
-        for evaluation in evaluations:
-            run.log_dataset(evaluation.samples, evaluation.split)
-            evaluation.record(run, step=0, model_id=logged.model_id)
-            tags |= evaluation.as_tags()
-        registry.tag_version(version.name, str(logged.version), tags)
-        rows = outcome.result_rows(evaluations)
-        came_out = f"{words}\nIt is registered as models:/{version.name}/{logged.version}."
-        run.set_note(f"{came_out}\n\n```\n{outcome.summary(rows)}\n```")
-        click.echo(f"{outcome.summary(rows)}\n\n{came_out}\nrun {run.id}\n{run.address}")
+        _record(run, version, evaluations, logged, words)
 
 
-def _require_same(whole: Dataset, digest: str, data: str, called: str) -> None:
+def _config_of(tagger: Tagger, data: str | None) -> Config:
+    """The configuration that the model was trained with, as far as this package knows it."""
+    known = {f.name for f in fields(Config)}
+    recorded = {k: v for k, v in tagger.config.items() if k in known}
+    return load_config(None, recorded | ({"data": data} if data else {}))
+
+
+def _require_same(whole: Dataset, digest: str | None, data: str, address: str) -> None:
     """Refuse data whose val may hold what the model was trained on."""
     if whole.manifest.digest != digest:
         raise click.ClickException(
-            f"{data} (digest {whole.manifest.digest}) is not what {called} was trained on "
+            f"{data} (digest {whole.manifest.digest}) is not what {address} was trained on "
             f"({digest}); give --data with that"
         )
     if not len(whole.manifest.indices("val")):
         raise click.ClickException(
-            f"{called} was trained without a val split, on which int8 is judged; train one with it"
+            f"{address} was trained without a val split, on which int8 is judged; train one with it"
         )
 
 
@@ -137,7 +138,7 @@ def _evaluate(
     raw = {split: predict(small.network_scores, part) for split, part in parts.items()}
     decision = fit_decision(config, parts["val"].manifest, raw["val"])
     bundle.write_settings(folder, settings, decision)
-    positives = whole.manifest.of("train").targets.sum(axis=0, dtype=np.int64)
+    positives = whole.manifest.of("train").positives
     return [
         Evaluation(
             split, part.manifest, decision.calibrate(raw[split]), decision.thresholds, positives
@@ -169,6 +170,26 @@ def _weigh(
             "was registered. More --images may help"
         )
     return words
+
+
+def _record(
+    run: Run,
+    version: ModelVersion,
+    evaluations: list[Evaluation],
+    logged: LoggedModel,
+    words: str,
+) -> None:
+    """Record the figures, with the new version and on it, and print what came out."""
+    tags = {"precision": "int8", "quantized_from": str(version.version)}
+    for evaluation in evaluations:
+        run.log_dataset(evaluation.samples, evaluation.split)
+        evaluation.record(run, step=0, model_id=logged.model_id)
+        tags |= evaluation.as_tags()
+    registry.tag_version(version.name, str(logged.version), tags)
+    summary = outcome.summary(outcome.result_rows(evaluations))
+    came_out = f"{words}\nIt is registered as models:/{version.name}/{logged.version}."
+    run.set_note(f"{came_out}\n\n```\n{summary}\n```")
+    click.echo(f"{summary}\n\n{came_out}\nrun {run.id}\n{run.address}")
 
 
 def _median_ms(taggers: Mapping[str, Tagger], val: Dataset) -> dict[str, float]:

@@ -25,7 +25,7 @@ SAME_LAYER = {("models", "transforms"), ("models", "heads"), ("models", "labels"
 SAME_LAYER |= {("heads", "labels"), ("transforms", "auto_augment")}
 ONLY_IN: dict[str, set[str]] = {
     "mlflow": {"tracking", "spool", "bundle", "registry", "serve", "recorded", "promote"}
-    | {"tagger", "compare", "reproduce", "sweep", "bulk", "cli"},
+    | {"tagger", "compare", "reproduce", "quantize", "sweep", "bulk", "cli"},
     "optuna": {"sweep"},
     "sqlalchemy": {"sweep"},
     "matplotlib": {"plots", "tracking", "compare", "pages", "audit", "report", "sweep"},

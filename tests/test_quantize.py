@@ -29,7 +29,6 @@ def quantized(trained: Trained) -> Iterator[tuple[str, str]]:
         "quantize", model=SOURCE, cache=trained.cache, images="16", most_lost="0.9"
     )
     mlflow.set_tracking_uri(trained.workspace.env["MLFLOW_TRACKING_URI"])
-    mlflow.set_experiment("Default")  # other tests of this process may have set their own
     yield run_id_of(done), done.stdout
     mlflow.set_tracking_uri(None)
 
@@ -99,4 +98,4 @@ def test_data_that_the_model_was_not_trained_on_is_refused(
         "quantize", "--model", SOURCE, "--data", "sample", "--cache", str(tmp_path), check=False
     )
     assert refused.returncode == 1
-    assert "is not what nuswide-tagger/1 was trained on" in refused.stderr
+    assert "is not what models:/nuswide-tagger/1 was trained on" in refused.stderr
