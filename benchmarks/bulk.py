@@ -18,24 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from serve_setup import write_random_bundle
+
 TIMES, PATHS = 8, 1_000_000
-
-
-def make_bundle(folder: Path, backbone: str, size_px: int) -> None:
-    """Export a network with random weights and 81 labels."""
-    import numpy as np
-
-    from nuswide.bundle import write_bundle
-    from nuswide.config import Config
-    from nuswide.evaluate import Decision
-    from nuswide.models import create_model
-
-    labels = [f"label {i}" for i in range(81)]
-    settings = {"labels": labels, "image_size_px": size_px, "config": {}}
-    decision = Decision(np.full(len(labels), 0.5, dtype=np.float32))
-    model = create_model(Config(backbone=backbone), n_labels=len(labels))
-    images = np.random.default_rng(0).integers(0, 256, (1, 3, size_px, size_px), dtype=np.uint8)
-    write_bundle(folder, model, settings, decision, images)
 
 
 def link_pictures(folder: Path, source: Path, count: int) -> Path:
@@ -126,13 +111,14 @@ def itself(*arguments: object) -> list[float]:
 
 def compare(folder: Path, source: Path, backbone: str, size_px: int, count: int) -> None:
     """The loop and `tag` with one network."""
-    bundle = folder / f"{backbone}-{size_px}"
-    make_bundle(bundle, backbone, size_px)
-    few = link_pictures(folder / f"{bundle.name}-few", source, count)
-    many = link_pictures(folder / f"{bundle.name}-many", source, count * TIMES)
+    own = folder / f"{backbone}-{size_px}"
+    own.mkdir()
+    _, bundle = write_random_bundle(own, backbone, size_px, n_labels=81)
+    few = link_pictures(folder / f"{own.name}-few", source, count)
+    many = link_pictures(folder / f"{own.name}-many", source, count * TIMES)
     looped, loop_used = itself("loop", bundle, few)
-    seconds, used, peak = run_tag(bundle, few, folder / f"{bundle.name}-1.parquet")
-    seconds_8, used_8, peak_8 = run_tag(bundle, many, folder / f"{bundle.name}-8.parquet")
+    seconds, used, peak = run_tag(bundle, few, folder / f"{own.name}-1.parquet")
+    seconds_8, used_8, peak_8 = run_tag(bundle, many, folder / f"{own.name}-8.parquet")
     again, loop_used_again = itself("loop", bundle, few)  # other work may have come or gone
     loop_s, loop_cpu_s = (looped + again) / 2 / count, (loop_used + loop_used_again) / 2 / count
     tag_s, tag_cpu_s = ((b - a) / count / (TIMES - 1) for a, b in

@@ -1,4 +1,4 @@
-"""What the benchmarks of the server share: a registered model, photos, and the server itself."""
+"""What benchmarks of bundle and server share: random models, photos, and the server itself."""
 
 import io
 import os
@@ -28,16 +28,18 @@ def environment(folder: Path) -> dict[str, str]:
     return own | {"MLFLOW_TRACKING_URI": tracking, "PYTHONPATH": str(ROOT)}
 
 
-def write_random_bundle(folder: Path, backbone: str, size_px: int) -> tuple["TaggerNet", Path]:
+def write_random_bundle(
+    folder: Path, backbone: str, size_px: int, *, n_labels: int = 27
+) -> tuple["TaggerNet", Path]:
     """Export a network of random weights; it, and the folder of its bundle."""
     from nuswide.bundle import write_bundle
     from nuswide.config import Config
     from nuswide.evaluate import Decision
     from nuswide.models import create_model
 
-    model = create_model(Config(backbone=backbone, image_size_px=size_px), n_labels=27)
+    model = create_model(Config(backbone=backbone, image_size_px=size_px), n_labels=n_labels)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, size_px, size_px), dtype=np.uint8)
-    labels = [f"label {i}" for i in range(27)]
+    labels = [f"label {i}" for i in range(n_labels)]
     settings = {"labels": labels, "image_size_px": size_px, "config": {}}
     decision = Decision(np.full(len(labels), 0.5, dtype=np.float32))
     write_bundle(folder / "bundle", model, settings, decision, images)
