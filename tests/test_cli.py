@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from urllib.error import URLError
 
+import click
 import mlflow
 import pytest
 import torchvision
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from conftest import ROOT, TINY, Workspace
 
 from nuswide.cli import main
+from nuswide.cli.options import extra
 from nuswide.config import Config
 
 Tamper = Callable[[Path], object]
@@ -255,3 +257,9 @@ def test_annotations_without_pictures_are_audited_if_told(tmp_path: Path) -> Non
     (tmp_path / "labels.csv").write_text("image,labels,split\na.jpg,sky,train\nb.jpg,sea,test\n")
     done = Workspace(tmp_path).nuswide("audit", "--data", ".", "--pictures", "false")
     assert "not looked at" in done.stdout
+
+
+def test_a_command_whose_extra_is_missing_names_it() -> None:
+    words = r"needs optuna; pip install 'nuswide\[sweep\]'"
+    with pytest.raises(click.ClickException, match=words), extra("sweep"):
+        raise ImportError(name="optuna")
