@@ -31,7 +31,7 @@ SMALL = {
     "backbone": "resnet18", "weights": "none", "image_size_px": "64", "epochs": "8",
     "precision": "bf16",
 }  # fmt: skip
-# The article's recipe gets more passes, so that no other takes longer.
+# The article's recipe gets more passes, so that no other is better by more steps.
 EPOCHS = {BASELINE: "10"}
 PLACES = ("article_val.yaml", "strong.yaml", "losses/*.yaml", "heads/*.yaml", "combination.yaml")
 
