@@ -10,7 +10,7 @@ import onnx
 import pytest
 from conftest import Trained, run_id_of
 
-from nuswide.quantize import quantize
+from nuswide.quantize import _config_of, quantize
 from nuswide.recorded import fetch_scores
 from nuswide.registry import fetch_bundle, find_version
 from nuswide.tagger import Tagger
@@ -99,3 +99,13 @@ def test_data_that_the_model_was_not_trained_on_is_refused(
     )
     assert refused.returncode == 1
     assert "is not what models:/nuswide-tagger/1 was trained on" in refused.stderr
+
+
+def test_fields_that_this_package_does_not_know_are_left_out(
+    version: mlflow.entities.model_registry.ModelVersion,
+) -> None:
+    tagger = Tagger.load(fetch_bundle(version))
+    known = _config_of(tagger, None)
+    tagger.config["a_field_of_another_version"] = 1
+    assert _config_of(tagger, None) == known
+    assert _config_of(tagger, "elsewhere").data == "elsewhere"
