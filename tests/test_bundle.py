@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from nuswide import bundle
 from nuswide.bundle import log_bundle, write_bundle, write_weights
@@ -84,6 +86,39 @@ def test_a_bundle_calibrates_as_its_evaluation_did(model: TaggerNet, tmp_path: P
     calibrated = Tagger.load(tmp_path / "bundle").score(IMAGES)
     np.testing.assert_allclose(calibrated, decision.calibrate(raw), atol=1e-6)
     assert np.abs(calibrated - raw)[:, [0, 2]].min() > 0.01
+
+
+def test_joined_groups_compute_what_the_narrow_ones_did() -> None:
+    torch.manual_seed(0)
+    narrow = nn.Sequential(
+        nn.Conv2d(16, 32, 3, groups=8, padding=1, bias=False),  # 2 channels to a group, and 4 out
+        nn.Conv2d(32, 32, 3, groups=8, stride=2),
+        nn.Conv2d(32, 64, (1, 3), groups=2),  # wide enough
+        nn.Conv2d(64, 64, 3, groups=64),  # one to a group
+        nn.Conv2d(64, 24, 1, groups=8, dilation=2),  # 8 to a group, and 3 out
+        nn.Conv2d(24, 24, 1, groups=4),  # 6 do not divide 16
+        nn.Conv2d(24, 24, 1),
+    )
+    wide = bundle._widen_groups(copy.deepcopy(narrow))
+    images = torch.randn(2, 16, 16, 16)
+    torch.testing.assert_close(wide(images), narrow(images), atol=1e-6, rtol=1e-5)
+    assert [conv.groups for conv in wide] == [1, 2, 2, 64, 4, 4, 1]
+    assert [conv.groups for conv in narrow] == [8, 8, 2, 64, 8, 4, 1]
+
+
+def test_resnext_is_exported_with_wide_groups_and_trains_on_with_narrow_ones(
+    tmp_path: Path,
+) -> None:
+    model = create_model(Config(backbone="resnext50_32x4d", image_size_px=32), n_labels=3)
+    score = torch_score(model, torch.device("cpu"))(IMAGES)
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
+    np.testing.assert_allclose(Tagger.load(tmp_path / "bundle").score(IMAGES), score, atol=1e-5)
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    widths = [weights[node.input[1]][1] for node in graph.node if node.op_type == "Conv"]
+    assert len(widths) == 53
+    assert sorted(set(widths)) == [3, 16, 32, 64, 128, 256, 512, 1024, 2048]
+    assert model.state_dict()["backbone.layer1.0.conv2.weight"].shape == (128, 4, 3, 3)
 
 
 def test_an_export_whose_scores_differ_is_refused(
