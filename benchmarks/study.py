@@ -4,13 +4,13 @@
     python benchmarks/study.py --readme
 
 Trains each recipe of experiments/ that has a place in the study, with each seed, into the MLflow
-experiment `study`: from scratch, with resnet18 at 64 px and in few epochs, which two cores can do
-in an hour, unless FIELD=VALUE says otherwise. What differs from the files is in the params. What is
-there already is not trained again, so that the study can be interrupted, and be done by several
-processes with different --seeds.
+experiment `study` (or --name): from scratch, with resnet18 at 64 px and in few epochs, which two
+cores can do in an hour, unless FIELD=VALUE says otherwise. What differs from the files is in the
+params. What is there already is not trained again, so that the study can be interrupted, and be
+done by several processes with different --seeds.
 
 --readme compares all that is there against the article's recipe (`nuswide compare --out`), into
-experiments/study, and puts the table into the README.
+experiments/study (or --name), and puts the table between the README's comments of that name.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from nuswide.jobs import train_and_register
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS, README = ROOT / "experiments", ROOT / "README.md"
-NAME, BASELINE = "study", "article_val"
+BASELINE = "article_val"
 SMALL = {
     "backbone": "resnet18", "weights": "none", "image_size_px": "64", "epochs": "8",
     "precision": "bf16",
@@ -42,13 +42,13 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in found}
 
 
-def left_to_do(names: list[str], seeds: list[str]) -> Iterator[tuple[str, str]]:
+def left_to_do(study: str, names: list[str], seeds: list[str]) -> Iterator[tuple[str, str]]:
     """Each recipe with each seed that no run has ended well with, looked up when its turn comes."""
     for seed in seeds:
         for name in names:
             query = f"tags.`study.recipe` = '{name}' and params.seed = '{seed}'"
             runs = mlflow.search_runs(
-                experiment_names=[NAME],
+                experiment_names=[study],
                 filter_string=f"{query} and attributes.status = 'FINISHED'",
                 output_format="list",
             )
@@ -56,30 +56,34 @@ def left_to_do(names: list[str], seeds: list[str]) -> Iterator[tuple[str, str]]:
                 yield name, seed
 
 
-def train(data: Path, names: list[str], seeds: list[str], changes: dict[str, str]) -> None:
+def train(
+    study: str, data: Path, names: list[str], seeds: list[str], changes: dict[str, str]
+) -> None:
     """Train what is not in the record yet."""
-    mlflow.set_experiment(NAME)
-    for name, seed in left_to_do(names, seeds):
+    mlflow.set_experiment(study)
+    for name, seed in left_to_do(study, names, seeds):
         small = SMALL | ({"epochs": EPOCHS[name]} if name in EPOCHS else {})
         fields = {**small, **changes, "data": str(data), "seed": seed, "registered_model": "none"}
         config = load_config(recipes()[name], fields)
         train_and_register(config, name=f"{name} seed={seed}", tags={"study.recipe": name})
 
 
-def update_readme() -> None:
+def update_readme(study: str) -> None:
     """Compare what is there, and put the table where the README has its place."""
-    out = EXPERIMENTS / "study"
-    compare_runs(NAME, baseline=BASELINE, out=out)
+    out = EXPERIMENTS / study
+    compare_runs(study, baseline=BASELINE, out=out)
     table = (out / "comparison.md").read_text(encoding="utf-8").strip()
     text = README.read_text(encoding="utf-8")
-    block = f"<!-- study -->\n{table}\n<!-- /study -->"
-    text = re.sub(r"<!-- study -->.*<!-- /study -->", lambda _: block, text, flags=re.DOTALL)
+    begin, end = f"<!-- {study} -->", f"<!-- /{study} -->"
+    block = f"{begin}\n{table}\n{end}"
+    text = re.sub(f"{begin}.*{end}", lambda _: block, text, flags=re.DOTALL)
     README.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     """Train, or write down what came out."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--name", default="study")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", default=",".join(recipes()))
@@ -87,10 +91,11 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="FIELD=VALUE")
     options = parser.parse_args()
     if options.readme:
-        update_readme()
+        update_readme(options.name)
     elif options.data:
         changes = dict(change.split("=", 1) for change in options.changes)
-        train(options.data, options.only.split(","), options.seeds.split(","), changes)
+        names, seeds = options.only.split(","), options.seeds.split(",")
+        train(options.name, options.data, names, seeds, changes)
     else:
         parser.error("give --data DIR, or --readme")
 
