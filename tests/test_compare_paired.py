@@ -8,8 +8,8 @@ from scipy import stats
 
 from nuswide.compare import tables
 from nuswide.compare.entrants import Entrant, _with_names
-from nuswide.compare.paired import Compared, _with_seeds
-from nuswide.metrics.bootstrap import Difference
+from nuswide.compare.paired import Compared, _estimates, _Pool, _with_seeds
+from nuswide.metrics.bootstrap import Difference, mean_of, resample
 
 
 def entrant(name: str, metrics: dict[str, float] | None = None, **params: str) -> Entrant:
@@ -60,6 +60,15 @@ def test_seeds_that_agree_leave_the_images_interval_as_it_is() -> None:
     same = np.full((3, 1), 0.5)
     (found,) = _with_seeds([Difference(0.02, 0.01, 0.03, 0.0)], [same, same])
     assert found[:3] == pytest.approx([0.02, 0.01, 0.03], abs=1e-6)
+
+
+def test_a_figure_of_seeds_has_an_interval_that_ends_where_figures_do() -> None:
+    rng = np.random.default_rng(0)
+    targets = (rng.random((60, 5)) < 0.3).astype(np.uint8)
+    seeds = [resample(targets, rng.random((60, 5)), 0.97) for _ in range(2)]
+    figures, label_ap = (np.stack([getattr(s, n) for s in seeds]) for n in ("figures", "label_ap"))
+    f1 = _estimates(_Pool(mean_of(seeds), figures, label_ap))["micro/f1"]
+    assert 0 == f1.low < f1.value < f1.high < 1
 
 
 def test_with_seeds_the_true_difference_of_two_recipes_is_covered() -> None:

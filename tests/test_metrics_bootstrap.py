@@ -131,6 +131,16 @@ def test_an_interval_reaches_lower_where_few_positives_make_average_precision_to
     assert interval.low < interval.value < interval.high
 
 
+def test_an_interval_ends_where_the_figures_do() -> None:
+    targets, scores = problem(60, 5, seed=5)
+    above_nearly_all = float(np.sort(scores[targets > 0])[-2])
+    low = resample(targets, scores, above_nearly_all)  # one or two hits
+    high = resample(targets, np.where(targets, scores / 2 + 0.5, scores / 2), 0.5)
+    assert 0 == low.intervals()["micro/f1"].low < low.intervals()["micro/f1"].value
+    assert low.bounds()[RESAMPLED.index("micro/f1"), 0] < 0
+    assert high.intervals()["map"] == (1, 1, 1)
+
+
 def test_one_image_has_no_interval() -> None:
     interval = resample(*problem(1, 3, seed=0), 0.4, rounds=10).intervals()["micro/f1"]
     assert np.isnan(interval.low) and np.isnan(interval.high)

@@ -195,15 +195,21 @@ def _pool(
 
 
 def _estimates(pool: _Pool) -> dict[str, Estimate]:
-    around = [Difference(*i, np.nan) for i in pool.mean.intervals().values()]
+    around = [
+        Difference(value, low, high, np.nan)
+        for value, (low, high) in zip(
+            pool.mean.figures.tolist(), pool.mean.bounds().tolist(), strict=True
+        )
+    ]
     widened = _with_seeds(around, [pool.figures])
     n_seeds = len(pool.figures)
     deviations = pool.figures.std(axis=0, ddof=1) if n_seeds > 1 else np.full(len(around), np.nan)
-    return {
-        name: Estimate(value.value, value.low, value.high, float(deviation))
-        for name, value, deviation in zip(RESAMPLED, widened, deviations, strict=True)
-        if name in FIGURES
-    }
+    found = {}
+    for name, value, deviation in zip(RESAMPLED, widened, deviations.tolist(), strict=True):
+        if name in FIGURES:
+            low, high = np.clip([value.low, value.high], 0, 1).tolist()
+            found[name] = Estimate(value.value, low, high, deviation)
+    return found
 
 
 def _recorded(entrant: Entrant) -> dict[str, Estimate]:

@@ -87,15 +87,17 @@ class Resampled:
         Average precision is too high where positives are few, and the halves show by how much. The
         interval reaches from the figure without that bias to the figure as it is, and 1.96 standard
         deviations beyond either: it covers what endless images would give, and what as many other
-        images give on average.
+        images give on average. It ends at 0 and at 1, as the figures do.
         """
+        rows = zip(RESAMPLED, self.figures, self.bounds().clip(0, 1), strict=True)
+        return {name: Interval(float(value), *bounds.tolist()) for name, value, bounds in rows}
+
+    def bounds(self) -> Floats:
+        """The intervals' ends, (F, 2), which can lie below 0 and above 1."""
         centre, deviation = _centre_and_deviation(self.figures, self.rounds, self.draw[0])
         margin = _95_PERCENT * deviation
-        bounds = (
-            np.minimum(centre, self.figures) - margin, np.maximum(centre, self.figures) + margin
-        )  # fmt: skip
-        rows = np.stack([self.figures, *bounds], axis=1).tolist()
-        return {name: Interval(*row) for name, row in zip(RESAMPLED, rows, strict=True)}
+        low, high = np.minimum(centre, self.figures), np.maximum(centre, self.figures)
+        return np.stack([low - margin, high + margin], axis=1)
 
 
 def _centre_and_deviation(values: Floats, rounds: Floats, n_images: int) -> tuple[Floats, Floats]:
