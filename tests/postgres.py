@@ -19,25 +19,46 @@ INITDB = str(_FOUND[-1]) if _FOUND else shutil.which("initdb")
 _SETTINGS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
 
 
-@contextmanager
-def server() -> Iterator[str]:
-    """Start a server; gives the address of its database."""
-    assert INITDB
-    folder = Path(tempfile.mkdtemp(prefix="nuswide-postgres-"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data, log = str(folder / "data"), str(folder / "log")
-    control = str(Path(INITDB).with_name("pg_ctl"))
-    try:
+class Server:
+    """A server with an empty database, not started."""
+
+    def __init__(self) -> None:
+        assert INITDB
+        self.folder = Path(tempfile.mkdtemp(prefix="nuswide-postgres-"))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
         if os.getuid() == 0:
-            shutil.chown(folder, "postgres", "postgres")
+            shutil.chown(self.folder, "postgres", "postgres")
+        data = str(self.folder / "data")
         _run(INITDB, "-D", data, "-A", "trust", "-U", "sweeper", "--no-sync", "-E", "UTF8")
-        _run(control, "-D", data, "-l", log, "-o", f"{_SETTINGS} -p {port}", "-w", "start")
-        yield f"postgresql://sweeper@127.0.0.1:{port}/postgres"
+        self._control = (str(Path(INITDB).with_name("pg_ctl")), "-D", data)
+
+    @property
+    def url(self) -> str:
+        """The address of its database."""
+        return f"postgresql://sweeper@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        log, settings = str(self.folder / "log"), f"{_SETTINGS} -p {self.port}"
+        _run(*self._control, "-l", log, "-o", settings, "-w", "start")
+
+    def stop(self) -> None:
+        """Stop it at once, as a power cut would; nothing happens if it is not running."""
+        _run(*self._control, "-m", "immediate", "-w", "stop", check=False)
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """Start a server."""
+    own = Server()
+    try:
+        own.start()
+        yield own
     finally:
-        _run(control, "-D", data, "-m", "immediate", "-w", "stop", check=False)
-        shutil.rmtree(folder, ignore_errors=True)
+        own.stop()
+        shutil.rmtree(own.folder, ignore_errors=True)
 
 
 def _run(*command: str, check: bool = True) -> None:

@@ -299,9 +299,9 @@ def test_twelve_trials_by_two_workers_on_postgresql_of_which_one_is_killed(
         "label_smoothing": [0.0, 0.1],
     }  # fmt: skip
     write(workspace, tiny_data, {"epochs": 2}, sampler="tpe", search=search, trials=12)
-    with postgres.server() as url:
-        driver = url.replace("postgresql:", "postgresql+psycopg:")
-        workers = [Started(workspace, "--storage", url) for _ in range(2)]
+    with postgres.server() as server:
+        driver = server.url.replace("postgresql:", "postgresql+psycopg:")
+        workers = [Started(workspace, "--storage", server.url) for _ in range(2)]
         doomed, survivor = workers
 
         def doomed_trains() -> str | None:
@@ -344,3 +344,29 @@ def test_twelve_trials_by_two_workers_on_postgresql_of_which_one_is_killed(
     files = {file.path for file in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
     assert {"history.png", "importance.png", "parallel_coordinates.png", "best.yaml"} <= files
     assert "sweeper@" in parent.data.params["storage"]
+
+
+def test_a_storage_that_goes_away_ends_a_worker_in_a_line_and_the_same_command_goes_on(
+    workspace: Workspace, tiny_data: Path
+) -> None:
+    if not postgres.INITDB:
+        pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
+    write(workspace, tiny_data, {"epochs": 12}, sampler="grid", search={"lr": [1e-3]})
+    with postgres.server() as server:
+        worker = Started(workspace, "--storage", server.url)
+        under_way = worker.wait_for(lambda: a_child_with_a_checkpoint(workspace))
+        server.stop()
+        assert worker.end() == 1 and "Traceback" not in worker.output, worker.output
+        assert "the storage does not answer" in worker.output
+        again = f"go on with\n  python -m nuswide sweep tiny.yaml --storage {server.url}\n"
+        assert again in worker.output
+        parent, children = all_runs()
+        runs = [parent, *(run for runs in children.values() for run in runs)]
+        assert "RUNNING" not in {run.info.status for run in runs}
+        server.start()
+        worker = Started(workspace, "--storage", server.url)
+        assert worker.end() == 0, worker.output
+    parent, children = all_runs()
+    ((child,),) = children.values()
+    assert {parent.info.status, child.info.status} == {"FINISHED"}
+    assert child.info.run_id == under_way and child.data.tags["sweep.state"] == "complete"

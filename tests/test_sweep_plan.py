@@ -37,8 +37,8 @@ def plan_of(folder: Path, **content: object) -> Plan:
 def database() -> Iterator[str]:
     if not postgres.INITDB:
         pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
-    with postgres.server() as url:
-        yield url
+    with postgres.server() as server:
+        yield server.url
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -17,13 +17,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import optuna
 import torch
+from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -62,9 +63,14 @@ def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
             while not worker.conclude():
                 if not worker.do_one():
                     worker.wait()
-    except (StorageInternalError, SQLAlchemyError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise click.ClickException(f"the storage does not answer ({reason}); {again}") from error
+    except (StorageInternalError, SQLAlchemyError, UnboundLocalError) as error:
+        # Optuna hides its storage's error behind the last of these.
+        outage = error.__context__ if isinstance(error, UnboundLocalError) else error
+        if not isinstance(outage, StorageInternalError | SQLAlchemyError):
+            raise
+        raise click.ClickException(
+            f"the storage does not answer ({_reason(outage)}); {again}"
+        ) from error
 
 
 def _quieten() -> None:
@@ -73,6 +79,11 @@ def _quieten() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="optuna")
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+def _reason(error: BaseException) -> str:
+    """An error's cause, as far as there is one, in a line."""
+    return str(error.__cause__ or error).splitlines()[0]
 
 
 def _same_command() -> str:
@@ -195,7 +206,9 @@ class Worker:
                 self.parent.end_strays(set())
                 self.parent.set_status(status)
         except Exception as error:  # the reason for leaving counts, and may be the store itself
-            click.echo(f"the sweep's record was not ended: {error}", err=True)
+            click.echo(f"the sweep's record was not ended: {_reason(error)}", err=True)
+            with suppress(MlflowException):
+                self.parent.set_status(status)
 
     def _objective(self, trial: optuna.Trial, lock: ExitStack) -> float:
         """Train a trial, and give its mAP on val. lock: given back once the trial is under way."""
@@ -232,8 +245,9 @@ class Worker:
             trial.set_user_attr("stopped", True)
             raise
         finally:
-            now = self.study.get_trials(deepcopy=False)[trial.number].state
-            self._is_given_up = now.is_finished()
+            with suppress(StorageInternalError):  # the trial's own error counts
+                now = self.study.get_trials(deepcopy=False)[trial.number].state
+                self._is_given_up = now.is_finished()
             self.parent.end_child(run, "given up" if self._is_given_up else state)
         value = self.parent.value_of(run)
         assert value is not None
