@@ -1,4 +1,5 @@
 import copy
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from nuswide.evaluate import Decision, torch_score
 from nuswide.heads import HEADS
 from nuswide.labels import TrainLabels
 from nuswide.metrics import Calibration
-from nuswide.models import TaggerNet, create_model
+from nuswide.models import BACKBONES, TaggerNet, create_model
 from nuswide.recorded import file_digest
 from nuswide.tagger import Tagger
 
@@ -119,6 +120,24 @@ def test_resnext_is_exported_with_wide_groups_and_trains_on_with_narrow_ones(
     assert len(widths) == 53
     assert sorted(set(widths)) == [3, 16, 32, 64, 128, 256, 512, 1024, 2048]
     assert model.state_dict()["backbone.layer1.0.conv2.weight"].shape == (128, 4, 3, 3)
+
+
+# The others are exported above.
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    zip(sorted(BACKBONES.keys() - {"resnet18", "resnext50_32x4d"}), itertools.cycle(HEADS)),
+)
+def test_every_backbone_is_exported(backbone: str, head: str, tmp_path: Path) -> None:
+    targets = np.random.default_rng(0).integers(0, 2, (9, 3)).astype(np.uint8)
+    train = TrainLabels(("a", "b", "c"), targets, None)
+    config = Config(backbone=backbone, head=head, image_size_px=64)
+    model = create_model(config, n_labels=3, train=train)
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    score = torch_score(model, torch.device("cpu"))
+    write_bundle(tmp_path / "bundle", model, {**SETTINGS, "image_size_px": 64}, DECISION, images)
+    tagger = Tagger.load(tmp_path / "bundle")
+    for n in (1, 3):
+        np.testing.assert_allclose(tagger.score(images[:n]), score(images[:n]), atol=1e-5)
 
 
 def test_an_export_whose_scores_differ_is_refused(
