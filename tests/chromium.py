@@ -14,8 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 BINARY = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+needs_chromium = pytest.mark.skipif(
+    not BINARY, reason="needs Chromium: apt-get install chromium-driver"
 )
 
 

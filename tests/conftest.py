@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+REAL = Path(os.environ.get("NUSWIDE_REAL_DATA") or "no-real-data")
 TINY = {
     "backbone": "resnet18",
     "image_size_px": "32",
@@ -23,6 +24,15 @@ TINY = {
     "batch_size": "8",
     "lr": "1e-3",
 }
+
+
+def needs_real(*names: str) -> pytest.MarkDecorator:
+    """Skip a test where these folders of real data are not in REAL."""
+    words = " and ".join(f"{name}/" for name in names)
+    return pytest.mark.skipif(
+        not all((REAL / name).is_dir() for name in names),
+        reason=f"needs NUSWIDE_REAL_DATA, a folder with {words}",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The audit: counts and gaps by hand, a planted bias, planted duplicates, and a page to trust."""
 
 import csv
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REAL, needs_real
 
 from nuswide.audit import (
     IMPLIED,
@@ -24,8 +24,6 @@ from nuswide.audit import (
 )
 from nuswide.data import Dataset
 from nuswide.manifest import Manifest
-
-REAL = os.environ.get("NUSWIDE_REAL_DATA")
 
 
 def manifest_of(targets: np.ndarray, labels: tuple[str, ...], n_test: int = 0) -> Manifest:
@@ -150,12 +148,12 @@ def test_tables_and_figures_are_written_beside_the_page(pictures: Dataset, tmp_p
     assert rows[0]["label"] == "clouds" and int(rows[0]["train"]) == 2
 
 
-@pytest.mark.skipif(not REAL, reason="needs NUSWIDE_REAL_DATA, a folder with nuswide/")
+@needs_real("nuswide")
 def test_the_known_gaps_of_nus_wide_are_found() -> None:
     """Missing shares as they are known of the whole: 16, 85 and 60 %."""
     from nuswide.importers import read_annotations
 
-    gaps = find_gaps(read_annotations(Path(str(REAL)) / "nuswide", "article"))
+    gaps = find_gaps(read_annotations(REAL / "nuswide", "article"))
     shares = {(gap.label, gap.implied): gap.missing / gap.images for gap in gaps}
     known = {("clouds", "sky"): 0.16, ("plane", "vehicle"): 0.85, ("tower", "buildings"): 0.6}
     for pair, share in known.items():

@@ -18,7 +18,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Registered
+from conftest import REAL, Registered, needs_real
 from numpy.typing import NDArray
 
 from nuswide.bulk.job import tag
@@ -26,7 +26,6 @@ from nuswide.data import Dataset, load_manifest, open_dataset
 from nuswide.evaluate import predict
 from nuswide.registry import find_version, load_tagger
 
-REAL = os.environ.get("NUSWIDE_REAL_DATA")
 _AT_ONCE = 32  # pictures in a request
 
 
@@ -80,18 +79,13 @@ def bulk_scores(out: Path, paths: list[Path]) -> NDArray[np.float32]:
     "name",
     [
         "drawn",
-        pytest.param(
-            "coco128",
-            marks=pytest.mark.skipif(
-                not REAL, reason="needs NUSWIDE_REAL_DATA, a folder with coco128/"
-            ),
-        ),
+        pytest.param("coco128", marks=needs_real("coco128")),
     ],
 )
 def test_served_spark_local_and_evaluated_scores_are_equal(
     name: str, registered: Registered, tiny_data: Path, tmp_path: Path
 ) -> None:
-    source = tiny_data if name == "drawn" else Path(str(REAL)) / name
+    source = tiny_data if name == "drawn" else REAL / name
     mlflow.set_tracking_uri(registered.workspace.env["MLFLOW_TRACKING_URI"])
     try:
         tagger = load_tagger(find_version(registered.uri))

@@ -24,6 +24,9 @@ from nuswide.tagger import Tagger
 
 SETTINGS = {"labels": ["a", "b", "c"], "image_size_px": 32, "config": {}}
 DECISION = Decision(np.array([0.4, 0.5, 0.6], dtype=np.float32))
+TRAIN = TrainLabels(
+    ("a", "b", "c"), np.random.default_rng(0).integers(0, 2, (9, 3)).astype(np.uint8), None
+)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
 
 
@@ -51,12 +54,10 @@ def test_a_bundle_scores_any_number_of_images_as_torch_does(
 def test_a_bundle_with_test_flips_scores_both_ways_round_as_torch_does(
     head: str, tmp_path: Path
 ) -> None:
-    targets = np.random.default_rng(0).integers(0, 2, (9, 3)).astype(np.uint8)
-    train = TrainLabels(("a", "b", "c"), targets, None)
     config = Config(backbone="resnet18", image_size_px=32, head=head)
     taggers = []
     for flips in (False, True):
-        model = create_model(replace(config, test_flips=flips), n_labels=3, train=train)
+        model = create_model(replace(config, test_flips=flips), n_labels=3, train=TRAIN)
         write_bundle(tmp_path / f"{flips}", model, SETTINGS, DECISION, IMAGES)
         taggers.append(Tagger.load(tmp_path / f"{flips}"))
     plain, both = taggers
@@ -128,10 +129,8 @@ def test_resnext_is_exported_with_wide_groups_and_trains_on_with_narrow_ones(
     zip(sorted(BACKBONES.keys() - {"resnet18", "resnext50_32x4d"}), itertools.cycle(HEADS)),
 )
 def test_every_backbone_is_exported(backbone: str, head: str, tmp_path: Path) -> None:
-    targets = np.random.default_rng(0).integers(0, 2, (9, 3)).astype(np.uint8)
-    train = TrainLabels(("a", "b", "c"), targets, None)
     config = Config(backbone=backbone, head=head, image_size_px=64)
-    model = create_model(config, n_labels=3, train=train)
+    model = create_model(config, n_labels=3, train=TRAIN)
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
     score = torch_score(model, torch.device("cpu"))
     write_bundle(tmp_path / "bundle", model, {**SETTINGS, "image_size_px": 64}, DECISION, images)

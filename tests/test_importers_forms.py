@@ -2,13 +2,13 @@
 
 import gzip
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from conftest import REAL, needs_real
 
 from nuswide.importers import IMPORTERS, read_annotations
 from nuswide.importers.lists import LABELS_81
@@ -294,10 +294,7 @@ def test_a_folder_of_no_known_form_is_told_what_is_known(tmp_path: Path) -> None
     assert all(name in message for name in IMPORTERS)
 
 
-@pytest.mark.skipif(
-    not os.environ.get("NUSWIDE_REAL_DATA"),
-    reason="needs NUSWIDE_REAL_DATA, a folder with coco128/",
-)
+@needs_real("coco128")
 def test_names_with_spaces_of_a_real_set_are_kept() -> None:
-    manifest = read_annotations(Path(os.environ["NUSWIDE_REAL_DATA"]) / "coco128")
+    manifest = read_annotations(REAL / "coco128")
     assert "traffic light" in manifest.labels and len(manifest) == 126

@@ -2,23 +2,19 @@
 
 import csv
 import gzip
-import os
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from conftest import REAL, needs_real
 
 from nuswide.importers import read_annotations
 from nuswide.importers.lists import LABELS_81
 from nuswide.manifest import Manifest
 from nuswide.protocols import apply_protocol
 
-REAL = Path(os.environ.get("NUSWIDE_REAL_DATA", "")) / "nuswide"
-needs_nuswide = pytest.mark.skipif(
-    not (REAL / "all_labels.tsv.gz").is_file(),
-    reason="needs NUSWIDE_REAL_DATA, a folder with nuswide/",
-)
+NUSWIDE = REAL / "nuswide"
 LABELS = ("animal", "sea", "sky")
 
 
@@ -200,7 +196,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     numbers = np.arange(1, 269_649)
     targets = np.zeros((len(numbers), 81), dtype=np.uint8)
     column = {label: c for c, label in enumerate(LABELS_81)}
-    with gzip.open(REAL / "all_labels.tsv.gz", "rt", encoding="utf-8", newline="") as file:
+    with gzip.open(NUSWIDE / "all_labels.tsv.gz", "rt", encoding="utf-8", newline="") as file:
         for line, _, present in list(csv.reader(file, delimiter="\t"))[1:]:
             targets[int(line) - 1, [column[label] for label in present.split()]] = 1
     names = [f"folder{n % 700}/{n:04d}_{1_000_000 + n}.jpg" for n in numbers]
@@ -209,7 +205,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     return folder, targets
 
 
-@needs_nuswide
+@needs_real("nuswide")
 def test_the_whole_of_nus_wide_is_read_back(full: tuple[Path, np.ndarray]) -> None:
     manifest = read_annotations(full[0])
     assert np.array_equal(manifest.targets, full[1])
@@ -220,7 +216,7 @@ def test_the_whole_of_nus_wide_is_read_back(full: tuple[Path, np.ndarray]) -> No
     assert sizes == {"official": [161_789, 107_859], "official-labelled": [125_449, 83_898]}
 
 
-@needs_nuswide
+@needs_real("nuswide")
 def test_the_whole_in_another_order_is_refused_without_any_second_copy_of_the_labels(
     full: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
@@ -235,7 +231,7 @@ def test_the_whole_in_another_order_is_refused_without_any_second_copy_of_the_la
     assert "Imagelist.txt is not in the order of the label files" in error_of(folder)
 
 
-@needs_nuswide
+@needs_real("nuswide")
 @pytest.mark.parametrize(
     ("files", "column"),
     [
@@ -248,7 +244,7 @@ def test_images_per_concept_are_those_published(
     files: tuple[str, ...], column: tuple[str, ...], tmp_path: Path
 ) -> None:
     for name in files:
-        (tmp_path / name).symlink_to(REAL / name)
+        (tmp_path / name).symlink_to(NUSWIDE / name)
     manifest = read_annotations(tmp_path)
     assert counts_of(manifest, column) == {c: expected_counts(c) for c in column}
 
@@ -259,5 +255,5 @@ def counts_of(manifest: Manifest, columns: tuple[str, ...]) -> dict[str, dict[st
 
 
 def expected_counts(column: str) -> dict[str, int]:
-    with (REAL / "counts_per_concept.csv").open(encoding="utf-8", newline="") as file:
+    with (NUSWIDE / "counts_per_concept.csv").open(encoding="utf-8", newline="") as file:
         return {row["concept"]: int(row[column]) for row in csv.DictReader(file)}

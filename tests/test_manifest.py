@@ -1,9 +1,9 @@
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REAL, needs_real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -202,11 +202,9 @@ def test_every_label_keeps_its_share_in_val(
     assert_shares_are_kept(manifest, carved, fraction)
 
 
+@needs_real("corel5k")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("fraction", [0.1, 0.15, 0.3])
 def test_every_label_of_corel5k_keeps_its_share_in_val(fraction: float, seed: int) -> None:
-    folder = Path(os.environ.get("NUSWIDE_REAL_DATA", "")) / "corel5k"
-    if not (folder / "train.json").is_file():
-        pytest.skip("needs NUSWIDE_REAL_DATA, a folder with corel5k/")
-    manifest = read_article_json(folder)
+    manifest = read_article_json(REAL / "corel5k")
     assert_shares_are_kept(manifest, carve_val(manifest, fraction=fraction, seed=seed), fraction)

@@ -2,15 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import BINARY, Chromium
+from chromium import Chromium, needs_chromium
 from matplotlib.figure import Figure
 
 from nuswide import pages
 
 HOSTILE = "<script>alert(1)</script>\"'&"
-needs_chromium = pytest.mark.skipif(
-    not BINARY, reason="needs Chromium: apt-get install chromium-driver"
-)
 
 
 def test_every_kind_of_text_is_escaped() -> None:

@@ -1,18 +1,14 @@
-import os
 from pathlib import Path
 
 import click
 import pytest
+from conftest import REAL, needs_real
 
 from nuswide.importers import read_article_json
 from nuswide.manifest import Manifest
 from nuswide.prepare import prepare
 
-REAL = Path(os.environ.get("NUSWIDE_REAL_DATA", "")) / "nuswide"
-needs_nuswide = pytest.mark.skipif(
-    not (REAL / "hashnet_train.txt.gz").is_file(),
-    reason="needs NUSWIDE_REAL_DATA, a folder with nuswide/",
-)
+NUSWIDE = REAL / "nuswide"
 
 
 def write_splits(path: Path, splits: dict[str, str]) -> Path:
@@ -77,19 +73,19 @@ def test_a_split_file_that_overlaps_lacks_or_misspells_is_refused(
         assert not (tmp_path / "out").exists()
 
 
-@needs_nuswide
+@needs_real("nuswide")
 def test_hashnets_lists_pass_their_protocol(tmp_path: Path) -> None:
     for name in ("hashnet_train.txt.gz", "hashnet_test.txt.gz"):
-        (tmp_path / name).symlink_to(REAL / name)
+        (tmp_path / name).symlink_to(NUSWIDE / name)
     prepared = prepare(tmp_path, tmp_path / "out", protocol="hashnet")
     unlabelled = [(prepared.of(s).targets.sum(axis=1) == 0).sum() for s in ("train", "test")]
     assert unlabelled == [2185, 1131]
 
 
-@needs_nuswide
+@needs_real("nuswide")
 def test_the_articles_subset_is_taken_from_the_whole(tmp_path: Path) -> None:
     for name in ("train.json.gz", "test.json.gz"):
-        (tmp_path / name).symlink_to(REAL / name)
+        (tmp_path / name).symlink_to(NUSWIDE / name)
     listed = prepare(tmp_path, tmp_path / "listed", protocol="article")
     shuffled = prepare(tmp_path, tmp_path / "shuffled", protocol="article", order="shuffled")
     for prepared in (listed, shuffled):

@@ -1,4 +1,3 @@
-import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -7,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium import BINARY, Chromium
+from chromium import Chromium, needs_chromium
+from conftest import REAL, needs_real
 
 from nuswide.data import Dataset
 from nuswide.manifest import Manifest
@@ -27,7 +27,6 @@ from nuswide.report.galleries import Card
 from nuswide.report.subject import looked_at
 from nuswide.report.tables import calibration
 
-REAL = os.environ.get("NUSWIDE_REAL_DATA")
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -341,7 +340,7 @@ def test_the_pieces_are_there_as_figures_and_columns(whole: tuple[Report, str]) 
         assert len({len(values) for values in columns.values()}) == 1
 
 
-@pytest.mark.skipif(not BINARY, reason="needs Chromium: apt-get install chromium-driver")
+@needs_chromium
 def test_chromium_opens_the_page_without_network_or_complaint_and_sorts_labels(
     whole: tuple[Report, str], tmp_path: Path
 ) -> None:
@@ -420,13 +419,13 @@ def test_scores_of_another_shape_are_refused(small: Subject) -> None:
         replace(small, thresholds=small.thresholds[:1])
 
 
-@pytest.mark.skipif(not REAL, reason="needs NUSWIDE_REAL_DATA, a folder with corel5k/")
+@needs_real("corel5k")
 def test_a_page_of_real_photographs_is_small(tmp_path: Path) -> None:
     from nuswide.data import load_manifest, open_dataset
 
-    data = open_dataset(
-        load_manifest(str(Path(str(REAL)) / "corel5k")), size_px=224, folder=tmp_path
-    ).of("test")
+    data = open_dataset(load_manifest(str(REAL / "corel5k")), size_px=224, folder=tmp_path).of(
+        "test"
+    )
     targets = data.manifest.targets
     noise = np.random.default_rng(0).random(targets.shape, dtype=np.float32)
     scores = np.clip(0.3 * targets + 0.7 * noise, 0, 1).astype(np.float32)

@@ -292,8 +292,6 @@ def test_a_worker_that_was_silent_gives_its_trial_up(workspace: Workspace, tiny_
 def test_twelve_trials_by_two_workers_on_postgresql_of_which_one_is_killed(
     workspace: Workspace, tiny_data: Path
 ) -> None:
-    if not postgres.INITDB:
-        pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
     search = {
         "lr": {"low": 1e-4, "high": 1e-2, "log": True}, "head": ["linear", "max_pool"],
         "label_smoothing": [0.0, 0.1],
@@ -349,8 +347,6 @@ def test_twelve_trials_by_two_workers_on_postgresql_of_which_one_is_killed(
 def test_a_storage_that_goes_away_ends_a_worker_in_a_line_and_the_same_command_goes_on(
     workspace: Workspace, tiny_data: Path
 ) -> None:
-    if not postgres.INITDB:
-        pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
     write(workspace, tiny_data, {"epochs": 12}, sampler="grid", search={"lr": [1e-3]})
     with postgres.server() as server:
         worker = Started(workspace, "--storage", server.url)

@@ -35,8 +35,6 @@ def plan_of(folder: Path, **content: object) -> Plan:
 
 @pytest.fixture(scope="session")
 def database() -> Iterator[str]:
-    if not postgres.INITDB:
-        pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
     with postgres.server() as server:
         yield server.url
 
