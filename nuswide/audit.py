@@ -11,12 +11,14 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from nuswide import pages, plots
 from nuswide.data import Dataset
@@ -82,6 +84,11 @@ class Audit:
     bias: Bias | None
     pairs: tuple[Pair, ...] | None
     pictures: Dataset | None
+
+    @cached_property
+    def images(self) -> dict[str, Image.Image]:
+        """The figures, each drawn once for the page and the files; name -> picture."""
+        return {name: plots.to_image(figure) for name, figure in _figures(self).items()}
 
 
 def make_audit(
@@ -270,8 +277,7 @@ def findings(audit: Audit) -> list[str]:
     return said
 
 
-def figures(audit: Audit) -> dict[str, Figure]:
-    """The figures; name -> figure."""
+def _figures(audit: Audit) -> dict[str, Figure]:
     manifest = audit.manifest
     counts = {s: manifest.of(s).positives for s in SPLITS}
     shown = {s: n for s, n in counts.items() if len(manifest.indices(s))}
@@ -338,7 +344,7 @@ _FIGURES_OF = {
 
 def to_html(audit: Audit) -> str:
     """The whole as one page that needs no network."""
-    manifest, drawn = audit.manifest, figures(audit)
+    manifest, drawn = audit.manifest, audit.images
     parts = [
         pages.paragraph(
             f"{len(manifest):,} images, {len(manifest.labels)} labels, protocol "
@@ -371,8 +377,8 @@ def write_audit(audit: Audit, folder: Path) -> None:
     (folder / "audit.html").write_text(to_html(audit), encoding="utf-8")
     for name, rows in tables(audit).items():
         _write_csv(folder / f"{name}.csv", rows)
-    for name, figure in figures(audit).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+    for name, image in audit.images.items():
+        image.save(folder / f"{name}.png")
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -181,7 +181,7 @@ class Evaluation:
         samples = self.samples
         count = min(_SHOWN, len(samples))
         chosen = np.sort(np.random.default_rng(0).choice(len(samples), count, replace=False))
-        grid = plots.prediction_grid(
+        figure = plots.prediction_grid(
             data.gather(chosen),
             samples.labels,
             samples.targets[chosen],
@@ -189,7 +189,7 @@ class Evaluation:
             self.thresholds,
             f"{self.split}, step {step}",
         )
-        run.log_image(grid, f"{self.split}/predictions", step=step)
+        run.log_image(plots.to_image(figure), f"{self.split}/predictions", step=step)
 
     def _figures_at(self, thresholds: metrics.Thresholds) -> metrics.Figures:
         samples = self.samples

@@ -26,7 +26,6 @@ from nuswide import (
     checkpoint,
     distributed,
     outcome,
-    plots,
     promote,
     recorded,
     registry,
@@ -300,18 +299,17 @@ def _record_data(run: Run, data: Dataset) -> None:
     """Record how often each label occurs in the splits, and the audit."""
     manifest = data.manifest
     table: dict[str, list[Any]] = {"label": list(manifest.labels)}
-    counts = {}
     for split in SPLITS:
         if len(samples := manifest.of(split)):
-            counts[split] = samples.positives
-            table[split] = counts[split].tolist()
-            table[f"{split} share"] = (counts[split] / len(samples)).round(4).tolist()
+            positives = samples.positives
+            table[split] = positives.tolist()
+            table[f"{split} share"] = (positives / len(samples)).round(4).tolist()
     rules = {k: getattr(manifest, k) for k in ("protocol", "unlabelled", "rejected", "digest")}
     run.set_tags({f"data.{key}": value for key, value in rules.items()})
     run.log_table(table, "data/label_distribution.json")
-    run.log_figure(plots.label_distribution(manifest.labels, counts), "data/label_distribution.png")
-    pictures = data if len(data) <= _MOST_HASHED else None
-    run.log_text(audit.to_html(audit.make_audit(manifest, pictures)), "data/audit.html")
+    made = audit.make_audit(manifest, data if len(data) <= _MOST_HASHED else None)
+    run.log_picture(made.images["label_distribution"], "data/label_distribution.png")
+    run.log_text(audit.to_html(made), "data/audit.html")
 
 
 def _log_model(

@@ -40,7 +40,7 @@ def record_baselines(run: Run, train: Manifest, test: Evaluation) -> Rows:
     columns: dict[str, list[Any]] = {k: [round(v[k], 4) for v in rows.values()] for k in HEADLINE}
     run.log_table({"on test": list(rows), **columns}, "test/baselines.json")
     bars = {name: {k: values[k] for k in HEADLINE} for name, values in rows.items()}
-    run.log_figure(plots.metric_bars(bars, "on test"), "test/baselines.png")
+    run.log_picture(plots.to_image(plots.metric_bars(bars, "on test")), "test/baselines.png")
     return {f"{name}, test": values for name, values in rows.items() if name != _OWN}
 
 
@@ -76,8 +76,8 @@ def record_report(
     )
     report = make_report(subject)
     run.log_text(to_html(report), f"{split}/report.html")
-    for name, figure in report.figures.items():
-        run.log_figure(figure, f"{split}/report/{name}.png")
+    for name, image in report.images.items():
+        run.log_picture(image, f"{split}/report/{name}.png")
     for name in ("suspects", "confusions"):
         if report.tables.get(name):
             run.log_table(report.tables[name], f"{split}/{name}.json")

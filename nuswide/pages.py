@@ -3,7 +3,7 @@
 Owns the markup, its style and the script that sorts tables. Knows nothing of what the tables and
 figures say.
 
-    page("Comparison of runs", table(["run", "mAP"], rows), picture(figure, "Bars of mAP"))
+    page("Comparison of runs", table(["run", "mAP"], rows), picture(image, "Bars of mAP"))
 """
 
 import base64
@@ -13,11 +13,9 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-_DPI = 130
 _COLOURS = 256  # of a figure, which is flat: half the size of all colours
 _QUALITY = 82  # of a photograph
 _SIDE_PX = 256  # of one at most
@@ -124,14 +122,12 @@ def definitions(values: Mapping[str, str]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def picture(figure: Figure, alt: str, caption: str = "") -> str:
-    """A figure, drawn into the page."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=_DPI)
-    flat = Image.open(drawn).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+def picture(drawn: Image.Image, alt: str, caption: str = "") -> str:
+    """A drawn figure, that knows its dpi, in the page."""
     png = io.BytesIO()
+    flat = drawn.quantize(_COLOURS, dither=Image.Dither.NONE)
     flat.save(png, format="png", optimize=True)
-    width = round(flat.width * 96 / _DPI)  # CSS has 96 pixels an inch
+    width = round(drawn.width * 96 / drawn.info["dpi"][0])  # CSS has 96 pixels an inch
     said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return (
         f'<figure class=chart><img alt="{html.escape(alt)}" width={width} '

@@ -26,12 +26,12 @@ from typing import Any
 import click
 import mlflow
 import pandas as pd
-from matplotlib.figure import Figure
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from PIL import Image
 
 from nuswide.manifest import Manifest
 from nuswide.spool import Spool
@@ -151,14 +151,14 @@ class Run:
         latest: list[Metric] = self._client.get_run(self.id).data._metric_objs
         return latest
 
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """Record a figure as the artifact `name`."""
-        mlflow.log_figure(figure, name)
+    def log_picture(self, image: Image.Image, name: str) -> None:
+        """Record a picture as the artifact `name`."""
+        mlflow.log_image(image, name)
 
-    def log_image(self, figure: Figure, key: str, *, step: int) -> None:
-        """Spool a figure as a picture with a step, for the step slider of MLflow's page."""
+    def log_image(self, image: Image.Image, key: str, *, step: int) -> None:
+        """Spool a picture with a step, for the step slider of MLflow's page."""
         png = io.BytesIO()
-        figure.savefig(png, format="png")
+        image.save(png, format="png")
         self._spool.add_picture(png.getvalue(), key, step=step)
 
     def log_table(self, columns: Mapping[str, list[Any]], name: str) -> None:

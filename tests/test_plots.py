@@ -24,6 +24,7 @@ from nuswide.plots import (
     reliability,
     score_histograms,
     search_history,
+    to_image,
 )
 
 LABELS: dict[str, list[str]] = {
@@ -44,11 +45,19 @@ def labels(request: pytest.FixtureRequest) -> list[str]:
 def rendered(figure: Figure) -> Image.Image:
     """Draw the figure, which is when matplotlib finds most faults, as the tracker saves it."""
     assert isinstance(figure, Figure)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    picture = Image.open(file).convert("RGB")
+    picture = to_image(figure)
     assert max(picture.size) < 10_000
     return picture
+
+
+def test_a_figure_has_the_pixels_that_matplotlib_saves() -> None:
+    figure = metric_bars({"this model": {"map": 0.4}, "chance": {"map": 0.1}}, "on test")
+    image = to_image(figure)
+    assert image.info["dpi"] == (figure.dpi, figure.dpi)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    saved = Image.open(file).convert("RGB")
+    assert image.size == saved.size and image.tobytes() == saved.tobytes()
 
 
 def texts_of(figure: Figure) -> list[str]:

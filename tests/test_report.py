@@ -329,9 +329,9 @@ def test_every_picture_says_what_is_seen(whole: tuple[Report, str]) -> None:
     assert all(len(alt) > 20 for alt in alts)
 
 
-def test_the_pieces_are_there_as_figures_and_columns(whole: tuple[Report, str]) -> None:
+def test_the_pieces_are_there_as_pictures_and_columns(whole: tuple[Report, str]) -> None:
     report, _ = whole
-    assert set(report.figures) == {
+    assert set(report.images) == {
         "headline", "label_distribution", "ap_by_frequency", "precision_recall", "calibration",
         "score_histograms", "co_confusion", "false_positives", "misses", "best_hits",
         "may_be_missing", "may_be_wrong",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from matplotlib.figure import Figure
+from PIL import Image
 
 from nuswide.compare import figures, report, tables
 from nuswide.compare.entrants import choose_baseline, find_entrants, require_one_test_set
@@ -63,7 +63,7 @@ class _Made:
 
     tables: dict[str, tables.Table]
     texts: dict[str, str]
-    drawn: dict[str, Figure]
+    drawn: dict[str, Image.Image]
 
 
 def _make(comparison: Comparison) -> _Made:
@@ -86,8 +86,8 @@ def _write(out: Path, made: _Made) -> None:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
         for name, text in made.texts.items():
             (out / name).write_text(text, encoding="utf-8")
-        for name, figure in made.drawn.items():
-            figure.savefig(out / f"{name}.png", dpi=150)
+        for name, image in made.drawn.items():
+            image.save(out / f"{name}.png")
     except OSError as error:
         raise click.ClickException(f"cannot write into {out}: {error.strerror}") from error
 
@@ -99,5 +99,5 @@ def _record(run: Run, comparison: Comparison, made: _Made) -> None:
         run.log_table(tables.columns_of(table), f"{name}.json")
     for name, text in made.texts.items():
         run.log_text(text, name)
-    for name, figure in made.drawn.items():
-        run.log_figure(figure, f"{name}.png")
+    for name, image in made.drawn.items():
+        run.log_picture(image, f"{name}.png")

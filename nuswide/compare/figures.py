@@ -3,7 +3,7 @@
 Owns what they look like. Computes no statistic. A verdict has a sign and a colour, an entrant a
 colour and a dash or a marker, so that they can be told apart in print and by colour-blind readers.
 
-    drawn = draw_all(comparison)  # "differences/map" -> Figure
+    drawn = draw_all(comparison)  # "differences/map" -> picture
 """
 
 import textwrap
@@ -14,11 +14,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 
 from nuswide.compare.entrants import COSTS, Entrant
 from nuswide.compare.paired import Compared, Comparison, Estimate, Result
 from nuswide.evaluate import HEADLINE
-from nuswide.plots.style import BLUE, GREEN, GREY, ORANGE, SKY
+from nuswide.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, new_figure, to_image
 from nuswide.recorded import fetch_curve
 
 MOST_ENTRANTS = 24  # in one drawing
@@ -42,8 +43,8 @@ _WIDTH = 4.9  # inches
 _INK, _GRID = "#333333", "#e4e4e4"
 
 
-def draw_all(comparison: Comparison) -> dict[str, Figure]:
-    """Every drawing that there is something for: kind/what -> figure."""
+def draw_all(comparison: Comparison) -> dict[str, Image.Image]:
+    """Every drawing that there is something for: kind/what -> picture."""
     shown = list(zip(comparison.entrants, comparison.results, strict=True))
     paired = [(entrant, result) for entrant, result in shown if result.differences]
     drawn = {f"figures/{_file(name)}": draw_figure(name, shown) for name in HEADLINE}
@@ -57,7 +58,8 @@ def draw_all(comparison: Comparison) -> dict[str, Figure]:
     # What costs the same everywhere is in the table, and would be one line here.
     costs = [k for k in costs if len({entrant.mean(k) for entrant in comparison.entrants}) > 1]
     drawn |= {f"curves/{_file(key)}": draw_curves(key, comparison.entrants) for key in curves}
-    return drawn | {f"cost/{_file(key)}": draw_cost(key, shown) for key in costs}
+    drawn |= {f"cost/{_file(key)}": draw_cost(key, shown) for key in costs}
+    return {name: to_image(figure) for name, figure in drawn.items()}
 
 
 def _file(name: str) -> str:
@@ -108,7 +110,7 @@ def _lines(names: Sequence[str], *, inches: float = 0.42) -> tuple[Figure, Axes]
     wrapped = ["\n".join(textwrap.wrap(n, 24, max_lines=4, placeholder=" …")) for n in names]
     most = max((name.count("\n") for name in wrapped), default=0)
     height = 1.3 + (inches + 0.1 * most) * max(2, len(names))
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = new_figure(_WIDTH, height)
     axis = figure.subplots()
     axis.set_yticks(np.arange(len(names)), wrapped, fontsize=9, parse_math=False)
     axis.set_ylim(len(names) - 0.4, -0.6)
@@ -152,7 +154,7 @@ def top_labels(
 
 def draw_curves(key: str, entrants: Sequence[Entrant]) -> Figure:
     """A metric by step, a line for each run of the first entrants."""
-    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+    figure = new_figure(_WIDTH, 3.4)
     axis = figure.subplots()
     named: dict[str, Artist] = {}
     for entrant, (colour, dashes, _), is_named in _styled(entrants[:MOST_ENTRANTS]):
@@ -173,7 +175,7 @@ def draw_curves(key: str, entrants: Sequence[Entrant]) -> Figure:
 
 def draw_cost(key: str, shown: Sequence[tuple[Entrant, Result]]) -> Figure:
     """The mAP on test, with its interval, against a cost, a sign for each entrant."""
-    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+    figure = new_figure(_WIDTH, 3.4)
     axis = figure.subplots()
     estimates: list[Estimate | None] = [result.estimates.get("map") for _, result in shown]
     named: dict[str, Artist] = {}

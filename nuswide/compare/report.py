@@ -8,7 +8,7 @@ Owns its order and its words. Computes no statistic and draws nothing.
 import html
 from collections.abc import Iterable, Mapping, Sequence
 
-from matplotlib.figure import Figure
+from PIL import Image
 
 from nuswide import pages
 from nuswide.compare import tables
@@ -45,8 +45,8 @@ td { print-color-adjust: exact }
 </style>"""
 
 
-def to_html(comparison: Comparison, drawn: Mapping[str, Figure]) -> str:
-    """Write the page. drawn: kind/what -> figure."""
+def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
+    """Write the page. drawn: kind/what -> picture."""
     title = f"{len(comparison.entrants)} taggers compared on test"
     parts = [_STYLE, pages.paragraph(tables.introduction(comparison)), _findings(comparison)]
     if any(result.differences for result in comparison.results):
@@ -109,10 +109,10 @@ def _finding(name: str, result: Result) -> str:
     return f"<b>{html.escape(name)}</b>: {html.escape('; '.join(sides))}."
 
 
-def _panels(drawn: Mapping[str, Figure], kind: str) -> str:
+def _panels(drawn: Mapping[str, Image.Image], kind: str) -> str:
     """The drawings of a kind, side by side where there is room."""
-    own = {name: figure for name, figure in drawn.items() if name.startswith(f"{kind}/")}
-    pictures = (pages.picture(figure, name.replace("/", " ")) for name, figure in own.items())
+    own = {name: image for name, image in drawn.items() if name.startswith(f"{kind}/")}
+    pictures = (pages.picture(image, name.replace("/", " ")) for name, image in own.items())
     return f"<div class=panels>{''.join(f'<div>{picture}</div>' for picture in pictures)}</div>"
 
 
@@ -162,7 +162,7 @@ def _differences(comparison: Comparison) -> str:
     return _table(("", *FIGURES), rows)
 
 
-def _labels(comparison: Comparison, drawn: Mapping[str, Figure]) -> list[str]:
+def _labels(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> list[str]:
     """The labels that differ most, for the first entrants: a drawing and a table each."""
     pairs = zip(comparison.entrants, comparison.results, strict=True)
     shown = [(entrant.name, result.labels) for entrant, result in pairs if result.labels]

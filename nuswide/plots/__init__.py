@@ -4,7 +4,8 @@ Owns how things look: colours that colour-blind people can tell apart, with a si
 colour. Never computes a metric, nor saves a file. Long names are cut, and a $ in a name stays one:
 none is read as mathematics.
 
-    run.log_figure(label_distribution(labels, {"train": counts}), "labels/distribution.png")
+    image = to_image(label_distribution(labels, {"train": counts}))
+    run.log_picture(image, "labels/distribution.png")
 """
 
 from nuswide.plots.bars import interval_dots, label_distribution, metric_bars, prevalence_change
@@ -24,10 +25,12 @@ from nuswide.plots.search import (
     search_history,
 )
 from nuswide.plots.sheets import pair_sheet, picture_sheet, prediction_grid
+from nuswide.plots.style import to_image
 
 __all__ = [
     "Histogram", "PrecisionRecall", "SearchAxis", "co_confusion", "co_occurrence",
     "importance_bars", "interval_dots", "label_distribution", "metric_bars", "pair_sheet",
     "parallel_coordinates", "picture_sheet", "precision_by_frequency", "precision_recall",
     "prediction_grid", "prevalence_change", "reliability", "score_histograms", "search_history",
+    "to_image",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from nuswide.plots.style import (
     SKY,
     add_legend,
     cut,
+    new_figure,
     open_axis,
 )
 
@@ -38,7 +39,7 @@ def label_distribution(
     order = np.argsort(next(iter(counts.values())), kind="stable")[-most:]
     names = [cut(labels[i], 40) for i in order]
     width = 2.4 + 2.6 * len(counts) + INCH_A_CHARACTER * max(map(len, names))
-    figure = Figure(figsize=(width, 1.2 + 0.19 * len(names)), layout="constrained")
+    figure = new_figure(width, 1.2 + 0.19 * len(names))
     axes = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axis, (split, values) in zip(axes, counts.items(), strict=True):
         bars = axis.barh(np.arange(len(names)), values[order], color=BLUE)
@@ -57,7 +58,7 @@ def metric_bars(figures: Mapping[str, Mapping[str, float]], title: str) -> Figur
     """Grouped bars: a group a metric, a bar a name; name -> metric -> value in [0, 1]."""
     metrics = list(dict.fromkeys(metric for values in figures.values() for metric in values))
     width = 0.8 / max(1, len(figures))
-    figure = Figure(figsize=(max(6, 1.6 * len(metrics)), 4), layout="constrained")
+    figure = new_figure(max(6, 1.6 * len(metrics)), 4)
     axis = figure.subplots()
     for place, values in enumerate(figures.values()):
         heights = [values.get(metric, np.nan) for metric in metrics]
@@ -85,7 +86,7 @@ def prevalence_change(
     """Two shares of images a label, joined by a line, so that a change is seen at once."""
     places = np.arange(len(labels))[::-1]
     shown = [cut(label, 40) for label in labels]
-    figure = Figure(figsize=(8, 1.4 + 0.2 * len(labels)), layout="constrained")
+    figure = new_figure(8, 1.4 + 0.2 * len(labels))
     axis = figure.subplots()
     axis.hlines(places, before, after, color=GREY, linewidth=1)
     axis.plot(before, places, "o", color=BLUE, label="before", markersize=5)
@@ -109,7 +110,7 @@ def interval_dots(
     """
     places = np.arange(len(intervals))[::-1]
     values, lows, highs = np.array(list(intervals.values())).reshape(-1, 3).T
-    figure = Figure(figsize=(8, 1.3 + 0.32 * len(intervals)), layout="constrained")
+    figure = new_figure(8, 1.3 + 0.32 * len(intervals))
     axis = figure.subplots()
     axis.hlines(places, 0, 1, color="#eeeeee", linewidth=1, zorder=0)
     errors = np.maximum([values - lows, highs - values], 0)

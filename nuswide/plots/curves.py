@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
-from nuswide.plots.style import BLUE, GREY, ORANGE, SKY, cut, open_axis
+from nuswide.plots.style import BLUE, GREY, ORANGE, SKY, cut, new_figure, open_axis
 
 Floats = NDArray[np.float64]
 _COLUMNS = 4
@@ -96,8 +96,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A grid of axes, those left over unseen."""
     columns = min(_COLUMNS, max(1, count))
     rows = -(-count // columns)
-    size = (max(4.5, 2.6 * columns), height * rows + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(max(4.5, 2.6 * columns), height * rows + 0.5)
     axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel())
     for axis in axes:
         open_axis(axis)
@@ -123,7 +122,7 @@ def reliability(
 
     scores, shares, lows, highs, counts: (B,) of bins of equal width; lows and highs bound shares.
     """
-    figure = Figure(figsize=(6.5, 6.5), layout="constrained")
+    figure = new_figure(6.5, 6.5)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     used = counts > 0
     top.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="calibrated")
@@ -164,7 +163,7 @@ def precision_by_frequency(
 
     positives: (C,) in train. precision: (C,) in [0, 1]. bounds: between rare, middling, frequent.
     """
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = new_figure(8, 4.6)
     axis = figure.subplots()
     axis.plot(positives, precision, "o", color=BLUE, markersize=5, alpha=0.7, markeredgewidth=0)
     axis.set_xscale("symlog", linthresh=1)

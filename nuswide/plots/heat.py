@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nuswide.plots.style import cut
+from nuswide.plots.style import cut, new_figure
 
 
 def co_occurrence(labels: Sequence[str], together: NDArray[np.int64]) -> Figure:
@@ -25,7 +25,7 @@ def co_occurrence(labels: Sequence[str], together: NDArray[np.int64]) -> Figure:
     np.fill_diagonal(shares, np.nan)
     names = [cut(labels[i], 30) for i in order]
     side = 2.5 + 0.17 * len(names)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = new_figure(side + 1, side)
     axis = figure.subplots()
     axis.set_facecolor("#bbbbbb")
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)  # by lightness, and sparing of ink
@@ -50,8 +50,7 @@ def co_confusion(
     images: (R, K) images where both happen, written into the cells. missed_images: (R,).
     """
     shares = images / np.maximum(missed_images[:, None], 1)
-    size = (3.2 + 0.3 * len(predicted), 2.4 + 0.27 * len(missed))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(3.2 + 0.3 * len(predicted), 2.4 + 0.27 * len(missed))
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=max(shares.max(), 0.01), aspect="auto")
     rows = [f"{cut(n, 24)} ({m})" for n, m in zip(missed, missed_images, strict=True)]

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nuswide.plots.style import BLUE, GREY, ORANGE, cut, open_axis
+from nuswide.plots.style import BLUE, GREY, ORANGE, cut, new_figure, open_axis
 
 _WAYS = 60  # points of a curve between two axes
 
@@ -32,7 +32,7 @@ def search_history(
     trials: Sequence[int], values: Sequence[float], is_pruned: Sequence[bool]
 ) -> Figure:
     """A dot a trial in their order, and the best so far. values: higher is better."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = new_figure(8, 4)
     axis = figure.subplots()
     x, y, pruned = np.array(trials), np.array(values), np.array(is_pruned, dtype=bool)
     if (~pruned).any():
@@ -53,7 +53,7 @@ def parallel_coordinates(axes: Sequence[SearchAxis], values: Sequence[float], wh
 
     values: (K,) of the trials, higher is better, named `what`.
     """
-    figure = Figure(figsize=(2.5 + 1.6 * len(axes), 4.6), layout="constrained")
+    figure = new_figure(2.5 + 1.6 * len(axes), 4.6)
     axis = figure.subplots()
     low, high = min(values), max(values)
     norm, colours = Normalize(low, high if high > low else low + 1e-9), colormaps["viridis_r"]
@@ -94,7 +94,7 @@ def _curve(heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def importance_bars(shares: Mapping[str, float]) -> Figure:
     """A bar a field: the share of the variance between trials that it explains, greatest on top."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
-    figure = Figure(figsize=(7, 1.3 + 0.35 * len(ordered)), layout="constrained")
+    figure = new_figure(7, 1.3 + 0.35 * len(ordered))
     axis = figure.subplots()
     bars = axis.barh(range(len(ordered)), [share for _, share in ordered], color=BLUE)
     axis.bar_label(bars, fmt="{:.0%}", padding=3, fontsize=9)

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nuswide.plots.style import BLUE, GREY, ORANGE, cut
+from nuswide.plots.style import BLUE, GREY, ORANGE, cut, new_figure
 
+_DPI = 80  # enough for a picture as the network sees it
 _LINE_POINTS = 14.5  # from one line of a caption to the next
 
 
@@ -41,7 +42,7 @@ def prediction_grid(
         2.95 + _LINE_POINTS / 72 * max(n_lines[r * columns : (r + 1) * columns])
         for r in range(rows)
     ]
-    figure = Figure(figsize=(3 * columns, sum(heights) + 0.7), layout="constrained", dpi=80)
+    figure = new_figure(3 * columns, sum(heights) + 0.7, _DPI)
     key = "✓ found    + predicted, but not true    − true, but missed"
     figure.suptitle(f"{cut(title, 32 * columns)}\n{key}", fontsize=11, parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
@@ -84,7 +85,7 @@ def pair_sheet(
     """Pictures (N, 3, S, S) side by side with their partners, a caption below each pair."""
     columns = min(3, max(2, len(captions)))
     rows = -(-len(captions) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained", dpi=80)
+    figure = new_figure(4.2 * columns, 2.9 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -106,8 +107,7 @@ def picture_sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) 
     ]
     deep = [max(map(len, texts[r * columns : (r + 1) * columns])) for r in range(rows)]
     heights = [3.1 + 0.165 * lines for lines in deep]
-    size = (3 * columns, sum(heights))
-    figure = Figure(figsize=size, layout="constrained", dpi=80)
+    figure = new_figure(3 * columns, sum(heights), _DPI)
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for axis in axes:
         axis.set_axis_off()

@@ -1,19 +1,42 @@
-"""What all figures share: colours, legends and the cutting of long names.
+"""What all figures share: layout, pixels, colours, legends and the cutting of long names.
 
-Owns what no single figure does. Draws nothing itself.
+Owns what no single figure does.
 
-    axis.set_title(cut(name, 40), parse_math=False, color=BLUE)
+    figure = new_figure(8, 4)
+    figure.subplots().set_title(cut(name, 40), parse_math=False, color=BLUE)
+    to_image(figure).save("figure.png")
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#767676", "#56B4E9"
 INCH_A_CHARACTER = 0.075
+_DPI = 130
+
+
+def new_figure(width: float, height: float, dpi: int = _DPI) -> Figure:
+    """An empty figure, in inches, whose parts will make room for each other."""
+    return Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+
+
+def to_image(figure: Figure) -> Image.Image:
+    """The figure's pixels, with their dpi.
+
+    Laid out and drawn in one go, where savefig goes through the whole figure twice.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image.info["dpi"] = (figure.dpi, figure.dpi)
+    return image
 
 
 def open_axis(axis: Axes) -> None:

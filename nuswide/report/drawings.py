@@ -3,14 +3,16 @@
 Owns which labels are shown, and the words that stand for a figure where it can't be seen.
 
     drawings = make_drawings(sample, tables, confusions)
-    drawings["calibration"].figure, drawings["calibration"].alt
+    drawings["calibration"].image, drawings["calibration"].alt
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from nuswide import plots
 from nuswide.metrics import Scored
@@ -35,6 +37,11 @@ class Drawing:
     figure: Figure
     alt: str
     caption: str
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The figure as it is seen, drawn once for the page and the file."""
+        return plots.to_image(self.figure)
 
 
 def make_drawings(

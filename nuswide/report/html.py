@@ -160,7 +160,7 @@ def _drawn(report: Report, name: str) -> str:
     if name not in report.drawings:
         return ""
     drawing = report.drawings[name]
-    return pages.picture(drawing.figure, drawing.alt, drawing.caption)
+    return pages.picture(drawing.image, drawing.alt, drawing.caption)
 
 
 def _table(report: Report, name: str, caption: str, sortable: bool = False) -> str:

@@ -3,15 +3,16 @@
 Owns Report, the order of the work, and the sentences at its top.
 
     report = make_report(subject)
-    report.figures["calibration"].savefig("calibration.png")
+    report.images["calibration"].save("calibration.png")
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from nuswide import plots
 from nuswide.metrics import Figures, Scored, label_average_precision
@@ -44,15 +45,10 @@ class Report:
     galleries: dict[str, list[Card]]
 
     @cached_property
-    def figures(self) -> dict[str, Figure]:
-        """All there is to see as figures: the drawings, and a sheet for each gallery."""
-        drawn = {name: drawing.figure for name, drawing in self.drawings.items()}
-        sheets = {
-            kind: plots.picture_sheet([c.image for c in cards], ["\n".join(c.lines) for c in cards])
-            for kind, cards in self.galleries.items()
-            if cards
-        }
-        return drawn | sheets
+    def images(self) -> dict[str, Image.Image]:
+        """All there is to see, each as one picture: the drawings, and a sheet for each gallery."""
+        drawn = {name: drawing.image for name, drawing in self.drawings.items()}
+        return drawn | {kind: _sheet(cards) for kind, cards in self.galleries.items() if cards}
 
 
 def make_report(subject: Subject) -> Report:
@@ -91,6 +87,11 @@ def make_report(subject: Subject) -> Report:
         drawings=make_drawings(sample, tables, confusions),
         galleries=galleries,
     )
+
+
+def _sheet(cards: Sequence[Card]) -> Image.Image:
+    captions = ["\n".join(card.lines) for card in cards]
+    return plots.to_image(plots.picture_sheet([card.image for card in cards], captions))
 
 
 def _label_ap(part: Part) -> NDArray[np.float64]:

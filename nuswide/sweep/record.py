@@ -18,12 +18,12 @@ import click
 import mlflow
 import optuna
 import yaml
-from matplotlib.figure import Figure
 from mlflow.entities import Param, RunStatus, RunTag
 from mlflow.entities import Run as RecordedRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
+from PIL import Image
 
 from nuswide import plots
 from nuswide.sweep.plan import Dimension, Params, Plan
@@ -138,8 +138,8 @@ class Parent:
 
     def log_outcome(self, plan: Plan, trials: Sequence[Trial], study: optuna.Study) -> str | None:
         """Record the figures and the best trial's experiment; gives this file's text."""
-        for name, figure in draw(plan, trials, study).items():
-            self._client.log_figure(self.id, figure, f"{name}.png")
+        for name, image in draw(plan, trials, study).items():
+            self._client.log_image(self.id, image, f"{name}.png")
         if not (best := best_of(trials)):
             return None
         text = best_yaml(plan, best, trials, study.study_name)
@@ -171,8 +171,8 @@ def _as_table(table: Mapping[str, list[Any]]) -> dict[str, Any]:
     return {"columns": list(table), "data": rows}
 
 
-def draw(plan: Plan, trials: Sequence[Trial], study: optuna.Study) -> dict[str, Figure]:
-    """The figures that the trials so far allow."""
+def draw(plan: Plan, trials: Sequence[Trial], study: optuna.Study) -> dict[str, Image.Image]:
+    """The figures that the trials so far allow, drawn."""
     measured = [trial for trial in trials if trial.value is not None]
     if not measured:
         return {}
@@ -190,7 +190,7 @@ def draw(plan: Plan, trials: Sequence[Trial], study: optuna.Study) -> dict[str, 
         )
         if shares := importances(study):
             figures["importance"] = plots.importance_bars(shares)
-    return figures
+    return {name: plots.to_image(figure) for name, figure in figures.items()}
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
