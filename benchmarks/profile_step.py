@@ -25,6 +25,7 @@ from nuswide.config import load_config
 from nuswide.labels import TrainLabels
 from nuswide.memory import freed_memory_kept
 from nuswide.models import create_model
+from nuswide.plots.style import BLUE, new_figure, open_axis, to_image
 from nuswide.step import choose_device, create_state, prepare_epoch, take_step
 
 LABELS = 27
@@ -90,16 +91,16 @@ def profiled_ms(step: Callable[[], object], steps: int) -> dict[str, float]:
 
 def draw_bars(parts_ms: dict[str, float], clock_ms: float, title: str) -> Figure:
     """A bar for each kind, with its share of the clock's time."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = new_figure(8, 4.2)
     axis = figure.subplots()
     names = list(parts_ms)[::-1]
-    bars = axis.barh(names, [parts_ms[name] for name in names], color="#0072B2")
+    bars = axis.barh(names, [parts_ms[name] for name in names], color=BLUE)
     texts = [f"{parts_ms[n]:.1f} ms, {parts_ms[n] / clock_ms:.0%}" for n in names]
     axis.bar_label(bars, texts, padding=3, fontsize=8)
     axis.margins(x=0.2)
     axis.set_xlabel(f"ms of a step of {clock_ms:.1f} ms")
     axis.set_title(title, fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_axis(axis)
     return figure
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     for name, ms in parts_ms.items():
         print(f"{name:28s} {ms:9.2f} ms {ms / clock_ms:6.1%}")
     print(f"{'by the clock':28s} {clock_ms:9.2f} ms")
-    draw_bars(parts_ms, clock_ms, f"{what}\n{describe()}").savefig(given.out, dpi=110)
+    to_image(draw_bars(parts_ms, clock_ms, f"{what}\n{describe()}")).save(given.out)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from fuzz_server import send
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from matplotlib.figure import Figure
 from serve_setup import environment, hostile, photo, register_model, serving
 
+from nuswide.plots.style import BLUE, GREY, new_figure, open_axis, to_image
 from nuswide.tagger import Tagger, decode_image
 
 SIZE_PX, STEP_S = 256, 5.0
@@ -112,14 +112,15 @@ class Soak:
 
 def draw(memory: np.ndarray, settled_min: float, path: Path) -> None:
     """Draw minutes against megabytes."""
-    figure = Figure((8, 3.5), layout="constrained")
+    figure = new_figure(8, 3.5)
     axis = figure.subplots()
-    axis.plot(memory[:, 0], memory[:, 1], color="#0b57d0")
-    axis.axvline(settled_min, color="#777", linestyle=":")
-    axis.set(xlabel="minutes", ylabel="memory of server and worker, MB", ylim=(0, None))
+    axis.plot(memory[:, 0], memory[:, 1], color=BLUE)
+    axis.axvline(settled_min, color=GREY, linestyle=":")
+    axis.set(xlabel="minutes", ylabel="memory of server and worker, MB")
+    axis.set_ylim(0, 1.1 * memory[:, 1].max())
     axis.set_title("Memory under mixed load; claim: no growth right of the line", fontsize=11)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    open_axis(axis)
+    to_image(figure).save(path)
 
 
 def main() -> None:
