@@ -1,16 +1,16 @@
-"""Claim: the strong recipe beats the article's on Corel5k in less time; and what losses, heads do.
+"""Claim: the strong recipe beats the article's on Corel5k in less time; and what others than it do.
 
     python benchmarks/study.py --data DIR [--seeds 0,1,2] [--only strong,asl] [-- FIELD=VALUE ...]
     python benchmarks/study.py --readme
 
 Trains each recipe of experiments/ that has a place in the study, with each seed, into the MLflow
-experiment `study` (or --name): from scratch, with resnet18 at 64 px and in few epochs, which two
-cores can do in an hour, unless FIELD=VALUE says otherwise. What differs from the files is in the
-params. What is there already is not trained again, so that the study can be interrupted, and be
-done by several processes with different --seeds.
+experiment `study`, or that of another --name, such as `study_images`: from scratch, with resnet18
+at 64 px and in few epochs, which two cores can do in an hour, unless FIELD=VALUE says otherwise.
+What differs from the files is in the params. What is there already is not trained again, so that
+the study can be interrupted, and be done by several processes with different --seeds.
 
---readme compares all that is there against the article's recipe (`nuswide compare --out`), into
-experiments/study (or --name), and puts the table between the README's comments of that name.
+--readme compares all that is there against the study's first recipe (`nuswide compare --out`),
+into experiments/study (or --name), and puts the table between the README's comments of that name.
 """
 
 import argparse
@@ -26,19 +26,26 @@ from nuswide.jobs import train_and_register
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS, README = ROOT / "experiments", ROOT / "README.md"
-BASELINE = "article_val"
 SMALL = {
     "backbone": "resnet18", "weights": "none", "image_size_px": "64", "epochs": "8",
     "precision": "bf16",
 }  # fmt: skip
-# The article's recipe gets more passes, so that no other is better by more steps.
-EPOCHS = {BASELINE: "10"}
-PLACES = ("article_val.yaml", "strong.yaml", "losses/*.yaml", "heads/*.yaml", "combination.yaml")
+OWN = {
+    # The article's recipe gets more passes, so that no other is better by more steps.
+    "article_val": {"epochs": "10"},
+    "growing_sizes": {"start_size_px": "32"},  # half of the size, as in its file
+}
+PLACES = {
+    "study": ("article_val.yaml", "strong.yaml", "losses/*.yaml", "heads/*.yaml",
+              "combination.yaml"),
+    "study_images": ("strong.yaml", "images/*.yaml"),
+}  # fmt: skip
 
 
-def recipes() -> dict[str, Path]:
-    """The recipes by name, with their files."""
-    found = (path for place in PLACES for path in sorted(EXPERIMENTS.glob(place)))
+def recipes(study: str) -> dict[str, Path]:
+    """The recipes of a study by name, with their files; the first is the baseline."""
+    places = PLACES.get(study, PLACES["study"])
+    found = (path for place in places for path in sorted(EXPERIMENTS.glob(place)))
     return {path.stem: path for path in found}
 
 
@@ -62,16 +69,16 @@ def train(
     """Train what is not in the record yet."""
     mlflow.set_experiment(study)
     for name, seed in left_to_do(study, names, seeds):
-        small = SMALL | ({"epochs": EPOCHS[name]} if name in EPOCHS else {})
-        fields = {**small, **changes, "data": str(data), "seed": seed, "registered_model": "none"}
-        config = load_config(recipes()[name], fields)
+        fields = {**SMALL, **OWN.get(name, {}), **changes}
+        fields |= {"data": str(data), "seed": seed, "registered_model": "none"}
+        config = load_config(recipes(study)[name], fields)
         train_and_register(config, name=f"{name} seed={seed}", tags={"study.recipe": name})
 
 
 def update_readme(study: str) -> None:
     """Compare what is there, and put the table where the README has its place."""
     out = EXPERIMENTS / study
-    compare_runs(study, baseline=BASELINE, out=out)
+    compare_runs(study, baseline=next(iter(recipes(study))), out=out)
     table = (out / "comparison.md").read_text(encoding="utf-8").strip()
     text = README.read_text(encoding="utf-8")
     begin, end = f"<!-- {study} -->", f"<!-- /{study} -->"
@@ -86,7 +93,7 @@ def main() -> None:
     parser.add_argument("--name", default="study")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--only", default=",".join(recipes()))
+    parser.add_argument("--only", help="recipes, parted by commas; else all of the study")
     parser.add_argument("--readme", action="store_true")
     parser.add_argument("changes", nargs="*", metavar="FIELD=VALUE")
     options = parser.parse_args()
@@ -94,8 +101,8 @@ def main() -> None:
         update_readme(options.name)
     elif options.data:
         changes = dict(change.split("=", 1) for change in options.changes)
-        names, seeds = options.only.split(","), options.seeds.split(",")
-        train(options.name, options.data, names, seeds, changes)
+        names = options.only.split(",") if options.only else list(recipes(options.name))
+        train(options.name, options.data, names, options.seeds.split(","), changes)
     else:
         parser.error("give --data DIR, or --readme")
 

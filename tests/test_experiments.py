@@ -35,6 +35,20 @@ def test_each_loss_and_head_has_a_file_that_differs_from_the_strong_recipe_in_it
         assert load_config(folder / f"{name}.yaml", {}) == replace(strong, **{kind: name})
 
 
+def test_each_way_with_images_has_a_file_that_differs_from_the_strong_recipe_in_it_alone() -> None:
+    fields_of = {
+        "class_aware": {"sampling": "class_aware"}, "repeat_factor": {"sampling": "repeat_factor"},
+        "randaugment": {"auto_augment": "randaugment"},
+        "trivialaugment": {"auto_augment": "trivialaugment"},
+        "growing_sizes": {"start_size_px": 128}, "test_flips": {"test_flips": True},
+    }  # fmt: skip
+    strong = load_config(ROOT / "experiments" / "strong.yaml", {})
+    files = {path.stem: path for path in EXPERIMENTS if path.parent.name == "images"}
+    assert set(files) == set(fields_of)
+    for name, path in files.items():
+        assert load_config(path, {}) == replace(strong, **fields_of[name])
+
+
 def test_the_honest_article_recipe_differs_from_the_articles_in_its_choice_alone() -> None:
     article, honest = (load_config(ROOT / "experiments" / f"{name}.yaml", {})
                        for name in ("article", "article_val"))  # fmt: skip
