@@ -1,4 +1,4 @@
-"""Claim: the strong recipe beats the article's on Corel5k in less time; and what others than it do.
+"""Claim: the strong recipe beats the article's on Corel5k in less time; and what the others do.
 
     python benchmarks/study.py --data DIR [--seeds 0,1,2] [--only strong,asl] [-- FIELD=VALUE ...]
     python benchmarks/study.py --readme

@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 from nuswide.config import load_config
 
 TINY = {"backbone": "resnet18", "image_size_px": 32, "batch_size": 8, "epochs": 1, "lr": 1e-3}
-# Against a hang only: twelve trials on one slow core, beside other tests, have taken six minutes.
+# Against a hang only: on one slow core twelve trials have taken nearly six minutes.
 _PATIENCE_S = 1800
 
 

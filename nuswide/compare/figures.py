@@ -19,7 +19,7 @@ from PIL import Image
 from nuswide.compare.entrants import COSTS, Entrant
 from nuswide.compare.paired import Compared, Comparison, Estimate, Result
 from nuswide.evaluate import HEADLINE
-from nuswide.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, new_figure, to_image
+from nuswide.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, new_figure, open_axis, to_image
 from nuswide.recorded import fetch_curve
 
 MOST_ENTRANTS = 24  # in one drawing
@@ -123,7 +123,7 @@ def _lines(names: Sequence[str], *, inches: float = 0.42) -> tuple[Figure, Axes]
 
 
 def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
+    open_axis(axis)
     axis.grid(color=_GRID, linewidth=0.8)
     axis.set_axisbelow(True)
 
