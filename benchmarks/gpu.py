@@ -1,25 +1,34 @@
-"""Claim: on one H200, the article's recipe at 256 px takes 90 s; 5 times the article's own loop.
+"""Claim: on one GPU, the article's recipe is 5 times as fast as the article's own loop, end to end.
 
-    python benchmarks/gpu.py [--train 5000] [--test 1000] [--epochs 35] [--size_px 256]
-                             [--parts recipe,loops,apart,ceiling]
+    python benchmarks/gpu.py [--data DIR] [--train 5000] [--test 1000] [--epochs 35]
+                             [--size_px 256] [--ways graphed]
+                             [--parts graphed,loops,launched,whole,scoring,apart,ceiling]
 
-Pictures are drawn, as many and as large as the article's: their content changes no speed. Four
-parts, each of which can be run alone:
+The pictures are synthetic, as many and as large as the article's: their content does not change the
+speed. The parts run in this order, the most valuable first, and each prints its result at once:
 
-- recipe: all epochs, with an evaluation on test every 200 steps, recorded in MLflow.
-- loops: an epoch of the article's loop on the same card, and what its 35 epochs would take.
-- apart: a step in fp32, TF32, fp16 and bf16, channels last or not, compiled or not.
+- graphed: all epochs, with an evaluation on test every 200 steps, recorded in MLflow, with the
+  network launched as one CUDA graph.
+- loops: one epoch of the article's loop on the same card, and what its 35 epochs would take.
+- launched: the same as `graphed`, kernel by kernel.
+- whole: `nuswide train` on --data as a user runs it, with report, export and registration.
+- scoring: test images scored by torch on the GPU, and by the exported bundle on two CPU cores.
+- apart: a step in fp32, TF32, fp16 and bf16, channels last or not; TF32 and bf16 as a CUDA graph,
+  too (and with --ways graphed,compiled compiled, which takes minutes).
 - ceiling: each convolution of the network alone, forward and backward, in bf16 and channels last;
   the share of a step that they would take is what the loop and the other layers leave to them.
 
-What comes next after the convolutions: `python benchmarks/profile_step.py --size_px 256`.
+Where the rest of a step goes: `python benchmarks/profile_step.py --size_px 256`.
 """
 
 import argparse
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +38,16 @@ from hardware import describe, device
 from PIL import Image
 from torch import nn
 
+from nuswide.bundle import write_bundle
+from nuswide.data import Dataset, open_dataset
+from nuswide.evaluate import Decision, predict, torch_score
 from nuswide.manifest import Manifest
 from nuswide.models import create_model
 from nuswide.optim import create_optimizer
+from nuswide.tagger import Tagger
 
 LABELS = 27
+PARTS = ("graphed", "loops", "launched", "whole", "scoring", "apart", "ceiling")
 
 
 def draw_pictures(folder: Path, n_train: int, n_test: int) -> Manifest:
@@ -48,15 +62,17 @@ def draw_pictures(folder: Path, n_train: int, n_test: int) -> Manifest:
     return Manifest(folder, names, tuple(map(str, range(LABELS))), targets, splits)
 
 
-def recipe(task: Task, epochs: int) -> float:
-    """Train by the whole recipe; gives seconds, with those of decoding left out."""
-    config = replace(our_config(task), epochs=epochs, test_freq=200, select_on="test")
+def recipe(task: Task, epochs: int, *, cuda_graph: bool) -> float:
+    """Train by the whole recipe; returns seconds, without those of decoding."""
+    config = replace(
+        our_config(task), epochs=epochs, test_freq=200, select_on="test", cuda_graph=cuda_graph
+    )
     took = ours(task, config)
     speed = epochs * task.steps * BATCH / took["seconds"]
+    name = "graphed" if cuda_graph else "launched"
     print(
-        f"recipe: {took['seconds']:.1f} s for {epochs} epochs of {task.steps * BATCH} and all "
-        f"evaluations, {speed:.0f} images/s, after {took['decoding_s']:.0f} s of decoding  "
-        "(claim for 35 epochs of 5,000: at most 90 s)",
+        f"{name}: {took['seconds']:.1f} s for {epochs} epochs of {task.steps * BATCH} and all "
+        f"evaluations, {speed:.0f} images/s, after {took['decoding_s']:.0f} s of decoding",
         flush=True,
     )
     return took["seconds"]
@@ -84,36 +100,88 @@ def step_ms(step: Callable[[], object], n_steps: int = 30) -> float:
     return 1000 * (time.perf_counter() - start) / n_steps
 
 
-def apart(task: Task) -> None:
-    """Time a bare step in each precision and memory format, compiled and not."""
+def whole(data: str, size_px: int) -> None:
+    """Train as a user does, from the first import to the registered model; prints the end of it."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    options = ["--data", data, "--image_size_px", str(size_px), "--epochs", "20"]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "nuswide", "train", *options],
+            cwd=folder, capture_output=True, text=True,
+            env={**outside, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"},
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+    lines = (done.stdout if done.returncode == 0 else done.stderr).splitlines()
+    print("\n".join(f"  {line}" for line in lines[-20:]))
+    print(f"whole: nuswide train {' '.join(options[2:])}: {seconds:.1f} s in all", flush=True)
+
+
+def scoring(task: Task, n_on_cpu: int = 256) -> None:
+    """Score test by torch in float32 on the GPU, and part of it by the bundle on two CPU cores."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = open_dataset(task.manifest, size_px=task.size_px, folder=folder / "cache")
+        test = data.of("test")
+        part = Dataset(test.manifest.take(np.arange(n_on_cpu)), test.images, test.rows[:n_on_cpu])
+        model = create_model(our_config(task), n_labels=LABELS).to(device())
+        score = torch_score(model.to(memory_format=torch.channels_last), device())
+        predict(score, part)  # loads the kernels
+        start = time.perf_counter()
+        predict(score, test)
+        on_gpu = len(test) / (time.perf_counter() - start)
+        config = our_config(task)
+        settings = {
+            "labels": list(task.manifest.labels), "image_size_px": task.size_px,
+            "data_digest": task.manifest.digest, "config": asdict(config),
+        }  # fmt: skip
+        decision = Decision(np.full(LABELS, 0.5, np.float32))
+        write_bundle(folder / "bundle", model, settings, decision, part.gather(np.arange(8)))
+        tagger = Tagger.load(folder / "bundle", threads=2)
+        start = time.perf_counter()
+        predict(tagger.score, part)
+        on_cpu = len(part) / (time.perf_counter() - start)
+    print(
+        f"scoring: torch on the GPU, fp32, {on_gpu:.0f} images/s ({len(test)} images); the bundle "
+        f"on two CPU cores {on_cpu:.1f} images/s ({len(part)}); {on_gpu / on_cpu:.0f} times",
+        flush=True,
+    )
+
+
+def apart(task: Task, ways: list[str]) -> None:
+    """Time a bare step in each precision and memory format, and the fastest in other ways."""
     torch.backends.cudnn.benchmark = True
-    kinds = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16,
-             "bf16": torch.bfloat16}  # fmt: skip
+    contiguous, last = torch.contiguous_format, torch.channels_last
+    names = ("fp32", "tf32", "fp16", "bf16")
+    kinds = [(name, layout, "launched") for name in names for layout in (contiguous, last)]
+    kinds += [(name, last, way) for way in ways for name in ("tf32", "bf16")]
     first = None
-    for name, dtype in kinds.items():
-        for layout in (torch.contiguous_format, torch.channels_last):
-            for is_compiled in (False, True):
-                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
-                    name == "tf32"
-                )
-                ms = step_ms(bare_step(task, dtype, layout, is_compiled))
-                first = first or ms
-                what = f"{name} {str(layout).removeprefix('torch.')}{', compiled' * is_compiled}"
-                print(f"{what:36s} {ms:8.2f} ms {BATCH / ms * 1000:8.0f} images/s "
-                      f"{first / ms:5.2f} times the first", flush=True)  # fmt: skip
+    for name, layout, way in kinds:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(name, torch.float32)
+        ms = step_ms(bare_step(task, dtype, layout, way))
+        first = first or ms
+        what = f"{name} {str(layout).removeprefix('torch.')}, {way}"
+        print(f"{what:36s} {ms:8.2f} ms {BATCH / ms * 1000:8.0f} images/s "
+              f"{first / ms:5.2f} times the first", flush=True)  # fmt: skip
 
 
 def bare_step(
-    task: Task, dtype: torch.dtype, layout: torch.memory_format, is_compiled: bool
+    task: Task, dtype: torch.dtype, layout: torch.memory_format, way: str = "launched"
 ) -> Callable[[], object]:
-    """A step of the network alone on one batch."""
+    """A step of the network alone on one batch. way: launched, graphed or compiled."""
     config = our_config(task)
     model = create_model(config, n_labels=LABELS).to(device()).to(memory_format=layout)
-    network = torch.compile(model) if is_compiled else model
     optimizer = create_optimizer(config, model)
     scaler = torch.amp.GradScaler(device().type, enabled=dtype == torch.float16)
     images = torch.randn(BATCH, 3, task.size_px, task.size_px, device=device())
     images = images.contiguous(memory_format=layout)
+    network = torch.compile(model) if way == "compiled" else model
+    if way == "graphed":
+        with torch.autocast(
+            device().type, dtype, enabled=dtype != torch.float32, cache_enabled=False
+        ):
+            torch.cuda.make_graphed_callables(model, (images,))
 
     def step() -> None:
         with torch.autocast(device().type, dtype, enabled=dtype != torch.float32):
@@ -130,7 +198,7 @@ def ceiling(task: Task) -> None:
     """Time each convolution alone, and the step that they are part of."""
     dtype = torch.bfloat16
     torch.backends.cudnn.benchmark = True
-    whole_ms = step_ms(bare_step(task, dtype, torch.channels_last, is_compiled=False))
+    whole_ms = step_ms(bare_step(task, dtype, torch.channels_last, "graphed"))
     total_ms, total_flops = 0.0, 0.0
     for layer, shape in convolutions(task):
         layer = layer.to(device(), dtype, memory_format=torch.channels_last)
@@ -139,6 +207,7 @@ def ceiling(task: Task) -> None:
         images.requires_grad_(shape[1] > 3)  # nothing wants the gradient of the pictures
         out = layer(images)
         gradient = torch.randn_like(out)
+        torch.cuda.make_graphed_callables(layer, (images,))  # else launching is what is timed
         total_ms += step_ms(lambda x=images, g=gradient, c=layer: c(x).backward(g))
         passes = 3 if shape[1] > 3 else 2
         total_flops += 2 * passes * out.numel() * layer.weight[0].numel()
@@ -168,20 +237,28 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=35)
     parser.add_argument("--size_px", type=int, default=256)
-    parser.add_argument("--parts", default="recipe,loops,apart,ceiling")
+    parser.add_argument("--data", help="annotations with their pictures, for `whole`")
+    parser.add_argument("--ways", default="graphed")
+    parser.add_argument("--parts", default=",".join(PARTS))
     given = parser.parse_args()
     parts = given.parts.split(",")
     print(f"{describe()}; {given.size_px} px, batch {BATCH}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        needs_files = {"recipe", "loops"} & set(parts)
+        needs_files = {"graphed", "loops", "launched", "scoring"} & set(parts)
         n_train = given.train if needs_files else BATCH
         manifest = draw_pictures(Path(folder), n_train, given.test if needs_files else 1)
         task = Task(manifest, given.size_px, n_train // BATCH)
-        own_s = recipe(task, given.epochs) if "recipe" in parts else None
+        own_s = recipe(task, given.epochs, cuda_graph=True) if "graphed" in parts else None
         if "loops" in parts:
             loops(task, given.epochs, own_s)
+        if "launched" in parts:
+            recipe(task, given.epochs, cuda_graph=False)
+        if "whole" in parts and given.data:
+            whole(str(Path(given.data).resolve()), given.size_px)
+        if "scoring" in parts:
+            scoring(task)
     if "apart" in parts:
-        apart(task)
+        apart(task, given.ways.split(","))
     if "ceiling" in parts:
         ceiling(task)
 

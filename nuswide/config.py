@@ -146,6 +146,11 @@ class Config:
     compile: Literal["auto", "on", "off"] = _field(
         "auto", "torch.compile; auto takes it for long training on a GPU."
     )
+    cuda_graph: bool = _field(
+        False,
+        "Launch the network as one CUDA graph, on one GPU, where accumulate is 1, all images are "
+        "of one size and nothing is compiled.",
+    )
     sync_batchnorm: bool = _field(
         False, "Statistics of batch normalisation over all processes; needs GPUs."
     )

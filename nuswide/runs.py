@@ -25,7 +25,7 @@ _ABOUT = "about.json"
 # Fields that change neither the weights nor the figures, or that the data's digest stands for.
 FREE = {
     "resume", "checkpoints", "checkpoint_minutes", "upload_minutes", "cache", "skip_rejected",
-    "data", "device", "compile", "feed", "registered_model",
+    "data", "device", "compile", "cuda_graph", "feed", "registered_model",
 }  # fmt: skip
 
 

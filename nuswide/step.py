@@ -6,7 +6,8 @@ Owns State, which is what a checkpoint holds, and take_step. Knows nothing of ep
     counts = take_step(config, state, micro_batches)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -184,6 +185,8 @@ def prepare_epoch(config: Config, state: State) -> None:
     state.network = distributed.wrap(state.model, state.device)
     if _wants_compiling(config, state):
         state.network = _compile(config, state)
+    elif _can_capture(config, state):
+        state.network = _capture(config, state)
 
 
 def _wants_compiling(config: Config, state: State) -> bool:
@@ -198,32 +201,88 @@ def _compile(config: Config, state: State) -> nn.Module:
 
     It is tried on every size that is still to come, as torch may compile anew for each.
     """
-    network = state.network
-    buffers = [b.clone() for b in state.model.buffers()]
     epochs = range(state.progress.epoch, config.epochs)
     sides = {transforms.side_px(config, epoch=epoch) for epoch in epochs}
     click.echo("compiling the network; that takes a minute or two")
-    try:
-        compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
-        for side in sorted(sides):
-            example = torch.zeros(config.batch_size, 3, side, side, device=state.device)
-            with _autocast(state):
-                logits = compiled(example.to(memory_format=torch.channels_last))
-            logits.float().sum().backward()
-    except Exception as error:  # whatever the compiler meets, training can go on without it
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        click.echo(f"compile={config.compile} does not work here ({reason}); going on without")
-        torch._dynamo.reset()
-        compiled = network
-    state.optimizer.zero_grad()
-    for buffer, before in zip(state.model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+    network = state.network
+    with _buffers_kept(state):
+        try:
+            compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
+            for side in sorted(sides):
+                with _autocast(state):
+                    logits = compiled(_example(config, state, side))
+                logits.float().sum().backward()
+        except Exception as error:  # whatever the compiler meets, training can go on without it
+            reason = _first_line(error)
+            click.echo(f"compile={config.compile} does not work here ({reason}); going on without")
+            torch._dynamo.reset()
+            compiled = network
     return compiled
 
 
-def _autocast(state: State) -> torch.autocast:
+class _Captured(nn.Module):
+    """Stands before a network for capturing, which replaces the forward of what it is given."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the network's logits."""
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def _can_capture(config: Config, state: State) -> bool:
+    """Whether a CUDA graph can stand for the network: one size, one process, one backward a step.
+
+    A second backward before the step would overwrite the first one's gradients in the graph's own
+    memory.
+    """
+    if not config.cuda_graph or state.device.type != "cuda":
+        return False
+    return config.accumulate == distributed.world_size() == 1 and not config.start_size_px
+
+
+def _capture(config: Config, state: State) -> nn.Module:
+    """Capture the network's forward and backward as CUDA graphs, or say why that fails.
+
+    At batch 32 a GPU computes faster than Python can launch kernels; a graph is launched as one.
+    """
+    example = _example(config, state, config.image_size_px)
+    network = _Captured(state.network)
+    with _buffers_kept(state):
+        try:
+            with _autocast(state, cache=False):  # cached casts would not be part of the graph
+                torch.cuda.make_graphed_callables(network, (example,))
+        except Exception as error:  # whatever cannot be captured can still be launched
+            click.echo(f"cuda_graph does not work here ({_first_line(error)}); going on without")
+            return state.network
+    return network
+
+
+def _example(config: Config, state: State, side: int) -> Tensor:
+    images = torch.zeros(config.batch_size, 3, side, side, device=state.device)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _buffers_kept(state: State) -> Iterator[None]:
+    """Undo what trying the network does to its running statistics and gradients."""
+    buffers = [b.clone() for b in state.model.buffers()]
+    yield
+    state.optimizer.zero_grad()
+    for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _autocast(state: State, *, cache: bool = True) -> torch.autocast:
     enabled = state.dtype != torch.float32
-    return torch.autocast(state.device.type, state.dtype, enabled=enabled)
+    return torch.autocast(state.device.type, state.dtype, enabled=enabled, cache_enabled=cache)
 
 
 MicroBatch = tuple[Tensor, Tensor, Tensor | None, Tensor]

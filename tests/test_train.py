@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from nuswide import step
 from nuswide.checkpoint import LAST, Writer, load, save
 from nuswide.config import Config
 from nuswide.data import Dataset
@@ -356,6 +357,51 @@ def test_a_network_that_cannot_be_compiled_is_trained_as_it_is_and_says_so(
     assert capsys.readouterr().out.count("does not work here") == 1  # not once an epoch
     plain, _, _ = train(data, compile="off")
     assert all(torch.equal(compiled.weights[k], plain.weights[k]) for k in plain.weights)
+
+
+def test_a_network_that_cannot_be_captured_is_trained_as_it_is_and_says_so(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, _, _ = train(data)  # on a CPU nothing is captured
+    if torch.cuda.is_available():
+        return
+    monkeypatch.setattr(step, "_can_capture", lambda config, state: True)
+    captured, _, _ = train(data)
+    assert capsys.readouterr().out.count("cuda_graph does not work here") == 1
+    assert all(torch.equal(captured.weights[k], plain.weights[k]) for k in plain.weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"cuda_graph": True}, True),
+        ({}, False),
+        # A second backward would overwrite the first one's gradients.
+        ({"cuda_graph": True, "accumulate": 2}, False),
+        ({"cuda_graph": True, "start_size_px": 32, "image_size_px": 64}, False),
+    ],
+)
+def test_a_graph_is_captured_where_one_can_stand_for_every_step(
+    changes: dict[str, Any], expected: bool
+) -> None:
+    config = Config(**{**vars(CONFIG), **changes})
+    on = {name: SimpleNamespace(device=torch.device(name)) for name in ("cuda", "cpu")}
+    assert step._can_capture(config, on["cuda"]) is expected  # type: ignore[arg-type]
+    assert step._can_capture(config, on["cpu"]) is False  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_cuda_graph_takes_the_steps_that_launched_kernels_do(data: Dataset) -> None:
+    # Two steps of plain SGD: no chaos has set in, and no moment hides a wrong gradient.
+    fields = {
+        "device": "cuda", "precision": "fp32", "dropout": 0.0, "optimizer": "sgd", "momentum": 0.0,
+        "batch_size": 20, "epochs": 1, "lr": 1e-2, "select_on": "last",
+    }  # fmt: skip
+    graphed, state, _ = train(data, **fields, cuda_graph=True)
+    launched, _, _ = train(data, **fields)
+    assert isinstance(state.network, step._Captured)
+    for name, weights in launched.weights.items():
+        assert torch.allclose(graphed.weights[name].float(), weights.float(), atol=1e-3), name
 
 
 def test_bf16_trains_with_losses_in_float32(data: Dataset) -> None:
