@@ -28,7 +28,7 @@ from hardware import describe, device
 from own_store import own_store
 
 from nuswide.config import Config
-from nuswide.manifest import Manifest
+from nuswide.data.manifest import Manifest
 
 BATCH, TESTED = 32, 200
 
@@ -49,7 +49,7 @@ class Task:
 
 def make_task(data: str, size_px: int, steps: int) -> Task:
     """As many train images as the steps take, or as there are, and some of test."""
-    from nuswide.data import load_manifest
+    from nuswide.data.dataset import load_manifest
 
     manifest = load_manifest(data)
     train, test = manifest.indices("train"), manifest.indices("test")
@@ -163,11 +163,11 @@ def our_config(task: Task) -> Config:
 
 def ours(task: Task, config: Config | None = None) -> dict[str, float]:
     """Train by our loop; gives seconds, and those of decoding."""
-    from nuswide.checkpoint import LAST, Writer
-    from nuswide.data import open_dataset
-    from nuswide.models import create_model
-    from nuswide.tracking import start_run
-    from nuswide.train import fit
+    from nuswide.data.dataset import open_dataset
+    from nuswide.models.networks import create_model
+    from nuswide.tracking.run import start_run
+    from nuswide.training.checkpoint import LAST, Writer
+    from nuswide.training.loop import fit
 
     config = config or our_config(task)
     with own_store() as folder:
@@ -188,9 +188,9 @@ def ours(task: Task, config: Config | None = None) -> dict[str, float]:
 
 def bare(task: Task) -> dict[str, float]:
     """Take our steps with the network alone, and score what is evaluated; gives seconds."""
-    from nuswide.memory import freed_memory_kept
-    from nuswide.models import create_model
-    from nuswide.optim import create_optimizer
+    from nuswide.core.allocator import freed_memory_kept
+    from nuswide.models.networks import create_model
+    from nuswide.models.optim import create_optimizer
 
     config = our_config(task)
     model = create_model(config, n_labels=len(task.manifest.labels)).to(device())

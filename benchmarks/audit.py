@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nuswide.audit import findings, make_audit, write_audit
-from nuswide.importers.lists import LABELS_81
-from nuswide.manifest import Manifest
+from nuswide.data.importers.lists import LABELS_81
+from nuswide.data.manifest import Manifest
+from nuswide.reporting.audit import findings, make_audit, write_audit
 
 
 def read_all(source: Path) -> Manifest:

@@ -26,8 +26,8 @@ import torch
 from hardware import describe
 from serve_setup import photo, write_random_bundle
 
-from nuswide.models import Scorer, TaggerNet
-from nuswide.quantize import quantize_network
+from nuswide.deployment.quantize import quantize_network
+from nuswide.models.networks import Scorer, TaggerNet
 from nuswide.tagger import Tagger, decode_image
 
 TURNS = 8

@@ -17,9 +17,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from nuswide.cache import open_cache
-from nuswide.data import open_dataset
-from nuswide.manifest import Manifest
+from nuswide.data.cache import open_cache
+from nuswide.data.dataset import open_dataset
+from nuswide.data.manifest import Manifest
 
 SIZE_PX, BATCH, ROUNDS = 256, 32, 3
 

@@ -38,12 +38,12 @@ from hardware import describe, device
 from PIL import Image
 from torch import nn
 
-from nuswide.bundle import write_bundle
-from nuswide.data import Dataset, open_dataset
-from nuswide.evaluate import Decision, predict, torch_score
-from nuswide.manifest import Manifest
-from nuswide.models import create_model
-from nuswide.optim import create_optimizer
+from nuswide.data.dataset import Dataset, open_dataset
+from nuswide.data.manifest import Manifest
+from nuswide.deployment.export import write_bundle
+from nuswide.evaluation.evaluate import Decision, predict, torch_score
+from nuswide.models.networks import create_model
+from nuswide.models.optim import create_optimizer
 from nuswide.tagger import Tagger
 
 LABELS = 27

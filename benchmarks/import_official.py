@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nuswide.importers import read_annotations
-from nuswide.importers.lists import LABELS_81
+from nuswide.data.importers import read_annotations
+from nuswide.data.importers.lists import LABELS_81
 
 N_IMAGES = 269_648
 

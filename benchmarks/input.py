@@ -18,11 +18,11 @@ import torch
 from article_loop import BATCH, Task, article_feeds, make_task, our_config
 from hardware import describe, device
 
-from nuswide import transforms
-from nuswide.data import Dataset, open_dataset
-from nuswide.feed import open_feed, to_device
-from nuswide.labels import TrainLabels
-from nuswide.sampling import create_sampling, epoch_order
+from nuswide.data import transforms
+from nuswide.data.dataset import Dataset, open_dataset
+from nuswide.data.label_stats import TrainLabels
+from nuswide.data.loader import open_feed, to_device
+from nuswide.data.sampling import create_sampling, epoch_order
 
 
 def article(task: Task) -> float:

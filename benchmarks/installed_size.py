@@ -23,7 +23,7 @@ def requirements(arguments: list[str]) -> list[str]:
     """The pins of a logged model, or of one that would be logged now."""
     if arguments:
         return (Path(arguments[0]) / "requirements.txt").read_text().split()
-    from nuswide.bundle import _REQUIREMENTS
+    from nuswide.deployment.export import _REQUIREMENTS
 
     return [f"{name}=={version(name)}" for name in _REQUIREMENTS]
 

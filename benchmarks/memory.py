@@ -28,8 +28,8 @@ class Recorder:
 
 def make_cached(folder: Path, n_images: int) -> object:
     """A data set whose pictures are noise on disk, as open_dataset would leave them."""
-    from nuswide.data import Dataset
-    from nuswide.manifest import Manifest
+    from nuswide.data.dataset import Dataset
+    from nuswide.data.manifest import Manifest
 
     rng = np.random.default_rng(0)
     shape = (n_images, 3, SIZE_PX, SIZE_PX)
@@ -57,10 +57,10 @@ def train_alone(n_images: int) -> None:
     """Train, and print the most memory that was taken."""
     import torch
 
-    from nuswide.checkpoint import LAST, Writer
     from nuswide.config import Config
-    from nuswide.models import create_model
-    from nuswide.train import fit
+    from nuswide.models.networks import create_model
+    from nuswide.training.checkpoint import LAST, Writer
+    from nuswide.training.loop import fit
 
     config = Config(backbone="resnet18", image_size_px=SIZE_PX, epochs=1, batch_size=32)
     peak: dict[str, float] = {}

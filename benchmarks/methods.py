@@ -17,12 +17,12 @@ from hardware import describe, device
 from profile_step import LABELS, make_step, wall_ms
 
 from nuswide.config import Config, load_config
-from nuswide.evaluate import torch_score
-from nuswide.labels import TrainLabels
-from nuswide.memory import freed_memory_kept
-from nuswide.models import create_model
-from nuswide.sampling import SAMPLINGS, create_sampling, epoch_order
-from nuswide.transforms import augment, draw
+from nuswide.core.allocator import freed_memory_kept
+from nuswide.data.label_stats import TrainLabels
+from nuswide.data.sampling import SAMPLINGS, create_sampling, epoch_order
+from nuswide.data.transforms import augment, draw
+from nuswide.evaluation.evaluate import torch_score
+from nuswide.models.networks import create_model
 
 IMAGES = 5000
 

@@ -20,13 +20,13 @@ from hardware import describe, device
 from matplotlib.figure import Figure
 from torch.profiler import ProfilerActivity, profile
 
-from nuswide import transforms
 from nuswide.config import load_config
-from nuswide.labels import TrainLabels
-from nuswide.memory import freed_memory_kept
-from nuswide.models import create_model
-from nuswide.plots.style import BLUE, new_figure, open_axis, to_image
-from nuswide.step import choose_device, create_state, prepare_epoch, take_step
+from nuswide.core.allocator import freed_memory_kept
+from nuswide.data import transforms
+from nuswide.data.label_stats import TrainLabels
+from nuswide.models.networks import create_model
+from nuswide.reporting.plots.style import BLUE, new_figure, open_axis, to_image
+from nuswide.training.step import choose_device, create_state, prepare_epoch, take_step
 
 LABELS = 27
 # The first that an operator's name matches; kernels of a GPU have names of their own.

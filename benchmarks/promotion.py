@@ -15,9 +15,9 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from nuswide.evaluation.promote import Decision, Rule, decide
 from nuswide.metrics import Scored, label_average_precision
-from nuswide.promote import Decision, Rule, decide
-from nuswide.scores import SavedScores
+from nuswide.tracking.score_file import SavedScores
 
 IMAGES, LABELS = 1000, 27
 SHARES = np.geomspace(0.4, 0.02, LABELS)

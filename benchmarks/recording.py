@@ -17,8 +17,8 @@ from own_store import own_store
 from sklearn.metrics import f1_score, precision_score, recall_score
 from torch import Tensor
 
-from nuswide.counts import StepRecord, step_counts
-from nuswide.tracking import start_run
+from nuswide.tracking.run import start_run
+from nuswide.training.step_metrics import StepRecord, step_counts
 
 BATCH, LABELS, STEPS = 32, 27, 1000
 

@@ -38,15 +38,15 @@ def make_pictures(path: Path, n_images: int, size_px: int) -> None:
 
 def train(path: Path, size_px: int, backbone: str) -> None:
     """Train in this process, perhaps among others; the main one prints images/s."""
-    from nuswide import distributed
-    from nuswide.checkpoint import LAST, Writer
     from nuswide.config import Config
-    from nuswide.data import Dataset
-    from nuswide.manifest import Manifest
-    from nuswide.models import create_model
-    from nuswide.step import choose_device
-    from nuswide.tracking import start_run
-    from nuswide.train import fit, global_batch_size
+    from nuswide.core import distributed
+    from nuswide.data.dataset import Dataset
+    from nuswide.data.manifest import Manifest
+    from nuswide.models.networks import create_model
+    from nuswide.tracking.run import start_run
+    from nuswide.training.checkpoint import LAST, Writer
+    from nuswide.training.loop import fit, global_batch_size
+    from nuswide.training.step import choose_device
 
     images = np.load(path, mmap_mode="r")
     n = len(images)

@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 from serve_setup import environment, photo, register_model, serving
 
-from nuswide.serve.settings import usable_cores
+from nuswide.deployment.serve.settings import usable_cores
 from nuswide.tagger import Tagger, decode_image
 
 SIZE_PX = 256

@@ -16,7 +16,7 @@ import hostile  # noqa: E402 - of the tests, which are no package
 import serving  # noqa: E402
 
 if TYPE_CHECKING:
-    from nuswide.models import TaggerNet
+    from nuswide.models.networks import TaggerNet
 
 __all__ = ["environment", "hostile", "photo", "register_model", "serving", "write_random_bundle"]
 
@@ -32,10 +32,10 @@ def write_random_bundle(
     folder: Path, backbone: str, size_px: int, *, n_labels: int = 27
 ) -> tuple["TaggerNet", Path]:
     """Export a network of random weights; it, and the folder of its bundle."""
-    from nuswide.bundle import write_bundle
     from nuswide.config import Config
-    from nuswide.evaluate import Decision
-    from nuswide.models import create_model
+    from nuswide.deployment.export import write_bundle
+    from nuswide.evaluation.evaluate import Decision
+    from nuswide.models.networks import create_model
 
     model = create_model(Config(backbone=backbone, image_size_px=size_px), n_labels=n_labels)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, size_px, size_px), dtype=np.uint8)
@@ -50,8 +50,8 @@ def register_model(folder: Path, backbone: str, size_px: int) -> Path:
     """Register a network of random weights as `models:/small@champion`; its bundle's folder."""
     import mlflow
 
-    from nuswide.bundle import log_bundle
-    from nuswide.promote import try_for_champion
+    from nuswide.deployment.export import log_bundle
+    from nuswide.evaluation.promote import try_for_champion
 
     mlflow.set_tracking_uri(environment(folder)["MLFLOW_TRACKING_URI"])
     _, bundle = write_random_bundle(folder, backbone, size_px)

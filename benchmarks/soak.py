@@ -25,7 +25,7 @@ from fuzz_server import send
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from serve_setup import environment, hostile, photo, register_model, serving
 
-from nuswide.plots.style import BLUE, GREY, new_figure, open_axis, to_image
+from nuswide.reporting.plots.style import BLUE, GREY, new_figure, open_axis, to_image
 from nuswide.tagger import Tagger, decode_image
 
 SIZE_PX, STEP_S = 256, 5.0

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import mlflow
 
-from nuswide.compare import compare_runs
 from nuswide.config import load_config
-from nuswide.jobs import train_and_register
+from nuswide.evaluation.compare import compare_runs
+from nuswide.training.pipeline import train_and_register
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS, README = ROOT / "experiments", ROOT / "README.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nuswide.sample import draw_sample
+from nuswide.data.sample import draw_sample
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Test processes share the cores; threads of each would spend their time waiting for the rest.
@@ -108,11 +108,11 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     import mlflow
     import numpy as np
 
-    from nuswide.bundle import log_bundle, write_bundle
     from nuswide.config import Config
-    from nuswide.evaluate import Decision
-    from nuswide.models import create_model
-    from nuswide.promote import try_for_champion
+    from nuswide.deployment.export import log_bundle, write_bundle
+    from nuswide.evaluation.evaluate import Decision
+    from nuswide.evaluation.promote import try_for_champion
+    from nuswide.models.networks import create_model
 
     workspace = Workspace(tmp_path_factory.mktemp("registered"))
     before = mlflow.get_tracking_uri()

@@ -7,8 +7,8 @@ import click
 import pytest
 
 from nuswide.config import Config, load_config, pick, unknown_name
-from nuswide.losses import LOSSES
-from nuswide.models import BACKBONES, HEADS
+from nuswide.models.losses import LOSSES
+from nuswide.models.networks import BACKBONES, HEADS
 
 
 def write(folder: Path, text: str) -> Path:

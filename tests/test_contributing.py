@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 from conftest import ROOT, TINY, Workspace, run_id_of
 
-from nuswide.data import load_manifest
+from nuswide.data.dataset import load_manifest
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n# (nuswide/\S+\.py)\n(.*?)```", TEXT, flags=re.DOTALL)

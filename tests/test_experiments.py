@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nuswide.config import load_config
-from nuswide.heads import HEADS
-from nuswide.losses import LOSSES
+from nuswide.models.heads import HEADS
+from nuswide.models.losses import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = [

@@ -41,7 +41,7 @@ from nuswide.cli.options import cache_option
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the pictures.")
 def prepare(source: Path, out: Path, **options: Any) -> None:
     """Import annotations from SOURCE by a named protocol into the folder OUT."""
-    from nuswide.prepare import prepare
+    from nuswide.data.prepare import prepare
 
     manifest = prepare(source, out, **options)
     sizes = ", ".join(f"{len(manifest.indices(s)):,} {s}" for s in ("train", "val", "test"))
@@ -66,7 +66,7 @@ def prepare(source: Path, out: Path, **options: Any) -> None:
 @cache_option
 def audit(data: str, out: Path, pictures: bool, cache: Path) -> None:
     """Say what a data set is like: counts, gaps, duplicates, bias."""
-    from nuswide.jobs import audit_data
+    from nuswide.training.pipeline import audit_data
 
     audit_data(data, out, cache if pictures else None)
 
@@ -76,7 +76,7 @@ def audit(data: str, out: Path, pictures: bool, cache: Path) -> None:
 @click.option("--remove", metavar="KEY", help="Remove this cache; `all` for every one.")
 def cache(cache: Path, remove: str | None) -> None:
     """List the caches of decoded pictures, or remove one."""
-    from nuswide.cache import list_caches, remove_cache
+    from nuswide.data.cache import list_caches, remove_cache
 
     found = list_caches(cache)
     for info in found:
@@ -99,7 +99,7 @@ def download(url: str, folder: Path, sha256: str | None, size_bytes: int | None)
     URL is an http or https address, a Google Drive link, or `article` for the article's pictures.
     Run it again to continue a download that broke off.
     """
-    from nuswide.download import download
+    from nuswide.data.download import download
 
     n_files = download(url, folder, sha256=sha256, size_bytes=size_bytes)
     click.echo(f"{n_files} files are in {folder}")
@@ -112,7 +112,7 @@ def download(url: str, folder: Path, sha256: str | None, size_bytes: int | None)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def sample(folder: Path, images: int, size_px: int, seed: int) -> None:
     """Draw the sample data set into FOLDER."""
-    from nuswide.sample import draw_sample
+    from nuswide.data.sample import draw_sample
 
     draw_sample(folder, images=images, size_px=size_px, seed=seed)
     click.echo(f"{images} pictures are in {folder}; train on them with --data {folder}")

@@ -5,14 +5,8 @@ from typing import Any
 
 import click
 
-from nuswide.cli.options import (
-    cache_option,
-    extra,
-    model_option,
-    one_line_errors,
-    settings_options,
-)
-from nuswide.serve.settings import Settings
+from nuswide.cli.options import cache_option, extra, model_option, one_line_errors, settings_options
+from nuswide.deployment.serve.settings import Settings
 
 
 @click.command()
@@ -44,12 +38,12 @@ def evaluate(
     cache: Path,
 ) -> None:  # fmt: skip
     """Measure a registered model, or another program's scores, on a split of a data set."""
-    from nuswide import judge
+    from nuswide.evaluation import commands
 
     if scores:
-        judge.evaluate_scores(scores, data, split, thresholds=thresholds, threshold=threshold)
+        commands.evaluate_scores(scores, data, split, thresholds=thresholds, threshold=threshold)
     else:
-        judge.evaluate_registered(model, data, split, cache)
+        commands.evaluate_registered(model, data, split, cache)
 
 
 @click.command()
@@ -85,7 +79,7 @@ def compare(
     runs: str, baseline: str | None, across_test_sets: bool, pool_seeds: bool, out: Path | None
 ) -> None:
     """Put runs and registered versions side by side, with paired differences."""
-    from nuswide.compare import compare_runs
+    from nuswide.evaluation.compare import compare_runs
 
     compare_runs(
         runs,
@@ -123,7 +117,7 @@ def compare(
 @one_line_errors
 def promote(model: str, figure: str, rule: str, margin: float, rollback: int | None) -> None:
     """Make a version champion if it is better on val, or take that back."""
-    from nuswide import promote
+    from nuswide.evaluation import promote
 
     if rollback:
         name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
@@ -147,7 +141,7 @@ def promote(model: str, figure: str, rule: str, margin: float, rollback: int | N
 @one_line_errors
 def quantize(model: str, data: str | None, images: int, most_lost: float, cache: Path) -> None:
     """Register an int8 variant of a model, which is smaller and faster, if it is as good on val."""
-    from nuswide.quantize import quantize
+    from nuswide.deployment.quantize import quantize
 
     quantize(model, data=data, cache=cache, images=images, most_lost=most_lost)
 
@@ -165,7 +159,7 @@ def serve(model: str, host: str, port: int, **limits: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with extra("serve"):
-        from nuswide.serve.server import serve_model
+        from nuswide.deployment.serve.server import serve_model
 
     serve_model(model, host, port, settings)
 
@@ -219,7 +213,7 @@ def tag(model: str, source: str, out: str, engine: str, strict: bool, **options:
 
     The same command goes on with what was interrupted.
     """
-    from nuswide.bulk.job import tag
+    from nuswide.deployment.batch.job import tag
 
     summary = tag(model, source, out, engine=engine, **options)
     click.echo(str(summary))

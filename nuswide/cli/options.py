@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from nuswide.config import Config
-from nuswide.serve.settings import Settings
+from nuswide.deployment.serve.settings import Settings
 
 CHAMPION = "models:/nuswide-tagger@champion"
 

@@ -16,7 +16,7 @@ def train(experiment: Path | None, **overrides: str | None) -> None:
     """Train a tagger, record the run, and register the model."""
     given = given_of(overrides)
     config = load_config(experiment, given)
-    from nuswide.jobs import train_and_register
+    from nuswide.training.pipeline import train_and_register
 
     changes = (f"{key}={Path(value).name}" for key, value in given.items())
     train_and_register(
@@ -45,8 +45,8 @@ def sweep(
     that are given win over the file's experiment.
     """
     with extra("sweep"):
-        from nuswide.sweep.plan import read_plan
-        from nuswide.sweep.worker import run_sweep
+        from nuswide.training.sweep.plan import read_plan
+        from nuswide.training.sweep.worker import run_sweep
 
     given = given_of(overrides)
     run_sweep(read_plan(file, given, trials=trials), name=name or file.stem, storage=storage)
@@ -64,7 +64,7 @@ def sweep(
 @one_line_errors
 def upload(run_id: str, checkpoints: Path) -> None:
     """Send what the tracking server did not take of a run, once it answers again."""
-    from nuswide.jobs import upload_run
+    from nuswide.training.pipeline import upload_run
 
     upload_run(run_id, checkpoints)
 
@@ -77,6 +77,6 @@ def upload(run_id: str, checkpoints: Path) -> None:
 @one_line_errors
 def reproduce(run_id: str, **changes: str | None) -> None:
     """Train a recorded run again, and say what is as it was, and how far its figures differ."""
-    from nuswide.reproduce import reproduce
+    from nuswide.training.reproduce import reproduce
 
     reproduce(run_id, given_of(changes))

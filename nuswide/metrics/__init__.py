@@ -39,13 +39,13 @@ from nuswide.metrics.decisions import (
     subset_values,
     wrong_entries,
 )
+from nuswide.metrics.predictions import Figures, Ints, Known, Scored, Scores, Targets, Thresholds
 from nuswide.metrics.ranking import (
     areas,
     average_precisions,
     image_rankings,
     label_average_precision,
 )
-from nuswide.metrics.scored import Figures, Ints, Known, Scored, Scores, Targets, Thresholds
 from nuswide.metrics.stream import Stream
 from nuswide.metrics.tables import baseline_scores, per_label_table
 from nuswide.metrics.thresholds import THRESHOLDS, fit_thresholds

@@ -24,8 +24,7 @@ from scipy import sparse
 from scipy.special import ndtr
 
 from nuswide.metrics.decisions import pooled_figures, samples_values, six_figures
-from nuswide.metrics.ranking import image_rankings
-from nuswide.metrics.scored import (
+from nuswide.metrics.predictions import (
     Curve,
     Floats,
     Ints,
@@ -35,6 +34,7 @@ from nuswide.metrics.scored import (
     Targets,
     Thresholds,
 )
+from nuswide.metrics.ranking import image_rankings
 
 RESAMPLED = ("map", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "micro/ap", "lrap")
 _95_PERCENT = 1.959964  # standard deviations

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, logit
 
+from nuswide.metrics.predictions import Bools, Figures, Floats, Ints, Known, Scored, Scores, Targets
 from nuswide.metrics.ranking import mean_of_defined
-from nuswide.metrics.scored import Bools, Figures, Floats, Ints, Known, Scored, Scores, Targets
 
 BINS = 15  # of equal width, as Guo et al. 2017 (arXiv:1706.04599) have it
 _LOWEST, _HIGHEST = np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.metrics.scored import Bools, Figures, Floats, Ints, Scored
+from nuswide.metrics.predictions import Bools, Figures, Floats, Ints, Scored
 
 # average -> the axis that hits are counted over before the mean of what is left
 AVERAGES = {"micro": None, "macro": 0, "samples": 1}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nuswide.metrics.scored import Curve, Figures, Floats, Ints, Scored
+from nuswide.metrics.predictions import Curve, Figures, Floats, Ints, Scored
 
 # More than 100 positives in train are many, fewer than 20 few: Liu et al. 2019, arXiv:1904.05160,
 # and for multi-label sets Wu et al. 2020, arXiv:2007.09654.

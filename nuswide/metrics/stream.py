@@ -22,8 +22,7 @@ from nuswide.metrics.decisions import (
     six_figures,
     subset_values,
 )
-from nuswide.metrics.ranking import areas_of, image_rankings, maps_of, mean_of_defined, parts_of_map
-from nuswide.metrics.scored import (
+from nuswide.metrics.predictions import (
     Curve,
     Figures,
     Ints,
@@ -33,6 +32,7 @@ from nuswide.metrics.scored import (
     Targets,
     Thresholds,
 )
+from nuswide.metrics.ranking import areas_of, image_rankings, maps_of, mean_of_defined, parts_of_map
 
 _LOGITS = 16.0  # scores whose logit is beyond this share a bin
 _BINS = 2**14  # of equal width in the logit, so that the low scores of rare labels stay apart

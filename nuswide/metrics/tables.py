@@ -11,8 +11,8 @@ import numpy as np
 
 from nuswide.metrics.calibration import bin_sums, brier_losses, calibration_errors, squared_errors
 from nuswide.metrics.decisions import count, ratios
+from nuswide.metrics.predictions import Known, Scored, Scores, Targets, Thresholds
 from nuswide.metrics.ranking import auroc, label_average_precision
-from nuswide.metrics.scored import Known, Scored, Scores, Targets, Thresholds
 
 
 def per_label_table(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from nuswide.metrics.scored import Curve, Floats, Known, Scored, Scores, Targets
+from nuswide.metrics.predictions import Curve, Floats, Known, Scored, Scores, Targets
 
 # Positives that the global threshold counts for against a label's own. On other images that is no
 # worse than none whatever the scores are like, and more is if they are off label by label:

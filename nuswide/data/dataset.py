@@ -1,0 +1,106 @@
+"""Decoded images with their samples.
+
+Owns the way from a Manifest to uint8 images. Never augments, and never looks at a score.
+
+    data = open_dataset(load_manifest("sample"), size_px=64, folder=Path("data/cache"))
+    images = data.gather(data.manifest.indices("train")[:32])  # (32, 3, 64, 64)
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from nuswide.data.cache import open_cache
+from nuswide.data.importers import read_annotations
+from nuswide.data.manifest import Manifest, carve_val
+from nuswide.data.sample import draw_sample
+
+SAMPLE = "sample"
+SAMPLE_FOLDER = Path("data/sample")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N samples and where their decoded images are.
+
+    images: (M, 3, S, S) uint8, on disk, M >= N. rows: (N,) each sample's place in images.
+    """
+
+    manifest: Manifest
+    images: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def of(self, split: str) -> "Dataset":
+        """The samples of one split, in their order; copies no image."""
+        indices = self.manifest.indices(split)
+        return Dataset(self.manifest.take(indices), self.images, self.rows[indices])
+
+    def gather(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Read the images of some samples into memory; (len(indices), 3, S, S)."""
+        return self.images[self.rows[indices]]
+
+    def carve_val(self, *, fraction: float, seed: int) -> "Dataset":
+        """Give the data set a val split, unless it has one of its own or the fraction is 0."""
+        if fraction == 0 or len(self.manifest.indices("val")):
+            return self
+        carved = replace(self, manifest=carve_val(self.manifest, fraction=fraction, seed=seed))
+        if not carved.manifest.of("val").targets.any():
+            raise click.ClickException(
+                f"val_fraction={fraction} of train leaves val without a label; "
+                "raise it, or give val_fraction=0 and select_on=last"
+            )
+        return carved
+
+
+def load_manifest(data: str) -> Manifest:
+    """Read a data set as read_manifest does, and find its pictures.
+
+    Raises click.ClickException if some are missing.
+    """
+    return locate_pictures(read_manifest(data))
+
+
+def read_manifest(data: str) -> Manifest:
+    """Read a prepared folder, or annotations in any form, without a look for the pictures.
+
+    `sample` is drawn first where it is not there yet.
+    """
+    if data == SAMPLE:
+        draw_sample(SAMPLE_FOLDER)
+    return read_annotations(SAMPLE_FOLDER if data == SAMPLE else Path(data))
+
+
+def locate_pictures(manifest: Manifest) -> Manifest:
+    """Find the folder that the image names are relative to: images/ below the root, or the root."""
+    missing = {
+        root: [n for n in manifest.names if not os.path.isfile(root / n)]  # False for odd names too
+        for root in (manifest.root / "images", manifest.root)
+    }
+    root = min(missing, key=lambda candidate: len(missing[candidate]))
+    if missing[root]:
+        raise click.ClickException(
+            f"{len(missing[root])} of {len(manifest)} pictures are missing, {missing[root][0]!r} "
+            f"first; put them into {manifest.root / 'images'} or {manifest.root}"
+        )
+    return replace(manifest, root=root)
+
+
+def open_dataset(
+    manifest: Manifest, *, size_px: int, folder: Path, skip_rejected: bool = False
+) -> Dataset:
+    """Decode a manifest's pictures into the cache in `folder`, once, and open them.
+
+    Pictures that can't be read are left out if `skip_rejected`, and counted in the manifest.
+    """
+    cache = open_cache(manifest, size_px=size_px, folder=folder, skip_rejected=skip_rejected)
+    rejected = [row for row, _ in cache.rejected]
+    rows = np.setdiff1d(np.arange(len(manifest)), rejected)
+    kept = replace(manifest.take(rows), rejected=manifest.rejected + len(rejected))
+    return Dataset(kept, cache.images, rows)

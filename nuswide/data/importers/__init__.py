@@ -1,0 +1,79 @@
+"""Annotations in the forms they come in, read into a Manifest.
+
+Owns the reading and checking of annotation files, each of which may be gzipped. Never looks for a
+picture, nor decodes one. To add a form, write `detects` and `read` and enter them in IMPORTERS.
+
+    manifest = read_annotations(Path("photos"))
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from nuswide.config import pick
+from nuswide.data.importers import article, lists, objects, official, tables
+from nuswide.data.importers.article import read_article_json
+from nuswide.data.manifest import Manifest
+
+__all__ = ["IMPORTERS", "Importer", "read_annotations", "read_article_json"]
+
+
+@dataclass(frozen=True)
+class Importer:
+    """A form of annotations. looks: what its files are, for the user who has none of them."""
+
+    looks: str
+    detects: Callable[[Path], bool]
+    read: Callable[[Path], Manifest]
+
+
+# Tried in this order.
+IMPORTERS = {
+    "article": Importer("train.json and test.json", article.detects, article.read_article_json),
+    "nuswide": Importer(
+        "ImageList/ and Groundtruth/ as NUS-WIDE was published", official.detects, official.read
+    ),
+    "voc": Importer("Annotations/*.xml", objects.detects_voc, objects.read_voc),
+    "coco": Importer("instances_*.json", objects.detects_coco, objects.read_coco),
+    "hashnet": Importer(
+        "*train*.txt and *test*.txt, a path and 81 numbers a line",
+        lists.detects_hashnet, lists.read_hashnet,
+    ),
+    "indexed": Importer(
+        "*.csv or *.txt, a name and the label's numbers a line: a.jpg,3 17",
+        lists.detects_indexed, lists.read_indexed,
+    ),
+    "csv": Importer(
+        "a .csv file with the header image,labels[,split][,unknown]", tables.detects, tables.read
+    ),
+}  # fmt: skip
+
+
+def read_annotations(source: Path, format: str = "auto") -> Manifest:
+    """Read a prepared folder, or annotations in a form of IMPORTERS, detected unless it is given.
+
+    Names of images are relative to the folder. Raises click.ClickException, naming file and line,
+    for whatever is wrong.
+    """
+    if not os.path.exists(source):  # Path.exists() raises for a name that is too long
+        raise click.ClickException(
+            f"there is no data folder {source}; name one with train.json and test.json or the like"
+        )
+    if format == "auto" and Manifest.is_saved_in(source):
+        try:
+            return Manifest.load(source)
+        except ValueError as error:
+            raise click.ClickException(f"{error}; prepare it again") from error
+    if format != "auto":
+        return pick(IMPORTERS, "format", format).read(source)
+    for importer in IMPORTERS.values():
+        if importer.detects(source):
+            return importer.read(source)
+    known = "; ".join(f"{name}: {importer.looks}" for name, importer in IMPORTERS.items())
+    raise click.ClickException(
+        f"{source} has no train.json or small_train.json, nor other annotations; put one there "
+        f"({known})"
+    )

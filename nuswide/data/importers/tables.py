@@ -1,0 +1,73 @@
+"""A table: CSV with the columns image and labels, and if wanted split and unknown.
+
+Labels are parted by semicolons, since names have spaces. `unknown` names labels on which nobody
+judged the image; they count neither for nor against. Without the column split all is train.
+"""
+
+import csv
+from pathlib import Path
+
+import click
+
+from nuswide.data.importers.files import (
+    checked_labels,
+    checked_name,
+    first_double,
+    first_line,
+    make_manifest,
+    read_lines,
+)
+from nuswide.data.manifest import SPLITS, Manifest
+
+_NEEDED, _ALLOWED = {"image", "labels"}, {"image", "labels", "split", "unknown"}
+
+
+def detects(source: Path) -> bool:
+    """Whether a file, or just one file in a folder, has such a header."""
+    return len(_tables(source)) == 1
+
+
+def read(source: Path) -> Manifest:
+    """Read a table, or the one in a folder."""
+    tables = _tables(source)
+    if len(tables) != 1:
+        raise click.ClickException(
+            f"{source} has {len(tables)} CSV files with the header image,labels; name one"
+        )
+    try:
+        rows = list(csv.DictReader(read_lines(tables[0]), strict=True))
+    except csv.Error as error:
+        raise click.ClickException(f"{tables[0]} is no sound CSV: {error}") from error
+    names, splits, present, unknown = [], [], [], []
+    for number, row in enumerate(rows, 2):
+        where = f"{tables[0]}:{number}"
+        if None in row or None in row.values():
+            raise click.ClickException(f"{where} has not as many cells as the header")
+        names.append(checked_name(where, row["image"]))
+        splits.append(row.get("split", "train"))
+        if splits[-1] not in SPLITS:
+            raise click.ClickException(
+                f"{where}: split is {splits[-1]!r}; give one of {', '.join(SPLITS)}"
+            )
+        present.append(_parted(row["labels"]))
+        unknown.append(_parted(row.get("unknown", "")))
+    labels = sorted({label for cells in (*present, *unknown) for label in cells})
+    checked_labels(str(tables[0]), labels)
+    return make_manifest(source, names, splits, labels, present, unknown)
+
+
+def _tables(source: Path) -> list[Path]:
+    if source.is_dir():
+        paths = [p for p in sorted(source.iterdir()) if p.name.endswith((".csv", ".csv.gz"))]
+    else:
+        paths = [source]
+    headers = {path: first_line(path).split(",") for path in paths}
+    return [
+        path
+        for path, header in headers.items()
+        if _NEEDED <= set(header) <= _ALLOWED and first_double(header) is None
+    ]
+
+
+def _parted(cell: str) -> list[str]:
+    return [label.strip() for label in cell.split(";") if label.strip()]

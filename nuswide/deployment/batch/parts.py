@@ -1,0 +1,211 @@
+"""The result of a tagging: a folder of Parquet parts.
+
+Owns the schema, the writing of a part (whole or not at all), the check that what is there belongs
+to the same tagging, and the list of rejected pictures. Scores nothing.
+
+A folder holds part-00000.parquet ..., _tagging.json and _rejected.csv; readers of Parquet leave
+out names that begin with _. A part has in its own metadata what tagging it belongs to, and which of
+its pictures were rejected, so that no kill can part the two.
+"""
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nuswide.deployment.batch.pictures import Listing
+from nuswide.deployment.batch.request import Model, Options
+
+ABOUT, REJECTED, LISTED = "_tagging.json", "_rejected.csv", "_pictures.list"
+_PREFIX = "nuswide."
+Rejected = list[tuple[str, str]]
+
+
+def describe(model: Model, source: str, listing: Listing, options: Options) -> dict[str, Any]:
+    """What a tagging is: equal for two commands whose parts can stand beside each other."""
+    return {
+        "labels": list(model.labels),
+        "thresholds": [float(t) for t in model.thresholds],
+        "model": model.uri,
+        "model_version": model.version,
+        "model_digest": model.digest,
+        "source": source,
+        "data_digest": listing.data_digest,
+        "paths_digest": listing.digest,
+        "pictures": listing.count,
+        "top_k": options.top_k,
+        "all_scores": options.all_scores,
+        "part_size": options.part_size,
+    }
+
+
+def select(
+    scores: NDArray[np.float32], labels: Sequence[str], thresholds: NDArray[np.float32], top_k: int
+) -> tuple[pa.Array, pa.Array]:
+    """The labels and scores, best first, of scores (N, C) that reach their thresholds (C,)."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    best_first = np.take_along_axis(scores, order, axis=1)
+    kept = best_first >= thresholds[order]
+    if top_k:
+        kept &= kept.cumsum(axis=1) <= top_k
+    offsets = pa.array(np.concatenate([[0], kept.sum(axis=1).cumsum()]).astype(np.int32))
+    names = pa.array(labels, pa.string()).take(pa.array(order[kept]))
+    return (
+        pa.ListArray.from_arrays(offsets, names),
+        pa.ListArray.from_arrays(offsets, pa.array(best_first[kept], pa.float32())),
+    )
+
+
+@dataclass
+class Parts:
+    """The parts of one tagging in a folder. about: what describe() says of it."""
+
+    folder: Path
+    about: dict[str, Any]
+    done: set[int] = field(default_factory=set)
+
+    def path(self, number: int) -> Path:
+        """Where a part is."""
+        return self.folder / f"part-{number:05d}.parquet"
+
+    def size(self, number: int) -> int:
+        """How many pictures a part is of, rejected ones among them."""
+        size: int = self.about["part_size"]
+        return min(size, int(self.about["pictures"]) - number * size)
+
+    def begin(self) -> None:
+        """Begin a tagging, or find the parts that an earlier process left of it.
+
+        Raises click.ClickException if they are of another one, or damaged.
+        """
+        about = self.folder / ABOUT
+        if about.exists():
+            self._require_same(json.loads(about.read_text(encoding="utf-8")), about)
+        else:
+            _replace(about, json.dumps(self.about, indent=1, ensure_ascii=False).encode())
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            self.done.add(self._check(path))
+
+    def _require_same(self, found: dict[str, Any], path: Path) -> None:
+        differing = [key for key in self.about if found.get(key) != self.about[key]]
+        if differing:
+            key = min(differing, key=list(self.about).index)
+            texts = [_brief(about.get(key)) for about in (found, self.about)]
+            raise click.ClickException(
+                f"{path} is of another tagging: its {key} is {texts[0]}, not {texts[1]}; give what "
+                "it was begun with, or another --out"
+            )
+
+    def _check(self, path: Path) -> int:
+        """Check that a part is sound and of this tagging; gives its number."""
+        try:
+            metadata = pq.read_metadata(path)
+            found = read_about(metadata.metadata)
+            number = int(path.stem.removeprefix("part-"))
+            size = metadata.num_rows + len(found.pop("rejected"))
+        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise click.ClickException(
+                f"{path} is damaged ({reason}); remove it, and it is made again"
+            ) from error
+        self._require_same(found, path)
+        if self.path(number) != path or size != self.size(number):
+            raise click.ClickException(
+                f"{path} has {size} pictures, which is not what it should; remove it, and it is "
+                "made again"
+            )
+        return number
+
+    def write(
+        self, number: int, paths: Sequence[str], scores: NDArray[np.float32], rejected: Rejected
+    ) -> None:
+        """Write a part: the tagged pictures' paths, their scores (N, C), and the rejected ones."""
+        thresholds = np.asarray(self.about["thresholds"], np.float32)
+        names, best = select(scores, self.about["labels"], thresholds, self.about["top_k"])
+        columns = {"path": pa.array(paths, pa.string()), "labels": names, "scores": best}
+        if self.about["all_scores"]:
+            flat = pa.array(scores.ravel(), pa.float32())
+            columns["all_scores"] = pa.FixedSizeListArray.from_arrays(flat, scores.shape[1])
+        metadata = {f"{_PREFIX}{k}": json.dumps(v, ensure_ascii=False) for k, v in
+                    {**self.about, "rejected": rejected}.items()}  # fmt: skip
+        table = pa.table(columns).replace_schema_metadata(metadata)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        _replace(self.path(number), sink.getvalue())
+        self.done.add(number)
+
+    def finish(self) -> int:
+        """List the rejected pictures of all parts in one file; gives how many there are."""
+        temporary = self.folder / f"{REJECTED}.new"
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["path", "reason"])
+            count = 0
+            for number in sorted(self.done):
+                rejected = read_about(pq.read_metadata(self.path(number)).metadata)["rejected"]
+                writer.writerows(rejected)
+                count += len(rejected)
+        temporary.replace(self.folder / REJECTED)
+        (self.folder / LISTED).unlink(missing_ok=True)
+        return count
+
+
+def read_about(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    """What the metadata of a part's schema says of its tagging."""
+    texts = {key.decode(): value for key, value in (metadata or {}).items()}
+    return {
+        key.removeprefix(_PREFIX): json.loads(value)
+        for key, value in texts.items()
+        if key.startswith(_PREFIX)
+    }
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a result; the lock goes with the process, however it ends.
+
+    Raises click.ClickException if the folder holds something else, or can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            others = {path.name for path in folder.iterdir()} - {LISTED, f"_{ABOUT}.new"}
+            if others and ABOUT not in others:
+                raise click.ClickException(
+                    f"{folder} holds something else ({min(others)}); give another --out"
+                )
+            yield
+        except BlockingIOError:
+            raise click.ClickException(f"another process is tagging into {folder}") from None
+        finally:
+            os.close(held)
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or folder}: {error.strerror}") from error
+
+
+def _replace(path: Path, content: bytes | pa.Buffer) -> None:
+    """Write a file so that it is never found half written, not even after a loss of power."""
+    temporary = path.with_name(f"_{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

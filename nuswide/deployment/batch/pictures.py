@@ -1,0 +1,160 @@
+"""Which pictures a source names.
+
+Owns the listing of folders, globs, text files and annotations into one file on disk, in a fixed
+order, with no more than a part of it in memory. Opens no picture.
+
+    listing = list_pictures("photos/", Path("pictures.list"))
+    for number, paths in read_chunks(listing.file, 1000): ...
+"""
+
+import glob
+import hashlib
+import heapq
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, TypeVar
+
+import click
+
+from nuswide.data.dataset import SAMPLE, locate_pictures, read_manifest
+from nuswide.data.importers import IMPORTERS
+from nuswide.data.manifest import Manifest
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm",
+)  # fmt: skip
+_SORTED_AT_ONCE = 100_000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a source: `file` holds their absolute paths, each ended by a NUL.
+
+    kind: what the source is taken for. digest: 16 hex digits over the paths in their order.
+    data_digest: that of the manifest, where the source has one; otherwise the same as digest.
+    """
+
+    file: Path
+    kind: str
+    count: int
+    digest: str
+    data_digest: str
+
+
+def list_pictures(source: str, file: Path) -> Listing:
+    """Write the paths of a source's pictures into a file.
+
+    source: annotations in any form that read_manifest knows, a folder (its files with a suffix of
+    SUFFIXES, at any depth, less hidden ones), one picture, a glob, or a text file with a path a
+    line, relative to that file. Raises click.ClickException if it is none of these or holds no
+    picture.
+    """
+    manifest = _manifest(source)
+    paths: Iterable[bytes]
+    if manifest is not None:
+        kind, paths = "data set", (os.fsencode(manifest.root / name) for name in manifest.names)
+    elif os.path.isdir(source):
+        kind, paths = "folder", _sorted(_walk(os.path.abspath(source)))
+    elif os.path.isfile(source) and source.lower().endswith(SUFFIXES):
+        kind, paths = "picture", iter([os.fsencode(source)])
+    elif os.path.isfile(source):
+        kind, paths = "list", _lines(Path(source))
+    elif glob.has_magic(source):
+        found = glob.iglob(os.path.abspath(source), recursive=True)
+        kind, paths = "glob", _sorted(os.fsencode(p) for p in found if os.path.isfile(p))
+    else:
+        raise click.ClickException(
+            f"there is no {source}; give a folder, a glob in quotes, a data set or a text file "
+            "with a path a line"
+        )
+    count, digest = 0, hashlib.sha256()
+    with file.open("wb") as out:
+        for path in paths:
+            record = os.path.abspath(path) + b"\0"
+            out.write(record)
+            digest.update(record)
+            count += 1
+    if not count:
+        file.unlink()
+        raise click.ClickException(
+            f"{source} holds no pictures; the suffixes of pictures are {' '.join(SUFFIXES)}"
+        )
+    short = digest.hexdigest()[:16]
+    return Listing(file, kind, count, short, short if manifest is None else manifest.digest)
+
+
+def read_chunks(file: Path, size: int) -> Iterator[tuple[int, list[str]]]:
+    """The paths of a listing, `size` at a time, with the chunk's number."""
+    with file.open("rb") as listed:
+        yield from enumerate(_chunks((os.fsdecode(r) for r in _records(listed)), size))
+
+
+def _manifest(source: str) -> Manifest | None:
+    """The data set that a source is, or None if it has no annotations."""
+    path = Path(source)
+    if source == SAMPLE or (path.is_dir() and Manifest.is_saved_in(path)):
+        return locate_pictures(read_manifest(source))
+    if os.path.exists(source) and any(form.detects(path) for form in IMPORTERS.values()):
+        return locate_pictures(read_manifest(source))
+    return None
+
+
+def _walk(folder: str) -> Iterator[bytes]:
+    """The pictures below a folder, links to folders not followed."""
+    folders = [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.name.lower().endswith(SUFFIXES):
+                        yield os.fsencode(entry.path)
+        except OSError as error:
+            raise click.ClickException(f"cannot list {error.filename}: {error.strerror}") from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The paths that a text file names, relative to its folder; blank lines are left out."""
+    folder = os.fsencode(path.absolute().parent)
+    with path.open("rb") as file:
+        for line in file:
+            name = line.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n")
+            if b"\0" in name or len(name) > 4096:
+                raise click.ClickException(f"{path} is no text file with a path a line")
+            if name.strip():
+                yield os.path.join(folder, name)
+
+
+def _sorted(paths: Iterable[bytes]) -> Iterator[bytes]:
+    """Sort any number of paths, most of them on disk: folders list their files in any order."""
+    with ExitStack() as stack:
+        runs = []
+        for chunk in _chunks(paths, _SORTED_AT_ONCE):
+            run = stack.enter_context(tempfile.TemporaryFile())
+            run.writelines(path + b"\0" for path in sorted(chunk))
+            run.seek(0)
+            runs.append(_records(run))
+        yield from heapq.merge(*runs)
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while chunk := list(islice(remaining, size)):
+        yield chunk
+
+
+def _records(file: IO[bytes]) -> Iterator[bytes]:
+    """What a file holds between NULs, which no path can have in it."""
+    rest = b""
+    while block := file.read(1 << 16):
+        *records, rest = (rest + block).split(b"\0")
+        yield from records

@@ -1,0 +1,272 @@
+"""The Spark engine: the logged model as a function over a table of pictures.
+
+Owns the session, the reading of sources and the writing of the result. The pictures stay on the
+executors: each is decoded there once, into the square that the model takes, and so comes to the
+model as a small picture without loss. One that can't be decoded is replaced by a blank one, whose
+tags are dropped, since the model would fail the whole batch because of it.
+
+    tag_on_spark(model, "hdfs://photos", "hdfs://tags.parquet", Options(), "yarn", [])
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from nuswide.deployment.batch.decode import MAX_BYTES, as_lossless
+from nuswide.deployment.batch.parts import REJECTED, describe
+from nuswide.deployment.batch.pictures import SUFFIXES, Listing, list_pictures, read_chunks
+from nuswide.deployment.batch.request import Model, Options, Summary
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+_TABLE = "table:"
+_PER_BATCH = 32  # rows handed to Python at once; Spark's 10,000 pictures would not fit in memory
+
+
+def tag_on_spark(
+    model: Model, source: str, out: str, options: Options, master: str | None, keep: Sequence[str]
+) -> Summary:
+    """Tag a source's pictures on Spark into a folder of Parquet, parted by the columns `keep`.
+
+    Raises click.ClickException if Spark is not there, and for whatever is wrong with the source.
+    """
+    if not (model.bundle.parent.parent / "MLmodel").is_file():
+        raise click.ClickException(
+            f"{model.uri} is no model of MLflow's, which Spark needs; give models:/NAME@ALIAS or "
+            "the folder that has MLmodel in it"
+        )
+    if "://" not in out:
+        out = os.path.abspath(out)
+        if os.path.exists(out):
+            raise click.ClickException(f"{out} is there already; remove it, or give another --out")
+        out = f"file://{out}"
+    with _session(master) as spark, tempfile.TemporaryDirectory() as scratch:
+        start = time.perf_counter()
+        # Executors fetch the code when they start, so that it has to stay.
+        archive = shutil.make_archive(f"{scratch}/nuswide", "zip", _PACKAGE.parent, _PACKAGE.name)
+        spark.sparkContext.addPyFile(archive)
+        pictures, listing = _read(spark, source, Path(scratch) / "pictures", keep)
+        rows = _tagged(spark, pictures, model, keep).persist()
+        count, rejected, digest = _count(rows)
+        if not count:
+            raise click.ClickException(f"{source} holds no pictures")
+        listing = listing or Listing(Path(), "table", count, digest, digest)
+        about = describe(model, source, listing, options)
+        _write(rows, out, about, model, options, keep)
+        rows.unpersist()
+        seconds = time.perf_counter() - start
+    place = out.removeprefix("file://")
+    return Summary(place, count, rejected, f"{place}/{REJECTED}", count, seconds)
+
+
+@contextmanager
+def _session(master: str | None) -> "Iterator[SparkSession]":
+    """Start Spark, or say what is missing; a local one listens on no outside address."""
+    try:
+        from py4j.protocol import Py4JError
+        from pyspark import SparkConf
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise click.ClickException(
+            f"Spark's Python package is missing ({error}); pip install 'pyspark>=4.1,<5'"
+        ) from error
+    if not shutil.which("java") and not os.environ.get("JAVA_HOME"):
+        raise click.ClickException("Spark needs Java 17 or later; install it, or set JAVA_HOME")
+    master = master or SparkConf().get("spark.master") or "local[*]"
+    builder = SparkSession.builder.appName("nuswide tag").master(master)
+    # What of pandas 3 is used here is tested: strings, bytes, and lists of them.
+    warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
+    settings = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(_PER_BATCH)}
+    if master.startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        settings |= {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    try:
+        yield spark
+    except (PySparkException, Py4JError) as error:
+        raise click.ClickException(f"Spark: {str(error).splitlines()[0]}") from error
+    finally:
+        spark.stop()
+
+
+def _read(
+    spark: "SparkSession", source: str, listed: Path, keep: Sequence[str]
+) -> "tuple[DataFrame, Listing | None]":
+    """A table with path, content, refused and what is to be kept; and the listing, if there is one.
+
+    content is null where the executors are to open the path; refused says why they are not to.
+    """
+    from pyspark.sql import functions as F
+
+    nothing = {"content": F.lit(None).cast("binary"), "refused": F.lit(None).cast("string")}
+    if source.startswith(_TABLE) or source.rstrip("/").endswith(".parquet"):
+        is_table = source.startswith(_TABLE)
+        table = spark.table(source.removeprefix(_TABLE)) if is_table else spark.read.parquet(source)
+        missing = [name for name in ("path", *keep) if name not in table.columns]
+        if missing:
+            raise click.ClickException(
+                f"{source} has no column {missing[0]}; it has {', '.join(table.columns)}"
+            )
+        table = table.withColumn("refused", nothing["refused"])
+        if "content" not in table.columns:
+            table = table.withColumn("content", nothing["content"])
+        return table.select("path", "content", "refused", *keep), None
+    if keep:
+        raise click.ClickException(f"{source} is no table; --partition_by takes a table's columns")
+    if "://" in source:
+        return _read_files(spark, source), None
+    listing = list_pictures(source, listed)
+    if listing.kind == "folder":
+        _refuse_hidden(listing, os.path.abspath(source))
+        # Spark would take these signs in a folder's name for a pattern.
+        literal = re.sub(r"([\\*?\[\]{}])", r"\\\1", os.path.abspath(source))
+        return _read_files(spark, f"file://{literal}"), listing
+    chunks = (pa.table({"path": paths}) for _, paths in read_chunks(listed, 10_000))
+    paths = spark.createDataFrame(pa.concat_tables(chunks))
+    paths = paths.repartition(4 * spark.sparkContext.defaultParallelism)
+    return paths.withColumns(nothing), listing
+
+
+def _read_files(spark: "SparkSession", folder: str) -> "DataFrame":
+    """The pictures below a folder, by Spark's own source; it reads no content of a huge file."""
+    from pyspark.sql import functions as F
+
+    def any_case(suffix: str) -> str:
+        return "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in suffix)
+
+    names = ",".join(any_case(suffix.removeprefix(".")) for suffix in SUFFIXES)
+    files = (
+        spark.read.format("binaryFile")
+        .option("recursiveFileLookup", True)
+        .option("pathGlobFilter", f"*.{{{names}}}")
+        .load(folder)
+    )
+    path = F.regexp_replace("path", "^file:/+", "/").alias("path")
+    is_huge = F.col("length") > MAX_BYTES
+    why = F.concat(F.col("length").cast("string"), F.lit(f" bytes are above {MAX_BYTES}"))
+    small = files.where(~is_huge).select(path, "content", F.lit(None).alias("refused"))
+    huge = files.where(is_huge).select(path, F.lit(b"").alias("content"), why.alias("refused"))
+    return small.unionByName(huge)
+
+
+def _refuse_hidden(listing: Listing, folder: str) -> None:
+    """Spark leaves out files and folders with such names, without a word."""
+    for _, paths in read_chunks(listing.file, 10_000):
+        for path in paths:
+            if any(part.startswith("_") for part in Path(os.path.relpath(path, folder)).parts):
+                raise click.ClickException(
+                    f"Spark does not see {path}, since a name begins with _; rename it, or give a "
+                    "text file with the paths"
+                )
+
+
+def _tagged(
+    spark: "SparkSession", pictures: "DataFrame", model: Model, keep: Sequence[str]
+) -> "DataFrame":
+    """path, what is to be kept, reason (of a rejected picture), and all labels and scores."""
+    from pyspark.sql import functions as F
+
+    size_px = json.loads((model.bundle / "tagger.json").read_text("utf-8"))["image_size_px"]
+
+    def decode(path: pd.Series, content: pd.Series) -> pd.DataFrame:
+        # Runs on the executors, to which this package was sent; pickled whole, for it is nested.
+        from nuswide.deployment.batch.decode import as_lossless, decode_file
+
+        rows = []
+        for name, data in zip(path, content, strict=True):
+            found = decode_file(name if data is None else bytes(data), size_px)
+            rows.append((None, found) if isinstance(found, str) else (as_lossless(found), None))
+        return pd.DataFrame(rows, columns=["image", "reason"], dtype=object)
+
+    # Its stubs know of no function that makes columns out of more than one.
+    decoder: Any = F.pandas_udf(decode, "image string, reason string")  # type: ignore[call-overload]
+    tagger = mlflow.pyfunc.spark_udf(
+        spark,
+        str(model.bundle.parent.parent),
+        result_type="labels array<string>, scores array<double>",
+        env_manager="local",
+        params={"threshold": 0.0},
+    )
+    blank = F.lit(as_lossless(np.zeros((3, 8, 8), np.uint8)))
+    decoded = pictures.select(
+        "path", "refused", *keep, decoder.asNondeterministic()("path", "content").alias("decoded")
+    )
+    image = F.coalesce("decoded.image", blank).alias("image")
+    reason = F.coalesce("refused", "decoded.reason").alias("reason")
+    scored = decoded.select("path", *keep, reason, tagger(F.struct(image)).alias("t"))
+    scores = F.col("t.scores").cast("array<float>").alias("scores")
+    return scored.select("path", *keep, "reason", F.col("t.labels").alias("labels"), scores)
+
+
+def _count(rows: "DataFrame") -> tuple[int, int, str]:
+    """Tag all; gives the pictures, the rejected ones, and a digest of the paths in any order."""
+    from pyspark.sql import functions as F
+
+    found = rows.agg(
+        F.count("*"), F.count("reason"), F.coalesce(F.bit_xor(F.xxhash64("path")), F.lit(0))
+    ).first()
+    assert found is not None
+    return found[0], found[1], f"{found[2] % 2**64:016x}"
+
+
+def _write(
+    rows: "DataFrame",
+    out: str,
+    about: dict[str, Any],
+    model: Model,
+    options: Options,
+    keep: Sequence[str],
+) -> None:
+    from pyspark.sql import functions as F
+
+    labels, scores = _selected(model, options)
+    columns: list[Column | str] = [
+        "path", *keep,
+        labels.alias("labels", metadata={"nuswide": json.dumps(about, ensure_ascii=False)}),
+        scores.alias("scores"),
+    ]  # fmt: skip
+    if options.all_scores:
+        by_label = F.map_from_arrays("labels", "scores")
+        columns.append(F.array(*(by_label[label] for label in model.labels)).alias("all_scores"))
+    tagged = rows.where(F.col("reason").isNull()).select(*columns)
+    tagged.write.partitionBy(*keep).parquet(out)
+    rejected = rows.where(F.col("reason").isNotNull()).select("path", "reason")
+    rejected.coalesce(1).write.option("header", True).option("escape", '"').csv(f"{out}/{REJECTED}")
+
+
+def _selected(model: Model, options: Options) -> "tuple[Column, Column]":
+    """Of all labels and scores, best first, those that reach their thresholds."""
+    from pyspark.sql import functions as F
+
+    limits = F.map_from_arrays(
+        F.array(*map(F.lit, model.labels)),
+        F.array(*(F.lit(float(t)).cast("float") for t in model.thresholds)),
+    )
+    pairs = F.filter(
+        F.arrays_zip("labels", "scores"), lambda pair: pair["scores"] >= limits[pair["labels"]]
+    )
+    if options.top_k:
+        pairs = F.slice(pairs, 1, options.top_k)
+    return pairs["labels"], pairs["scores"]

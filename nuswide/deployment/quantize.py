@@ -1,0 +1,206 @@
+"""An int8 variant of a registered model, in the registry beside it if it is as good.
+
+Owns the calibration on train pictures and the verdict on val. Never trains, nor moves an alias.
+
+    quantize("models:/nuswide-tagger@champion", data=None, cache=Path("data/cache"))
+
+The network's body is computed in 8 bits, weights with a scale for each channel (Jacob et al. 2018,
+arXiv:1712.05877); normalisation and sigmoid in float.
+"""
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from mlflow.entities.model_registry import ModelVersion
+from numpy.typing import NDArray
+from onnxruntime import quantization
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from tqdm import tqdm
+
+from nuswide import metrics
+from nuswide.config import Config, load_config
+from nuswide.data.dataset import Dataset
+from nuswide.deployment import export
+from nuswide.deployment.export import LoggedModel
+from nuswide.evaluation import summary
+from nuswide.evaluation.commands import open_as_trained
+from nuswide.evaluation.evaluate import Evaluation, fit_decision, predict
+from nuswide.evaluation.model_card import make_card
+from nuswide.tagger import Tagger
+from nuswide.tracking import registry
+from nuswide.tracking.run import Run, scratch_folder, start_run
+
+_NETWORK = "model.onnx"
+_BODY = ["Conv", "Add", "Relu", "MaxPool", "GlobalAveragePool", "Gemm", "MatMul"]
+_TIMED = 20  # pictures, one at a time
+
+
+def quantize(
+    model: str, *, data: str | None, cache: Path, images: int = 256, most_lost: float = 0.005
+) -> None:
+    """Register an int8 variant of a registered model as a new version of it.
+
+    data: where its data set is, None for where it was. images: of train, to calibrate on.
+    most_lost: of val's mAP; raises click.ClickException, and registers nothing, if more is.
+    """
+    version = registry.find_version(model)
+    source = registry.fetch_bundle(version)
+    settings = json.loads((source / "tagger.json").read_text(encoding="utf-8"))
+    tagger = Tagger.load(source)
+    config = _config_of(tagger, data)
+    whole = open_as_trained(tagger, config.data, cache)
+    address = registry.address_of(version)
+    _require_same(whole, settings.get("data_digest"), config.data, address)
+    name = f"{version.name}/{version.version} int8"
+    with start_run("quantize", name) as run, scratch_folder() as scratch:
+        own = {"quantized_from": address, "calibration_images": images, "most_lost": most_lost}
+        run.log_params({**asdict(config), **own})
+        folder = scratch / "bundle"
+        shutil.copytree(source, folder)
+        chosen = _choose(whole.of("train"), images, seed=config.seed)
+        quantize_network(source / _NETWORK, folder / _NETWORK, chosen)
+        small = Tagger.load(folder)
+        evaluations = _evaluate(config, settings, small, folder, whole)
+        words = _weigh(run, tagger, small, evaluations[0], whole.of("val"), most_lost)
+        choice = f"It computes in int8, made of version {version.version}: {words}."
+        card = make_card(config, whole.manifest, evaluations, choice=choice)
+        logged = export.log_bundle(folder, chosen[0], version.name, run.id, card)
+        _record(run, version, evaluations, logged, words)
+
+
+def _config_of(tagger: Tagger, data: str | None) -> Config:
+    """The configuration that the model was trained with, as far as this package knows it."""
+    known = {f.name for f in fields(Config)}
+    recorded = {k: v for k, v in tagger.config.items() if k in known}
+    return load_config(None, recorded | ({"data": data} if data else {}))
+
+
+def _require_same(whole: Dataset, digest: str | None, data: str, address: str) -> None:
+    """Refuse data whose val may hold what the model was trained on."""
+    if whole.manifest.digest != digest:
+        raise click.ClickException(
+            f"{data} (digest {whole.manifest.digest}) is not what {address} was trained on "
+            f"({digest}); give --data with that"
+        )
+    if not len(whole.manifest.indices("val")):
+        raise click.ClickException(
+            f"{address} was trained without a val split, on which int8 is judged; train one with it"
+        )
+
+
+def _choose(train: Dataset, count: int, *, seed: int) -> NDArray[np.uint8]:
+    count = min(count, len(train))
+    return train.gather(np.sort(np.random.default_rng(seed).choice(len(train), count, False)))
+
+
+class _Reader(quantization.CalibrationDataReader):
+    """Hands the pictures to ONNX Runtime one by one."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        bar = tqdm(images, "calibrating", unit="picture", leave=False, disable=None)
+        self.left: Iterator[NDArray[np.uint8]] = iter(bar)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        """The network's next input; None after the last one."""
+        image = next(self.left, None)
+        return None if image is None else {"images": image[None]}
+
+
+def quantize_network(source: Path, target: Path, images: NDArray[np.uint8]) -> None:
+    """Write a network's int8 form, calibrated on images (N, 3, S, S) uint8."""
+    prepared = target.with_suffix(".prepared")
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    quantization.quantize_static(
+        prepared,
+        target,
+        _Reader(images),
+        op_types_to_quantize=_BODY,
+        per_channel=True,
+        # Weights of 7 bits: two products of 8 overflow 16 on processors without VNNI, and a model
+        # that is good here would be a bad one there.
+        reduce_range=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    prepared.unlink()
+
+
+def _evaluate(
+    config: Config, settings: dict[str, Any], small: Tagger, folder: Path, whole: Dataset
+) -> list[Evaluation]:
+    """Fit on val what the network's own scores want, into its bundle; val's and test's figures."""
+    parts = {split: whole.of(split) for split in ("val", "test")}
+    raw = {split: predict(small.network_scores, part) for split, part in parts.items()}
+    decision = fit_decision(config, parts["val"].manifest, raw["val"])
+    export.write_settings(folder, settings, decision)
+    positives = whole.manifest.of("train").positives
+    return [
+        Evaluation(
+            split, part.manifest, decision.calibrate(raw[split]), decision.thresholds, positives
+        )
+        for split, part in parts.items()
+    ]
+
+
+def _weigh(
+    run: Run, tagger: Tagger, small: Tagger, after: Evaluation, val: Dataset, most_lost: float
+) -> str:
+    """Record what int8 costs and gains; gives it in words.
+
+    Raises click.ClickException if it costs too much.
+    """
+    before = Evaluation("val", val.manifest, predict(tagger.network_scores, val), 0.5)
+    value, low, high, _ = metrics.paired(after.resampled, before.resampled)["map"]
+    times = _median_ms({"float": tagger, "int8": small}, val)
+    run.log_metrics({f"{name}/median_ms": ms for name, ms in times.items()}, step=0)
+    figures = {"float/val_map": before.figures["map"], "int8/val_map_difference": value}
+    run.log_metrics(figures, step=0)
+    words = (
+        f"val mAP {value:+.4f} [{low:+.4f}, {high:+.4f}] against {before.figures['map']:.4f} in "
+        f"float, a picture in {times['int8']:.1f} ms against {times['float']:.1f} ms"
+    )
+    if not value >= -most_lost:
+        raise click.ClickException(
+            f"int8 costs too much: {words}; at most {most_lost:g} of mAP may be lost, so nothing "
+            "was registered. More --images may help"
+        )
+    return words
+
+
+def _record(
+    run: Run,
+    version: ModelVersion,
+    evaluations: list[Evaluation],
+    logged: LoggedModel,
+    words: str,
+) -> None:
+    """Record the figures, with the new version and on it, and print what came out."""
+    tags = {"precision": "int8", "quantized_from": str(version.version)}
+    for evaluation in evaluations:
+        run.log_dataset(evaluation.samples, evaluation.split)
+        evaluation.record(run, step=0, model_id=logged.model_id)
+        tags |= evaluation.as_tags()
+    registry.tag_version(version.name, str(logged.version), tags)
+    table = summary.summary(summary.result_rows(evaluations))
+    came_out = f"{words}\nIt is registered as models:/{version.name}/{logged.version}."
+    run.set_note(f"{came_out}\n\n```\n{table}\n```")
+    click.echo(f"{table}\n\n{came_out}\nrun {run.id}\n{run.address}")
+
+
+def _median_ms(taggers: Mapping[str, Tagger], val: Dataset) -> dict[str, float]:
+    """What a picture takes; the taggers take turns, so that all meet the same machine."""
+    times: dict[str, list[float]] = {name: [] for name in taggers}
+    for image in val.gather(np.arange(min(_TIMED, len(val)))):
+        for name, tagger in taggers.items():
+            start = time.perf_counter()
+            tagger.score(image[None])
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(each) for name, each in times.items()}

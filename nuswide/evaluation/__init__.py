@@ -1,0 +1,1 @@
+"""Measuring models: scores of a split, comparison, promotion, the model card."""

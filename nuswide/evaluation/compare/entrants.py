@@ -1,0 +1,244 @@
+"""Who takes part in a comparison.
+
+Owns the way from what a user names to entrants, the pooling of seeds, and the choice of a baseline.
+Reads no scores.
+
+    entrants = find_entrants("Default", pool_seeds=True)
+    place, why = choose_baseline(entrants, None)
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import click
+import mlflow
+import numpy as np
+from mlflow.entities import Run as RecordedRun
+from mlflow.exceptions import MlflowException
+
+from nuswide.tracking import reader, registry
+from nuswide.tracking.run import JOB_TAG
+
+COSTS = ("train/images_per_s", "train/seconds", "model.parameters")
+_SPLIT = "test"
+# What differs between runs of one recipe: the seed, and where things are or how a run was started.
+_NOT_RECIPE = {
+    "seed", "resume", "checkpoints", "checkpoint_minutes", "upload_minutes", "cache",
+    "registered_model", "experiment", "data", "feed", "skip_rejected",
+}  # fmt: skip
+_MOST_SHOWN = 6  # values of a param within an entrant
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One side of the comparison: a run, a registered version, or runs that differ in their seed.
+
+    given: what the user named it by. has_scores: its runs kept their scores on test.
+    """
+
+    name: str
+    runs: tuple[RecordedRun, ...]
+    given: frozenset[str]
+    has_scores: bool
+
+    @property
+    def digest(self) -> str:
+        """Of the test images and their truth."""
+        return str(self.runs[0].data.tags.get(f"data.{_SPLIT}_digest", "unknown"))
+
+    @property
+    def params(self) -> dict[str, str]:
+        """Each param, the values of several runs parted by commas."""
+        keys = sorted({key for run in self.runs for key in run.data.params})
+        return {key: self._joined(key) for key in keys}
+
+    def _joined(self, key: str) -> str:
+        values = list(dict.fromkeys(run.data.params.get(key, "") for run in self.runs))
+        more = f", … ({len(values)})" if len(values) > _MOST_SHOWN else ""
+        return ", ".join(values[:_MOST_SHOWN]) + more
+
+    def values(self, key: str) -> list[float]:
+        """A metric of each run that has it; costs may be params or tags, too."""
+        sources = [(r.data.metrics, r.data.params, r.data.tags) for r in self.runs]
+        found = (next((s[key] for s in three if key in s), None) for three in sources)
+        return [float(value) for value in found if value is not None]
+
+    def mean(self, key: str) -> float | None:
+        """The mean of a metric over the runs; None unless all have it."""
+        values = self.values(key)
+        return float(np.mean(values)) if len(values) == len(self.runs) else None
+
+
+def find_entrants(runs: str, *, pool_seeds: bool) -> list[Entrant]:
+    """Fetch what the user named; raises click.ClickException if that is fewer than two.
+
+    runs: IDs, MLflow experiments and models:/ addresses, parted by commas.
+    """
+    client = mlflow.MlflowClient()
+    whole = [runs] if client.get_experiment_by_name(runs) else runs.split(",")
+    found: dict[str, Entrant] = {}
+    for item in filter(None, (part.strip() for part in whole)):
+        for entrant in _resolve(client, item):
+            known = found.setdefault(entrant.runs[0].info.run_id, entrant)
+            given = known.given | entrant.given
+            found[entrant.runs[0].info.run_id] = replace(known, given=given)
+    entrants = _pool(list(found.values())) if pool_seeds else list(found.values())
+    if len(entrants) < 2:
+        pooled = f", seeds of one recipe ({len(found)})" if len(found) > 1 else ""
+        raise click.ClickException(
+            f"runs={runs} names {len(entrants)} finished run(s) with figures on test{pooled}, and "
+            "a comparison needs two; give ID,ID or the name of an MLflow experiment with two"
+            + (", or pool_seeds=false to compare the seeds" if pooled else "")
+        )
+    return _with_names(entrants)
+
+
+def _resolve(client: mlflow.MlflowClient, item: str) -> list[Entrant]:
+    if item.startswith("models:/"):
+        return [_version(item)]
+    if experiment := client.get_experiment_by_name(item):
+        query = f"tags.`{JOB_TAG}` = 'train' and attributes.status = 'FINISHED'"
+        found = reader.search_runs([experiment.experiment_id], query)
+        return [_of_run(run, item) for run in found if _is_tested(run)]
+    try:
+        run = client.get_run(item)
+    except MlflowException:
+        known = ", ".join(e.name for e in client.search_experiments())
+        raise click.ClickException(
+            f"there is no run and no MLflow experiment {item!r}; experiments: {known}"
+        ) from None
+    if run.info.status != "FINISHED" or not _is_tested(run):
+        raise click.ClickException(
+            f"run {item} is no finished run with figures on test; leave it out"
+        )
+    return [_of_run(run, item)]
+
+
+def _is_tested(run: RecordedRun) -> bool:
+    return f"{_SPLIT}/map" in run.data.metrics
+
+
+def _of_run(run: RecordedRun, given: str) -> Entrant:
+    has_scores = reader.has_scores(run.info.run_id, _SPLIT)
+    return Entrant(str(run.info.run_name), (run,), frozenset([given, run.info.run_id]), has_scores)
+
+
+def _version(uri: str) -> Entrant:
+    """A version by its training run, or by an evaluation where only that kept the scores."""
+    version = registry.find_version(uri)
+    name = f"{version.name}/{version.version}"
+    own = reader.training_run(version)
+    runs = [run for run in (own, *reader.evaluations(version)) if run and _is_tested(run)]
+    if not runs:
+        raise click.ClickException(
+            f"{uri} has no figures on test; make them with `python -m nuswide evaluate --model "
+            f"{uri} --data DIR`"
+        )
+    scored = (run for run in runs if reader.has_scores(run.info.run_id, _SPLIT))
+    entrant = _of_run(next(scored, runs[0]), uri)
+    return replace(entrant, name=name, given=entrant.given | {f"models:/{name}"})
+
+
+def _pool(entrants: Sequence[Entrant]) -> list[Entrant]:
+    """Take training runs of one recipe as one entrant; of a seed that is there twice the latest."""
+    groups: dict[object, dict[str, Entrant]] = {}
+    for entrant in sorted(entrants, key=lambda e: e.runs[0].info.start_time):
+        key, seed = _recipe(entrant), entrant.runs[0].data.params.get("seed", "")
+        groups.setdefault(key, {})[seed] = entrant
+    pooled = []
+    for seeds in groups.values():
+        members = list(seeds.values())
+        given = frozenset[str]().union(*(member.given for member in members))
+        runs = tuple(member.runs[0] for member in members)
+        pooled.append(replace(members[0], runs=runs, given=given))
+    return pooled
+
+
+def _recipe(entrant: Entrant) -> object:
+    """What entrants have in common that are pooled; registered versions stay apart."""
+    run = entrant.runs[0]
+    is_version = any(given.startswith("models:/") for given in entrant.given)
+    if is_version or run.data.tags.get(JOB_TAG) != "train" or "seed" not in run.data.params:
+        return run.info.run_id
+    params = {k: as_number(v) for k, v in run.data.params.items() if k not in _NOT_RECIPE}
+    data = run.data.tags.get("data.digest"), entrant.digest, entrant.has_scores
+    return tuple(sorted(params.items(), key=lambda item: item[0])), data
+
+
+def as_number(cell: str) -> float | str:
+    """`mlflow run` records a param as it was typed: 1e-4 and 0.0001 are no difference."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _with_names(entrants: Sequence[Entrant]) -> list[Entrant]:
+    """Shorten `train data=x lr=1 seed=2` to what tells the entrants apart, and no two the same."""
+    words = [entrant.name.split() for entrant in entrants]
+    common = set.intersection(*(set(own) for own in words))
+    named = []
+    for entrant, own in zip(entrants, words, strict=True):
+        is_pooled = len(entrant.runs) > 1
+        kept = [
+            word
+            for word in own
+            if not ("=" in word and word in common) and not (is_pooled and re.match(r"seed=", word))
+        ]
+        named.append(replace(entrant, name=" ".join(kept or own)))
+    names = [entrant.name for entrant in named]
+    return [
+        replace(e, name=f"{e.name} ({e.runs[0].info.run_id[:6]})") if names.count(e.name) > 1 else e
+        for e in named
+    ]
+
+
+def require_one_test_set(entrants: Sequence[Entrant], *, across_test_sets: bool) -> bool:
+    """Whether all were tested on the same images; raises click.ClickException unless they may not.
+
+    across_test_sets: they may be tested on different ones.
+    """
+    sets: dict[str, list[str]] = {}
+    for entrant in entrants:
+        sets.setdefault(entrant.digest, []).append(entrant.runs[0].info.run_id[:8])
+    if len(sets) > 1 and not across_test_sets:
+        listed = "; ".join(f"{digest}: {', '.join(ids[:5])}" for digest, ids in sets.items())
+        raise click.ClickException(
+            f"these were tested on different images (digest: runs): {listed}; give those of one "
+            "test set, or across_test_sets=true to see them side by side, unpaired"
+        )
+    return len(sets) == 1
+
+
+def choose_baseline(entrants: Sequence[Entrant], wanted: str | None) -> tuple[int | None, str]:
+    """The place of the entrant that the others are measured against, and why; None for none.
+
+    Raises click.ClickException if the wanted one is not there, or kept no scores.
+    """
+    if wanted:
+        places = [i for i, e in enumerate(entrants) if _is_meant(e, wanted)]
+        if len(places) != 1:
+            names = ", ".join(e.name for e in entrants)
+            raise click.ClickException(
+                f"baseline={wanted} is {len(places) or 'none'} of those compared; name one of them "
+                f"by its run's ID or its models:/ address: {names}"
+            )
+        if not entrants[places[0]].has_scores:
+            raise click.ClickException(
+                f"baseline={wanted} kept no scores on test, and nothing can be paired with it; "
+                "name another"
+            )
+        return places[0], "as given"
+    scored = [i for i, entrant in enumerate(entrants) if entrant.has_scores]
+    figures: Mapping[int, float | None] = {i: entrants[i].mean("val/map") for i in scored}
+    known = {i: value for i, value in figures.items() if value is not None}
+    if known:
+        return max(known, key=lambda i: known[i]), "the highest mAP on val"
+    return (scored[0], "the first given") if scored else (None, "none kept its scores")
+
+
+def _is_meant(entrant: Entrant, wanted: str) -> bool:
+    ids = {run.info.run_id for run in entrant.runs}
+    is_start = len(wanted) >= 6 and any(run_id.startswith(wanted) for run_id in ids)
+    return wanted in entrant.given or wanted == entrant.name or is_start

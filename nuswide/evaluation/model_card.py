@@ -1,0 +1,140 @@
+"""The model card: what a registered model is, what it can do, and what it can't.
+
+Owns the text that travels with a model. Computes no figure that a lower module has.
+
+    card = make_card(config, manifest, evaluations, choice="The weights are those after ...")
+
+Source of its parts: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv:1810.03993.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nuswide import metrics
+from nuswide.config import Config
+from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.evaluation.evaluate import Evaluation
+
+_FIGURES = ("map", "micro/ap", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "lrap")
+_FEW = 20  # positives in train, or in test, with which nothing is sure
+_LABELS = "## Labels"
+
+
+def make_card(
+    config: Config, manifest: Manifest, evaluations: Sequence[Evaluation], *, choice: str
+) -> str:
+    """Write the card in Markdown.
+
+    manifest: of all splits. evaluations: the last one is of test. choice: how the network came
+    about, in words.
+    """
+    sections = {
+        "": _about(config, manifest, choice),
+        "## Data": _data(manifest),
+        "## Figures": _figures(evaluations),
+        "## Limits": _limits(config, manifest, evaluations[-1]),
+        "## Licence": _LICENCE,
+        _LABELS: _labels(manifest, evaluations[-1]),
+    }
+    return "\n\n".join(f"{title}\n\n{text}".strip() for title, text in sections.items()) + "\n"
+
+
+def without_labels(card: str) -> str:
+    """The card without its table of labels, for a page that takes a few thousand characters."""
+    return card.partition(_LABELS)[0].strip()
+
+
+def _about(config: Config, manifest: Manifest, choice: str) -> str:
+    start = f", started from {config.weights}" if config.weights != "none" else ""
+    return (
+        f"A tagger of photographs: {config.backbone} with the head {config.head} at "
+        f"{config.image_size_px} px{start}. It gives each of {len(manifest.labels)} labels a score "
+        f"from 0 to 1, and predicts those at or above their thresholds. {choice.strip()}"
+    )
+
+
+def _data(manifest: Manifest) -> str:
+    sizes = ", ".join(f"{len(manifest.indices(split))} {split}" for split in SPLITS)
+    return (
+        f"{sizes} images; protocol {manifest.protocol}; images without a label: "
+        f"{manifest.unlabelled}; unreadable pictures left out: {manifest.rejected}; digest "
+        f"`{manifest.digest}`."
+    )
+
+
+def _figures(evaluations: Sequence[Evaluation]) -> str:
+    pairs = [(e.figures, e.resampled.intervals()) for e in evaluations]
+    rows = (
+        [name, *(f"{f[name]:.3f}{_bounds(i.get(name))}" for f, i in pairs)] for name in _FIGURES
+    )
+    sizes = (f"{e.split}, {len(e.samples)} images" for e in evaluations)
+    return (
+        f"{_table(['figure', *sizes], rows)}\n\n"
+        "In brackets, 95 % intervals over images; another seed would differ, too. Nothing "
+        "was chosen on test unless it says so above."
+    )
+
+
+def _bounds(interval: metrics.Interval | None) -> str:
+    return "" if interval is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _limits(config: Config, manifest: Manifest, test: Evaluation) -> str:
+    few = _scarce(manifest, "train"), _scarce(test.samples, test.split)
+    scores = (
+        f"Scores went through {config.calibration} scaling that was fitted on val."
+        if config.calibration != "none"
+        else "Scores are no probabilities: they were not calibrated."
+    )
+    return "\n".join(
+        f"- {line}"
+        for line in (
+            *filter(None, few),
+            scores,
+            "Pictures are squashed to a square, whatever their shape.",
+            "It knows its own labels and nothing else, on photographs like those that it was "
+            "trained on; the labels there are not free of mistakes.",
+            "Not for telling who a person is, nor for decisions about people.",
+        )
+    )
+
+
+def _scarce(samples: Manifest, split: str) -> str:
+    names = [n for n, p in zip(samples.labels, samples.positives, strict=True) if p < _FEW]
+    if not names:
+        return ""
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"Fewer than {_FEW} positives in {split}, too few to rely on: {shown}."
+
+
+_LICENCE = (
+    "The weights carry no licence of their own. They follow from the pictures that they were "
+    "trained on, each of which stays under its owner's licence (NUS-WIDE's are Flickr's users', "
+    "many of them not for commercial use), and from the weights that training started from, if "
+    "any; ImageNet's pictures are for research."
+)
+
+
+def _labels(manifest: Manifest, test: Evaluation) -> str:
+    samples = test.samples
+    table = metrics.per_label_table(
+        samples.labels, samples.targets, test.scores, test.thresholds, samples.known
+    )
+    in_train = dict(zip(manifest.labels, manifest.of("train").positives.tolist(), strict=True))
+    columns = ("ap", "f1", "precision", "recall", "threshold", "support")
+    rows = (
+        [label, in_train[label], *(table[name][i] for name in columns)]
+        for i, label in enumerate(table["label"])
+    )
+    return _table(["label", "in train", *columns[:-1], f"in {test.split}"], rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,238 @@
+"""Who is champion: a contest on val, and the way back.
+
+Owns the rule and its decision, and what is recorded of it. Never looks at test: it is for the
+report, and a champion chosen on it would make its figures there too good.
+
+    promote("models:/nuswide-tagger/latest", Rule("map", "better", margin=0.0))
+    roll_back("nuswide-tagger", steps=1)
+
+With no true difference between the two, `better` should be wrong in 2.5 % of contests: the interval
+of the paired difference has 95 %, and only one of its two ends can move the alias. Simulated, it is
+3 % (benchmarks/promotion.py). That is for each contest: of 40 challengers that are no better, one
+is expected to win.
+"""
+
+import random
+import time
+from dataclasses import dataclass
+from itertools import chain
+
+import click
+import mlflow
+from mlflow.entities import Run as RecordedRun
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from nuswide.metrics.bootstrap import RESAMPLED, Difference, paired, resample
+from nuswide.tracking import reader, registry
+from nuswide.tracking.registry import CHAMPION, ChampionMoved, address_of
+from nuswide.tracking.score_file import SavedScores
+
+_VERBS = {  # by rule, of who lost and of who won
+    "better": ("did not beat", "beat"),
+    "not_worse": ("was not shown to be about as good as", "was shown to be about as good as"),
+}
+RULES = tuple(_VERBS)
+_ATTEMPTS = 6  # ... while others move the alias
+_MARK = "Champion: "  # begins the line of a description that is ours
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a challenger takes the alias.
+
+    figure: one of RESAMPLED. rule: `better`, the whole 95 % interval of the paired difference is
+    above margin; `not_worse`, it is above -margin.
+    """
+
+    figure: str = "map"
+    rule: str = "better"
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("figure", RESAMPLED), ("rule", RULES)):
+            if (value := getattr(self, name)) not in allowed:
+                raise click.UsageError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        if not 0 <= self.margin < 1:
+            raise click.UsageError(f"margin={self.margin} must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a contest came to; difference: the challenger's figure less the champion's."""
+
+    rule: Rule
+    difference: Difference
+    n_images: int
+
+    @property
+    def wins(self) -> bool:
+        """Whether the challenger takes the alias."""
+        bound = self.rule.margin if self.rule.rule == "better" else -self.rule.margin
+        return self.difference.low > bound  # NaN is not
+
+    def __str__(self) -> str:
+        value, low, high, p_value = self.difference
+        p = "p < 0.0001" if p_value < 0.0001 else f"p {p_value:.4f}"
+        return (
+            f"{self.rule.figure} {value:+.4f} [{low:+.4f}, {high:+.4f}], {p}, on "
+            f"{self.n_images} val images; rule {self.rule.rule}, margin {self.rule.margin:g}"
+        )
+
+
+def decide(challenger: SavedScores, champion: SavedScores, rule: Rule) -> Decision:
+    """Hold a contest on the same val images.
+
+    Raises click.ClickException if images, labels or truth are not the same.
+    """
+    pair = reader.align(challenger, champion), champion
+    resampled = []
+    for saved in pair:
+        assert saved.targets is not None and saved.thresholds is not None
+        resampled.append(resample(saved.targets, saved.scores, saved.thresholds, saved.known))
+    return Decision(rule, paired(*resampled)[rule.figure], len(champion.images))
+
+
+def promote(model: str, rule: Rule) -> str:
+    """Make a version champion if it earns that; gives what came of it in words.
+
+    The first champion needs no contest. Raises click.ClickException if there can't be one, as with
+    no val split, or another one.
+    """
+    version = registry.find_version(model)
+    for _ in range(_ATTEMPTS):
+        champion = registry.champion_of(version.name)
+        if champion and str(champion.version) == str(version.version):
+            return f"{address_of(version)} is champion already."
+        decision = decide(*_val_scores(version, champion), rule) if champion else None
+        try:
+            return _conclude(version, champion, decision)
+        except ChampionMoved:
+            time.sleep(random.uniform(0.1, 1.0))  # apart from who else waits
+    raise click.ClickException(f"others keep moving {version.name}@{CHAMPION}; try again later")
+
+
+def try_for_champion(name: str, version: str) -> str:
+    """Let a version that was just trained try by the default rule; gives what came of it in words.
+
+    That there can be no contest is no error here.
+    """
+    try:
+        return promote(f"models:/{name}/{version}", Rule())
+    except click.ClickException as error:
+        return f"{name}@{CHAMPION} stays as it was: {error.message}."
+
+
+def _conclude(
+    version: ModelVersion, champion: ModelVersion | None, decision: Decision | None
+) -> str:
+    """Move the alias if the decision says so, and record it either way."""
+    name, number = version.name, str(version.version)
+    if champion is None or decision is None:
+        words = f"version {number} became champion without a contest: there was no champion"
+        registry.move_champion(name, number, before=None, why=words, undoes=0)
+    else:
+        verb = _VERBS[decision.rule.rule][decision.wins]
+        words = f"version {number} {verb} version {champion.version}: {decision}"
+        if decision.wins:
+            before = str(champion.version)
+            registry.move_champion(name, number, before=before, why=words, undoes=0)
+        registry.tag_version(name, number, _tags(decision, champion))
+    won = decision is None or decision.wins
+    _describe(version, words, is_champion=won)
+    fate = f"It is now {name}@{CHAMPION}." if won else f"{name}@{CHAMPION} stays as it was."
+    return f"{words[0].upper()}{words[1:]}. {fate}"
+
+
+def _tags(decision: Decision, champion: ModelVersion) -> dict[str, str]:
+    rule, difference = decision.rule, decision.difference
+    tags = {
+        "result": "won" if decision.wins else "lost", "against": champion.version,
+        "figure": rule.figure, "rule": rule.rule, "margin": f"{rule.margin:g}",
+        "difference": f"{difference.value:.6f}", "low": f"{difference.low:.6f}",
+        "high": f"{difference.high:.6f}", "p_value": f"{difference.p_value:.3g}",
+        "val_images": decision.n_images,
+    }  # fmt: skip
+    return {f"contest.{key}": str(value) for key, value in tags.items()}
+
+
+def _describe(version: ModelVersion, words: str, *, is_champion: bool) -> None:
+    """Write a line of our own into the descriptions; what else is there stays."""
+    client = mlflow.MlflowClient()
+    name, number = version.name, str(version.version)
+    description = client.get_model_version(name, number).description
+    client.update_model_version(name, number, description=_with_line(description, words))
+    if is_champion:
+        description = client.get_registered_model(name).description
+        client.update_registered_model(name, description=_with_line(description, words))
+
+
+def _with_line(description: str | None, words: str) -> str:
+    kept = [line for line in (description or "").splitlines() if not line.startswith(_MARK)]
+    return "\n".join([*kept, f"{_MARK}{words}."]).strip()
+
+
+def roll_back(name: str, *, steps: int = 1) -> str:
+    """Give the alias back to the champion before, some steps back; gives that in words.
+
+    Raises click.ClickException if there is none.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        champion, earlier = registry.champion_of(name), registry.champions_before(name)
+    except MlflowException:
+        known = ", ".join(model.name for model in client.search_registered_models()) or "none"
+        raise click.ClickException(
+            f"there is no model {name!r}; registered models: {known}"
+        ) from None
+    at = str(champion.version) if champion else None
+    if len(earlier) < steps:
+        raise click.ClickException(
+            f"there is no champion of {name} {steps} back from version {at}; "
+            f"champions before it, the latest first: {', '.join(earlier) or 'none'}"
+        )
+    version = registry.find_version(f"models:/{name}/{earlier[steps - 1]}")
+    words = f"version {version.version} is back in place of version {at}"
+    registry.move_champion(name, str(version.version), before=at, why=words, undoes=steps)
+    _describe(version, words, is_champion=True)
+    return f"{words[0].upper()}{words[1:]}. It is now {name}@{CHAMPION}."
+
+
+def _val_scores(
+    challenger: ModelVersion, champion: ModelVersion
+) -> tuple[SavedScores, SavedScores]:
+    """The scores of both on the same val images."""
+    (digest, scores), (other, other_scores) = map(_scores_of, (challenger, champion))
+    if digest != other:
+        raise click.ClickException(
+            f"{address_of(challenger)} and the champion, version {champion.version}, have other "
+            f"val images (digests {digest} and {other}); train both on the same data with the same "
+            "val split"
+        )
+    return scores, other_scores
+
+
+def _scores_of(version: ModelVersion) -> tuple[str, SavedScores]:
+    """The digest of a version's val images, and its scores on them.
+
+    Those of its own training run; or those that `evaluate` made of the same images since. Others
+    won't do: it may have been trained on them.
+    """
+    trained = reader.training_run(version)
+    digest = trained.data.tags.get("data.val_digest") if trained else None
+    if trained and not digest:
+        raise click.ClickException(
+            f"{address_of(version)} was trained without a val split; a contest needs one"
+        )
+    for run in chain([trained] if trained else [], reader.evaluations(version)):
+        own = run.data.tags.get("data.val_digest")
+        if own and digest in (None, own) and (saved := _fetch(run)):
+            return own, saved
+    raise click.ClickException(
+        f"there are no scores of {address_of(version)} on val; make them with `python -m nuswide "
+        f"evaluate --model {address_of(version)} --split val --data DIR`"
+    )
+
+
+def _fetch(run: RecordedRun) -> SavedScores | None:
+    return reader.fetch_scores(run.info.run_id, "val")

@@ -1,0 +1,132 @@
+"""What came out of a run, in tables and words.
+
+Owns the record of the trivial baselines and of the report, the run's description and the table in
+the terminal. Computes no figure that a lower module has.
+
+    rows = result_rows(evaluations) | record_baselines(run, train, evaluations[-1])
+    run.set_note(note(manifest, rows, cost, outcome))
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nuswide.config import Config
+from nuswide.data.dataset import Dataset
+from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.evaluation.evaluate import HEADLINE, Evaluation, baseline_key
+from nuswide.metrics import Figures, baseline_figures
+from nuswide.reporting import plots
+from nuswide.reporting.report import Part, Subject, make_report, to_html
+from nuswide.tracking.run import Run
+
+Rows = dict[str, Figures]  # what was measured on which split -> figures
+_OWN = "this model"
+
+
+def result_rows(evaluations: Sequence[Evaluation]) -> Rows:
+    """The figures of this model on each split."""
+    return {f"{_OWN}, {e.split}": e.figures for e in evaluations}
+
+
+def record_baselines(run: Run, train: Manifest, test: Evaluation) -> Rows:
+    """Record what knows nothing of the pictures beside the model; gives its rows."""
+    samples = test.samples
+    baselines = baseline_figures(train.targets, samples.targets, samples.known)
+    for name, values in baselines.items():
+        run.log_metrics({baseline_key(name, k): values[k] for k in HEADLINE}, step=0)
+    rows = {_OWN: test.figures, **{f"baseline {k}": v for k, v in baselines.items()}}
+    columns: dict[str, list[Any]] = {k: [round(v[k], 4) for v in rows.values()] for k in HEADLINE}
+    run.log_table({"on test": list(rows), **columns}, "test/baselines.json")
+    bars = {name: {k: values[k] for k in HEADLINE} for name, values in rows.items()}
+    run.log_picture(plots.to_image(plots.metric_bars(bars, "on test")), "test/baselines.png")
+    return {f"{name}, test": values for name, values in rows.items() if name != _OWN}
+
+
+def record_report(
+    run: Run,
+    title: str,
+    data: Dataset,
+    evaluation: Evaluation,
+    *,
+    held_out: Evaluation | None,
+    costs: Mapping[str, float],
+    facts: Mapping[str, str],
+) -> None:
+    """Record one page on an evaluation, and its figures and tables beside it.
+
+    data: all splits. held_out: in whose labels mistakes are looked for, None for none.
+    """
+    split, train = evaluation.split, data.manifest.of("train")
+    samples = evaluation.samples
+    subject = Subject(
+        title=title,
+        split=split,
+        data=data.of(split),
+        scores=evaluation.scores,
+        thresholds=np.broadcast_to(np.float32(evaluation.thresholds), len(samples.labels)),
+        train_positives=train.positives,
+        baselines=baseline_figures(train.targets, samples.targets, samples.known),
+        figures=evaluation.figures,
+        intervals=evaluation.resampled.intervals(),
+        held_out=Part(data.of(held_out.split), held_out.scores) if held_out else None,
+        costs=costs,
+        facts=facts,
+    )
+    report = make_report(subject)
+    run.log_text(to_html(report), f"{split}/report.html")
+    for name, image in report.images.items():
+        run.log_picture(image, f"{split}/report/{name}.png")
+    for name in ("suspects", "confusions"):
+        if report.tables.get(name):
+            run.log_table(report.tables[name], f"{split}/{name}.json")
+
+
+def choice(config: Config, best_steps: int, steps: int) -> str:
+    """Say how the weights were chosen."""
+    if config.select_on == "last":
+        return f"The weights are those after the last of {steps} steps. "
+    honesty = " (so that its test figures flatter it)" if config.select_on == "test" else ""
+    return (
+        f"The weights are those after {best_steps} of {steps} steps, "
+        f"chosen by mAP on {config.select_on}{honesty}. "
+    )
+
+
+def note(
+    manifest: Manifest, test: Evaluation, rows: Rows, cost: Mapping[str, float], outcome: str
+) -> str:
+    """The run's description: what came out, on what, at what cost. The page shows its start."""
+    bound = rows["baseline top_k, test"]
+    header = f"| | {' | '.join(HEADLINE)} |\n|---|{'---|' * len(HEADLINE)}"
+    lines = (f"| {name} | {_cells(values, ' | ')} |" for name, values in rows.items())
+    sizes = ", ".join(f"{len(manifest.indices(s))} {s}" for s in SPLITS)
+    return "\n".join([
+        f"**On test: {with_intervals(test)}** "
+        f"(always the same labels: {bound['map']:.3f} and {bound['micro/f1']:.3f})", "",
+        outcome, "", header, *lines, "",
+        f"Data: {sizes} images, {len(manifest.labels)} labels, protocol {manifest.protocol}, "
+        f"images without a label: {manifest.unlabelled}, unreadable pictures left out: "
+        f"{manifest.rejected}, digest `{manifest.digest}`. "
+        f"Trained at {cost['train/images_per_s']:.0f} images/s for {cost['train/seconds']:.0f} s. "
+        "Intervals are 95 % over images, not over seeds. "
+        "The last point of a val or test curve is the chosen weights' figure.",
+    ])  # fmt: skip
+
+
+def with_intervals(evaluation: Evaluation, names: Sequence[str] = ("map", "micro/f1")) -> str:
+    """Figures with their 95 % intervals, in one line."""
+    intervals = evaluation.resampled.intervals()
+    texts = ((name, intervals[name]) for name in names)
+    return ", ".join(f"{name} {i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in texts)
+
+
+def summary(rows: Rows) -> str:
+    """The rows as a table for the terminal."""
+    header = f"{'':26s}" + "  ".join(f"{name:>10s}" for name in HEADLINE)
+    return "\n".join([header, *(f"{name:26s}{_cells(v, '  ', 10)}" for name, v in rows.items())])
+
+
+def _cells(values: Figures, separator: str, width: int = 0) -> str:
+    return separator.join(f"{values[name]:{width}.3f}" for name in HEADLINE)

@@ -1,0 +1,98 @@
+"""What moves the weights: optimizers, schedules of the learning rate, and their moving average.
+
+Owns OPTIMIZERS, SCHEDULES and Ema. Knows nothing of data or of the loop.
+
+    optimizer = create_optimizer(config, model)
+    factor = learning_rate(config, step=10, steps_per_epoch=156) / config.lr
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nuswide.config import Config, pick
+from nuswide.models.networks import TaggerNet
+
+
+def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer that the config names; biases and normalisations don't decay."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return pick(OPTIMIZERS, "optimizer", config.optimizer)(groups, config)
+
+
+def _sgd(groups: list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], Config], torch.optim.Optimizer]] = {
+    "adam": lambda groups, config: torch.optim.Adam(groups, lr=config.lr, fused=True),
+    "adamw": lambda groups, config: torch.optim.AdamW(groups, lr=config.lr, fused=True),
+    "sgd": _sgd,
+}
+
+
+def learning_rate(config: Config, *, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step, counted from 0: a linear warm-up, then the schedule."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / math.ceil(warmup)
+    total = config.epochs * steps_per_epoch
+    done = (step - warmup) / max(1, total - warmup)
+    return config.lr * pick(SCHEDULES, "schedule", config.schedule)(done)
+
+
+def _one_cycle(done: float) -> float:
+    """Rise from 1/25 over 30 % of the steps, then fall to nothing, both along a cosine.
+
+    Source: Smith and Topin, arXiv:1708.07120; the shape is that of torch's OneCycleLR.
+    """
+    if done < 0.3:
+        return 1 / 25 + (1 - 1 / 25) * (1 - _cosine(done / 0.3))
+    return _cosine((done - 0.3) / 0.7)
+
+
+def _cosine(done: float) -> float:
+    """Fall from 1 to 0 along half a cosine (Loshchilov and Hutter, arXiv:1608.03983)."""
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+# Each takes the share of steps done, in [0, 1), to a factor of lr.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": _cosine,
+    "one_cycle": _one_cycle,
+}
+
+
+class Ema:
+    """A moving average of a network's weights and running statistics.
+
+    Its memory is `epochs` long, and shorter at first, so that the weights that training began with
+    are soon forgotten: after t steps the decay is at most (1 + t) / (10 + t).
+    """
+
+    def __init__(self, model: TaggerNet, *, epochs: float, steps_per_epoch: int) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.requires_grad_(False)
+        self.decay = max(0.0, 1 - 1 / (epochs * steps_per_epoch))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, step: int) -> None:
+        """Take in the weights after a step, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        own, new = _floats(self.model), _floats(model)
+        torch._foreach_lerp_(own, new, 1 - decay)
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    return [t for t in model.state_dict().values() if t.is_floating_point()]

@@ -1,0 +1,387 @@
+"""What a data set is like before anything learns from it.
+
+Owns the questions: how much of what, which labels come together, which are missing by implication,
+which pictures are there twice, and whether the first rows are like the rest. Mends nothing.
+
+    audit = make_audit(manifest, open_dataset(manifest, size_px=64, folder=Path("data/cache")))
+    write_audit(audit, Path("audit"))
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from nuswide.data.dataset import Dataset
+from nuswide.data.duplicates import Pair, find_duplicates
+from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.reporting import html, plots
+
+Rows = Sequence[tuple[str, ...]]
+# By the words' meaning; in NUS-WIDE the second of each is often missing.
+IMPLIED = tuple(
+    (label, whole)
+    for whole, labels in {
+        "vehicle": "boats cars plane train",
+        "water": "boats lake ocean surf swimmers waterfall whales",
+        "buildings": "castle house temple tower",
+        "sky": "clouds rainbow sunset",
+        "animal": "bear birds cat cow dog elk fish fox horses tiger whales zebra",
+    }.items()
+    for label in labels.split()
+)
+_NEARLY_ALWAYS = 0.8
+_LEAST_IMAGES = 20  # of a label, before a habit is read out of them
+_SHOWN_PAIRS, _SHOWN_EXAMPLES = 12, 3
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Images that have `label` but lack `implied`, which nearly always, or by meaning, is there."""
+
+    label: str
+    implied: str
+    images: int
+    missing: int
+    examples: tuple[str, ...]
+    by_meaning: bool
+
+
+@dataclass(frozen=True)
+class Bias:
+    """How the first rows of train differ from its other rows, label by label.
+
+    first, rest: (C,) share of images with the label. margin: (C,) half the width of the interval of
+    their difference, 95 % for all labels together.
+    """
+
+    n_first: int
+    first: NDArray[np.float64]
+    rest: NDArray[np.float64]
+    margin: NDArray[np.float64]
+
+    @property
+    def is_off(self) -> NDArray[np.bool_]:
+        """Labels whose shares differ by more than chance; (C,)."""
+        return np.asarray(np.abs(self.first - self.rest) > self.margin)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The answers. together: (C, C) images that have both labels. pairs: None without pictures."""
+
+    manifest: Manifest
+    together: NDArray[np.int64]
+    gaps: tuple[Gap, ...]
+    bias: Bias | None
+    pairs: tuple[Pair, ...] | None
+    pictures: Dataset | None
+
+    @cached_property
+    def images(self) -> dict[str, Image.Image]:
+        """The figures, each drawn once for the page and the files; name -> picture."""
+        return {name: plots.to_image(figure) for name, figure in _figures(self).items()}
+
+
+def make_audit(
+    manifest: Manifest, pictures: Dataset | None = None, *, first_rows: int = 5000
+) -> Audit:
+    """Audit a data set, without a look at its pictures if there are none.
+
+    pictures: the manifest's samples, decoded. first_rows: so many rows of train are compared with
+    the others, if it has more.
+    """
+    targets = manifest.targets.astype(np.float32)
+    return Audit(
+        manifest=manifest,
+        together=(targets.T @ targets).round().astype(np.int64),
+        gaps=find_gaps(manifest),
+        bias=find_bias(manifest, first_rows),
+        pairs=tuple(find_duplicates(pictures)) if pictures else None,
+        pictures=pictures,
+    )
+
+
+def find_gaps(manifest: Manifest) -> tuple[Gap, ...]:
+    """Labels that are missing by implication, the most missing first."""
+    targets = manifest.targets.astype(np.float32)
+    known = np.ones_like(targets) if manifest.known is None else manifest.known.astype(np.float32)
+    judged, both = targets.T @ known, targets.T @ targets  # [a, b]: of a's images
+    place = {label: i for i, label in enumerate(manifest.labels)}
+    meant = {(place[a], place[b]) for a, b in IMPLIED if a in place and b in place}
+    habit = (both >= _NEARLY_ALWAYS * judged) & (judged >= _LEAST_IMAGES)
+    np.fill_diagonal(habit, False)
+    gaps = [
+        _make_gap(manifest, a, b, (a, b) in meant)
+        for a, b in sorted(meant | {(int(a), int(b)) for a, b in np.argwhere(habit)})
+        if judged[a, b] > both[a, b]
+    ]
+    return tuple(sorted(gaps, key=lambda gap: -gap.missing))
+
+
+def _make_gap(manifest: Manifest, a: int, b: int, by_meaning: bool) -> Gap:
+    has = manifest.targets[:, a] == 1
+    if manifest.known is not None:
+        has &= manifest.known[:, b]
+    lacking = np.flatnonzero(has & (manifest.targets[:, b] == 0))
+    examples = tuple(manifest.names[i] for i in lacking[:_SHOWN_EXAMPLES])
+    return Gap(
+        manifest.labels[a], manifest.labels[b], int(has.sum()), len(lacking), examples, by_meaning
+    )
+
+
+def find_bias(manifest: Manifest, n_first: int) -> Bias | None:
+    """Compare the first rows of train with the others; None if there are too few others."""
+    targets = manifest.targets[manifest.indices("train")]
+    n_rest = len(targets) - n_first
+    if n_rest < n_first:
+        return None
+    first, rest = (part.mean(axis=0, dtype=np.float64) for part in np.split(targets, [n_first]))
+    pooled = targets.mean(axis=0, dtype=np.float64)
+    # Bonferroni's correction: one false alarm among all labels in 20 data sets.
+    z = NormalDist().inv_cdf(1 - 0.05 / 2 / max(1, len(manifest.labels)))
+    margin = z * np.sqrt(pooled * (1 - pooled) * (1 / n_first + 1 / n_rest))
+    return Bias(n_first, first, rest, margin)
+
+
+# What is shown of it
+
+
+def summary_rows(audit: Audit) -> Rows:
+    """Counts of each split, with a header."""
+    header = ("split", "images", "labels an image", "most", "without a label", "unknown entries")
+    groups = {s: audit.manifest.of(s) for s in SPLITS} | {"all": audit.manifest}
+    return [header, *(_summary_row(name, m) for name, m in groups.items() if len(m))]
+
+
+def _summary_row(name: str, samples: Manifest) -> tuple[str, ...]:
+    per_image = samples.targets.sum(axis=1, dtype=np.int64)
+    bare = int((per_image == 0).sum())
+    unknown = 0 if samples.known is None else int((~samples.known).sum())
+    return (
+        name, f"{len(samples):,}", f"{per_image.mean():.2f}", f"{per_image.max()}",
+        f"{bare:,} ({bare / len(samples):.1%})", f"{unknown:,}",
+    )  # fmt: skip
+
+
+def label_rows(audit: Audit) -> Rows:
+    """Images and their share for each label and split, with a header, most frequent first."""
+    manifest = audit.manifest
+    parts = {s: manifest.of(s) for s in SPLITS if len(manifest.indices(s))}
+    counts = {split: part.positives for split, part in parts.items()}
+    header = ("label", *(f"{split}{kind}" for split in parts for kind in ("", " share")))
+    order = np.argsort(-sum(counts.values()), kind="stable")
+    return [header] + [
+        (
+            manifest.labels[i],
+            *(
+                cell
+                for split, part in parts.items()
+                for cell in (f"{counts[split][i]}", f"{counts[split][i] / len(part):.4f}")
+            ),
+        )
+        for i in order
+    ]
+
+
+def gap_rows(audit: Audit) -> Rows:
+    """The gaps, with a header."""
+    header = ("label", "implies", "images", "missing", "share", "why", "examples")
+    return [header] + [
+        (
+            gap.label, gap.implied, f"{gap.images:,}", f"{gap.missing:,}",
+            f"{gap.missing / gap.images:.1%}", "meaning" if gap.by_meaning else "habit",
+            " ".join(gap.examples),
+        )
+        for gap in audit.gaps
+    ]  # fmt: skip
+
+
+def bias_rows(audit: Audit) -> Rows:
+    """Each label's share in the first rows and in the rest, with a header, furthest apart first."""
+    bias = audit.bias
+    if bias is None:
+        return []
+    apart = bias.first - bias.rest
+    order = np.argsort(-np.abs(apart) / np.maximum(bias.margin, 1e-12), kind="stable")
+    header = ("label", f"first {bias.n_first}", "rest", "difference", "margin", "beyond chance")
+    return [header] + [
+        (
+            audit.manifest.labels[i], f"{bias.first[i]:.4f}", f"{bias.rest[i]:.4f}",
+            f"{apart[i]:+.4f}", f"{bias.margin[i]:.4f}", "yes" if bias.is_off[i] else "no",
+        )
+        for i in order
+    ]  # fmt: skip
+
+
+def pair_rows(audit: Audit) -> Rows:
+    """The duplicates, with a header."""
+    manifest = audit.manifest
+    header = ("first", "split", "second", "split", "kind", "bits", "labels")
+    return [header] + [
+        (
+            manifest.names[p.first], str(manifest.splits[p.first]),
+            manifest.names[p.second], str(manifest.splits[p.second]),
+            "exact" if p.is_exact else "near", f"{p.bits}", _agreement(manifest, p),
+        )
+        for p in audit.pairs or ()
+    ]  # fmt: skip
+
+
+def _agreement(manifest: Manifest, pair: Pair) -> str:
+    first, second = manifest.targets[[pair.first, pair.second]]
+    return "same" if np.array_equal(first, second) else "differ"
+
+
+def _is_across(audit: Audit, pair: Pair) -> bool:
+    splits = audit.manifest.splits
+    return bool(splits[pair.first] != splits[pair.second])
+
+
+def findings(audit: Audit) -> list[str]:
+    """What a reader must know, a sentence each."""
+    n = len(audit.manifest)
+    bare = int((~audit.manifest.targets.any(axis=1)).sum())
+    said = [f"{bare:,} of {n:,} images have no label ({bare / n:.1%})."]
+    if audit.gaps:
+        worst = max(audit.gaps, key=lambda gap: gap.missing / math.sqrt(gap.images))
+        said.append(
+            f"{len(audit.gaps)} implications have gaps, such as {worst.label} without "
+            f"{worst.implied} in {worst.missing:,} of {worst.images:,} images "
+            f"({worst.missing / worst.images:.0%})."
+        )
+    if audit.bias is not None:
+        off = int(audit.bias.is_off.sum())
+        said.append(
+            f"In the first {audit.bias.n_first:,} rows of train {off} of "
+            f"{len(audit.manifest.labels)} labels are rarer or commoner than in the rest, beyond "
+            "chance."
+        )
+    if audit.pairs is None:
+        said.append("Its pictures were not looked at, so that nothing is said of duplicates.")
+    else:
+        exact = sum(pair.is_exact for pair in audit.pairs)
+        across = sum(_is_across(audit, pair) for pair in audit.pairs)
+        said.append(
+            f"{exact} pairs of pictures are equal and {len(audit.pairs) - exact} nearly so; "
+            f"{across} of these lie across splits, where they flatter every figure on test."
+        )
+    return said
+
+
+def _figures(audit: Audit) -> dict[str, Figure]:
+    manifest = audit.manifest
+    counts = {s: manifest.of(s).positives for s in SPLITS}
+    shown = {s: n for s, n in counts.items() if len(manifest.indices(s))}
+    drawn = {
+        "label_distribution": plots.label_distribution(manifest.labels, shown),
+        "co_occurrence": plots.co_occurrence(manifest.labels, audit.together),
+    }
+    if audit.bias is not None:
+        off = np.flatnonzero(audit.bias.is_off)
+        order = off[np.argsort(-audit.bias.rest[off])]
+        if len(order):
+            drawn["first_rows"] = plots.prevalence_change(
+                [manifest.labels[i] for i in order], audit.bias.rest[order],
+                audit.bias.first[order], ("the other rows", f"the first {audit.bias.n_first:,}"),
+            )  # fmt: skip
+    if audit.pairs and audit.pictures:
+        # Those across splits first: they do harm.
+        worst = sorted(audit.pairs, key=lambda pair: not _is_across(audit, pair))[:_SHOWN_PAIRS]
+        rows = np.array([[pair.first, pair.second] for pair in worst])
+        captions = [
+            f"{'exact' if pair.is_exact else f'{pair.bits} bits apart'}: "
+            f"{manifest.splits[pair.first]} and {manifest.splits[pair.second]}\n"
+            f"{manifest.names[pair.first]}\n{manifest.names[pair.second]}"
+            for pair in worst
+        ]
+        pictures = audit.pictures.gather(rows.ravel())
+        drawn["duplicates"] = plots.pair_sheet(pictures[::2], pictures[1::2], captions)
+    return drawn
+
+
+_ALTS = {
+    "label_distribution": "Bars of the images with each label, a panel a split",
+    "co_occurrence": "Heat map of how often a label is there where another is",
+    "first_rows": "Labels' shares in the first rows of train beside those in the rest",
+    "duplicates": "Pairs of pictures that are equal or nearly so",
+}
+
+
+def tables(audit: Audit) -> dict[str, Rows]:
+    """The tables, each with a header; name -> rows."""
+    all_tables = {
+        "splits": summary_rows(audit),
+        "labels": label_rows(audit),
+        "gaps": gap_rows(audit),
+        "first_rows": bias_rows(audit),
+        "duplicates": pair_rows(audit),
+    }
+    return {name: rows for name, rows in all_tables.items() if len(rows) > 1}
+
+
+_TITLES = {
+    "splits": "Splits",
+    "labels": "Labels",
+    "gaps": "Labels missing by implication",
+    "first_rows": "The first rows of train against the rest",
+    "duplicates": "Pictures that are there twice",
+}
+_FIGURES_OF = {
+    "labels": ("label_distribution", "co_occurrence"),
+    "first_rows": ("first_rows",),
+    "duplicates": ("duplicates",),
+}
+
+
+def to_html(audit: Audit) -> str:
+    """The whole as one page that needs no network."""
+    manifest, drawn = audit.manifest, audit.images
+    parts = [
+        html.paragraph(
+            f"{len(manifest):,} images, {len(manifest.labels)} labels, protocol "
+            f"{manifest.protocol}, digest {manifest.digest}."
+        ),
+        *map(html.paragraph, findings(audit)),
+    ]
+    for name, rows in tables(audit).items():
+        parts += [html.heading(_TITLES[name])]
+        parts += [html.picture(drawn[f], _ALTS[f]) for f in _FIGURES_OF.get(name, ()) if f in drawn]
+        parts += [html.table(rows[0], rows[1:])]
+    return html.page("Audit of a data set", *parts)
+
+
+def to_text(audit: Audit) -> str:
+    """The splits and the findings for a terminal."""
+    rows = summary_rows(audit)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:>{w}s}" for cell, w in zip(row, widths, strict=True)) for row in rows
+    ]
+    return "\n".join([*lines, "", *findings(audit)])
+
+
+def write_audit(audit: Audit, folder: Path) -> None:
+    """Write audit.html, a CSV file a table and a PNG file a figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "audit.html").write_text(to_html(audit), encoding="utf-8")
+    for name, rows in tables(audit).items():
+        _write_csv(folder / f"{name}.csv", rows)
+    for name, image in audit.images.items():
+        image.save(folder / f"{name}.png")
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [cell.replace(",", "") if cell.replace(",", "").isdecimal() else cell for cell in row]
+            for row in rows
+        )

@@ -1,0 +1,237 @@
+"""The figures of a report: from a sample's scores to arrays, and from these to plots.
+
+Owns which labels are shown, and the words that stand for a figure where it can't be seen.
+
+    drawings = make_drawings(sample, tables, confusions)
+    drawings["calibration"].image, drawings["calibration"].alt
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from nuswide.metrics import Scored
+from nuswide.metrics.predictions import Bools, Curve, Ints, Scores
+from nuswide.metrics.ranking import FEW, MANY, average_precision
+from nuswide.reporting import plots
+from nuswide.reporting.report.entries import Confusions
+from nuswide.reporting.report.subject import Sample
+from nuswide.reporting.report.tables import Columns
+
+_MOST_BARS = 40  # labels in the distribution
+_PANELS = 11  # labels with curves of their own, beside all labels together
+_POINTS = 400  # of a drawn curve
+_HISTOGRAM_BINS = 20
+_HEAT = 24  # rows and columns of the heat map
+_Z = 1.959964  # standard deviations of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, what is seen in it, and what is to be known to read it."""
+
+    figure: Figure
+    alt: str
+    caption: str
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The figure as it is seen, drawn once for the page and the file."""
+        return plots.to_image(self.figure)
+
+
+def make_drawings(
+    sample: Sample, tables: dict[str, Columns], confusions: Confusions
+) -> dict[str, Drawing]:
+    """Every figure that there is something to show for; name -> drawing."""
+    rising = sample.scored.true.any()  # without a positive no curve rises
+    drawings = {
+        "headline": _headline(tables["headline"], sample.subject.baselines),
+        "label_distribution": _distribution(sample),
+        "ap_by_frequency": _by_frequency(tables["per_label"]) if rising else None,
+        "precision_recall": _precision_recall(sample) if rising else None,
+        "score_histograms": _histograms(sample),
+        "calibration": _calibration(tables["calibration"]),
+        "co_confusion": _confusion(sample.subject.labels, confusions),
+    }
+    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+
+
+def _headline(table: Columns, baselines: Any) -> Drawing:
+    rows = zip(*(table[name] for name in ("figure", "value", "low", "high")), strict=True)
+    # Without an interval the value stands alone.
+    intervals = {
+        name: (value, value if low is None else low, value if high is None else high)
+        for name, value, low, high in rows
+        if value is not None
+    }
+    said = ", ".join(f"{name} {value:.3f}" for name, (value, _, _) in intervals.items())
+    return Drawing(
+        plots.interval_dots(intervals, baselines),
+        f"Dots of the model's figures, beside those of the trivial taggers: {said}.",
+        "Bars: 95 % intervals, over other images of the same kind. Open signs: trivial taggers, "
+        "which know nothing of the picture.",
+    )
+
+
+def _distribution(sample: Sample) -> Drawing:
+    subject = sample.subject
+    positives = {"train": subject.train_positives, subject.split: sample.scored.true.sum(axis=0)}
+    most = subject.train_positives.argmax()
+    shown = min(_MOST_BARS, len(subject.labels))
+    cut = "" if shown == len(subject.labels) else f" The {shown} most frequent are shown."
+    return Drawing(
+        plots.label_distribution(subject.labels, positives, _MOST_BARS),
+        f"Bars of the images with each label in train and {subject.split}, from "
+        f"{subject.labels[most]} with {subject.train_positives[most]:,} in train downwards.",
+        f"Images with each label.{cut}",
+    )
+
+
+def _by_frequency(table: Columns) -> Drawing:
+    kept = [i for i, ap in enumerate(table["ap"]) if ap is not None]
+    names = [table["label"][i] for i in kept]
+    positives = np.array([table["in train"][i] for i in kept])
+    precision = np.array([table["ap"][i] for i in kept], dtype=np.float64)
+    many, few = positives > MANY, positives < FEW
+    groups = {f"fewer than {FEW}": few, f"{FEW} to {MANY}": ~few & ~many, f"over {MANY}": many}
+    means = "; ".join(
+        f"{chosen.sum()} labels with {name} images in train: mean AP {precision[chosen].mean():.2f}"
+        for name, chosen in groups.items()
+        if chosen.any()
+    )
+    return Drawing(
+        plots.precision_by_frequency(names, positives, precision, (FEW, MANY)),
+        f"A dot a label, its average precision over its images in train. {means}.",
+        f"{means}. The dotted lines part them. Some of the best and worst are named.",
+    )
+
+
+def _shown_labels(scored: Scored) -> Ints:
+    """The labels with curves of their own: the most frequent of those that have a positive."""
+    support = scored.true.sum(axis=0)
+    order = np.argsort(-support, kind="stable")[:_PANELS]
+    return order[support[order] > 0]
+
+
+def _precision_recall(sample: Sample) -> Drawing:
+    scored, half = sample.scored, sample.at_half
+    shown = _shown_labels(scored)
+    panels = [
+        _panel(sample.subject.labels[i], scored.curves[i], scored.true[:, [i]],
+               {"at its threshold": scored.predicted[:, [i]], "at 0.5": half.predicted[:, [i]]})
+        for i in shown
+    ]  # fmt: skip
+    if len(sample.subject.labels) > 1:
+        points = {"at its threshold": scored.predicted, "at 0.5": half.predicted}
+        panels.insert(0, _panel("all labels together", scored.pooled, scored.true, points))
+    aps = np.array([average_precision(scored.curves[i]) for i in shown])
+    best, worst = (sample.subject.labels[shown[i]] for i in (aps.argmax(), aps.argmin()))
+    return Drawing(
+        plots.precision_recall(panels),
+        f"Precision over recall of the {len(shown)} most frequent labels. Average precision goes "
+        f"from {aps.min():.2f} ({worst}) to {aps.max():.2f} ({best}).",
+        "All labels' entries in one ranking first, then the most frequent labels. AP: average "
+        "precision; n: images with the label.",
+    )
+
+
+def _panel(
+    name: str, curve: Curve, true: Bools, predicted: dict[str, Bools]
+) -> plots.PrecisionRecall:
+    kept = np.unique(np.linspace(0, len(curve.hits) - 1, _POINTS).astype(int))
+    title = f"{_short(name)}\nAP {average_precision(curve):.2f}, n {curve.positives:,}"
+    recall, precision = curve.hits / curve.positives, curve.hits / curve.predicted
+    points = {}
+    for where, chosen in predicted.items():
+        hits = int((chosen & true).sum())
+        if chosen.any():  # precision is not defined where nothing is predicted
+            points[where] = (hits / curve.positives, hits / int(chosen.sum()))
+        else:
+            points[where] = (np.nan, np.nan)
+    share = curve.positives / int(curve.predicted[-1])
+    return plots.PrecisionRecall(title, recall[kept], precision[kept], share, points)
+
+
+def _histograms(sample: Sample) -> Drawing:
+    scored, labels = sample.scored, sample.subject.labels
+    known = np.ones_like(scored.true) if scored.known is None else scored.known
+    shown = _shown_labels(scored)
+    panels = [
+        _histogram(labels[i], scored.scores[:, i], scored.true[:, i], known[:, i],
+                   float(sample.subject.thresholds[i]))
+        for i in shown
+    ]  # fmt: skip
+    if len(labels) > 1 or not panels:
+        panels.insert(0, _histogram("all labels together", scored.scores, scored.true, known, None))
+    means = [
+        f"{scored.scores[chosen].mean():.2f}" if chosen.any() else "none"
+        for chosen in (scored.true, known & ~scored.true)
+    ]
+    return Drawing(
+        plots.score_histograms(panels),
+        f"Histograms of scores. Over all labels the mean score of positives is {means[0]}, that of "
+        f"negatives {means[1]}.",
+        "Filled: images that have the label; hatched: those that lack it; each adds up to 100 %, "
+        "on a scale that is logarithmic above 1 %.",
+    )
+
+
+def _histogram(
+    name: str, scores: Scores, true: Bools, known: Bools, threshold: float | None
+) -> plots.Histogram:
+    shares = []
+    for chosen in (true, known & ~true):
+        counts = np.histogram(scores[chosen], _HISTOGRAM_BINS, (0, 1))[0]
+        shares.append(counts / max(1, counts.sum()))
+    title = f"{_short(name)}\n{int(true.sum()):,} have it of {int(known.sum()):,}"
+    return plots.Histogram(title, shares[0], shares[1], threshold)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 26 else f"{name[:25]}…"
+
+
+def _calibration(table: Columns) -> Drawing:
+    columns = {
+        name: np.array([np.nan if v is None else v for v in table[name]])
+        for name in ("mean score", "share true", "low", "high")
+    }
+    counts = np.array(table["entries"])
+    largest = int(counts.argmax())
+    return Drawing(
+        plots.reliability(
+            columns["mean score"], columns["share true"], columns["low"], columns["high"], counts
+        ),
+        f"The share of entries that is true over their score, in {len(counts)} bins. The bin with "
+        f"most entries, {counts[largest]:,}, has a mean score of "
+        f"{columns['mean score'][largest]:.3f} and a share of "
+        f"{columns['share true'][largest]:.3f}.",
+        "All labels' entries together. On the dotted line a score of 0.3 is right in 30 % of "
+        "cases; below it the model is too sure. The bars count the entries of each bin.",
+    )
+
+
+def _confusion(labels: tuple[str, ...], found: Confusions) -> Drawing | None:
+    """The part of the counts with the most frequent pairs; None if no two labels are confused."""
+    if not found.images.any():
+        return None
+    rows = np.sort(np.argsort(-found.images.max(axis=1), kind="stable")[:_HEAT])
+    columns = np.sort(np.argsort(-found.images[rows].max(axis=0), kind="stable")[:_HEAT])
+    images = found.images[np.ix_(rows, columns)]
+    r, c = np.unravel_index(images.argmax(), images.shape)
+    missed = [labels[i] for i in found.missed[rows]]
+    wrong = [labels[i] for i in found.wrong[columns]]
+    return Drawing(
+        plots.co_confusion(missed, wrong, images, found.missed_images[rows]),
+        f"Heat map of {len(missed)} missed by {len(wrong)} wrongly predicted labels. Most "
+        f"frequent: {wrong[c]} where {missed[r]} is missed, in {images[r, c]} images.",
+        "Of the images in which the row's label is true but missed, how many have the column's "
+        "label wrongly predicted. The number in a cell counts images, its shade is their share of "
+        "the row; a label that is wrong everywhere makes a dark column. Shown are the rows and "
+        "columns of the most frequent pairs.",
+    )

@@ -1,0 +1,150 @@
+"""The pictures of a report, with captions that say what is true, predicted and scored.
+
+Owns the choice and its words. A label that is unknown of a picture is not in its caption.
+
+    mistakes(subject)["misses"][0].lines
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuswide.metrics.predictions import Bools
+from nuswide.reporting.report.entries import (
+    Entry,
+    best_hits,
+    doubtful_negatives,
+    doubtful_positives,
+    false_positives,
+    find_entries,
+    misses,
+    varied,
+)
+from nuswide.reporting.report.subject import Part, Subject
+from nuswide.reporting.report.tables import predicted_of, reason
+
+_MISTAKES, _HITS, _SUSPECTS = 12, 8, 8  # pictures of each kind
+_CANDIDATES = 24  # entries a label that pictures are chosen from
+_NAMED = 6  # labels in a line of a caption
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture (3, S, S), what is seen in it, and lines of text, the first a headline."""
+
+    entry: Entry
+    image: NDArray[np.uint8]
+    alt: str
+    lines: tuple[str, ...]
+
+
+def mistakes(subject: Subject) -> dict[str, list[Card]]:
+    """The surest false positives and misses, and the best hits."""
+    samples, scores, thresholds = subject.data.manifest, subject.scores, subject.thresholds
+    found = {
+        kind: varied(
+            find_entries(samples, scores, value(thresholds), per_label=_CANDIDATES),
+            count=_MISTAKES,
+            n_labels=len(subject.labels),
+        )
+        for kind, value in (("false_positives", false_positives), ("misses", misses))
+    }
+    found["best_hits"] = [
+        _surest(subject, image) for image in best_hits(samples, scores, thresholds, _HITS)
+    ]
+    said = {"false_positives": "predicted wrongly", "misses": "missed", "best_hits": ""}
+    part = Part(subject.data, scores)
+    return {
+        kind: _cards(
+            part, thresholds, entries, [_headline(subject, e, said[kind]) for e in entries]
+        )
+        for kind, entries in found.items()
+    }
+
+
+def _surest(subject: Subject, image: int) -> Entry:
+    """The label of an image that is found with the highest score."""
+    hit = subject.data.manifest.targets[image] > 0
+    hit &= subject.scores[image] >= subject.thresholds
+    label = int(np.where(hit, subject.scores[image], -1).argmax())
+    return Entry(float(subject.scores[image, label]), image, label)
+
+
+def _headline(subject: Subject, entry: Entry, said: str) -> str:
+    name, score = subject.labels[entry.label], subject.scores[entry.image, entry.label]
+    if not said:
+        n_true = int((subject.data.manifest.targets[entry.image] > 0).sum())
+        return f"{n_true} label{'s' * (n_true != 1)}, {name} the surest"
+    return f"{name} {said} at {score:.3f}"
+
+
+def suspects(
+    part: Part, thresholds: NDArray[np.float32], label_ap: NDArray[np.float64], ranked: int
+) -> tuple[dict[str, list[Card]], list[Entry]]:
+    """Pictures of labels that may be missing or wrong, and the `ranked` most doubtful entries."""
+    samples = part.data.manifest
+    galleries, entries = {}, []
+    kinds = (("may_be_missing", doubtful_negatives), ("may_be_wrong", doubtful_positives))
+    for kind, value in kinds:
+        found = find_entries(samples, part.scores, value, per_label=ranked)
+        entries += found
+        chosen = varied(found, count=_SUSPECTS, n_labels=len(samples.labels))
+        headlines = [_suspicion(part, entry, float(label_ap[entry.label])) for entry in chosen]
+        galleries[kind] = _cards(part, thresholds, chosen, headlines)
+    return galleries, sorted(entries, key=lambda e: (-e.value, e.image, e.label))[:ranked]
+
+
+def _suspicion(part: Part, entry: Entry, ap: float) -> str:
+    samples, place = part.data.manifest, (entry.image, entry.label)
+    said = "labelled" if samples.targets[place] else "not labelled"
+    why = reason(int(samples.targets[place]), ap)
+    return f"{samples.labels[entry.label]}, {said}, scored {part.scores[place]:.3f}: {why}"
+
+
+def _cards(
+    part: Part, thresholds: NDArray[np.float32], entries: Sequence[Entry], headlines: Sequence[str]
+) -> list[Card]:
+    if not entries:
+        return []
+    pictures = part.data.gather(np.array([entry.image for entry in entries]))
+    samples = part.data.manifest
+    cards = []
+    for entry, picture, headline in zip(entries, pictures, headlines, strict=True):
+        scores = part.scores[entry.image]
+        true = samples.targets[entry.image] > 0
+        predicted = predicted_of(samples, scores, thresholds, entry.image)
+        said = _outcomes(samples.labels, scores, true, predicted)
+        name = PurePosixPath(samples.names[entry.image]).name
+        alt = f"{headline}. True: {_names(samples.labels, true)}. Predicted: " + _names(
+            samples.labels, predicted
+        )
+        first, _, rest = headline.partition(": ")
+        lines = (first, *([rest] if rest else []), *said, name)
+        cards.append(Card(entry, picture, f"{alt}.", lines))
+    return cards
+
+
+def _outcomes(
+    labels: tuple[str, ...], scores: NDArray[np.float32], true: Bools, predicted: Bools
+) -> list[str]:
+    """The found, wrong and missed labels, a line each, with their scores."""
+    kinds = (("✓ found", true & predicted), ("+ wrong", predicted & ~true),
+             ("− missed", true & ~predicted))  # fmt: skip
+    return [f"{kind}: {_names(labels, chosen, scores)}" for kind, chosen in kinds if chosen.any()]
+
+
+def _names(
+    labels: tuple[str, ...], chosen: Bools, scores: NDArray[np.float32] | None = None
+) -> str:
+    """The chosen labels, the highest score first, with their scores if there are any."""
+    places = np.flatnonzero(chosen)
+    if scores is not None:
+        places = places[np.argsort(-scores[places], kind="stable")]
+    said = [f"{labels[i]} {scores[i]:.2f}" if scores is not None else labels[i]
+            for i in places[:_NAMED]]  # fmt: skip
+    if len(places) > _NAMED:
+        said.append(f"{len(places) - _NAMED} more")
+    return ", ".join(said) or "none"

@@ -1,0 +1,195 @@
+"""A report as one page.
+
+Owns the order of the sections, their headings and their words. Computes nothing.
+
+    Path("report.html").write_text(to_html(report), encoding="utf-8")
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from nuswide.reporting import html
+from nuswide.reporting.report.galleries import Card
+from nuswide.reporting.report.make import Report
+from nuswide.reporting.report.tables import Columns
+
+_MOST_ROWS = 500  # of a table; a page of thousands would be slow to open and to sort
+_NONE = "–"
+_MEANINGS = {
+    "map": "mean over the labels of their average precision",
+    "micro/ap": "average precision of all labels' entries in one ranking",
+    "micro/f1": "F1 of all entries together",
+    "macro/f1": "mean of the labels' F1",
+    "samples/f1": "mean of the images' F1",
+    "cf1": "harmonic mean of the labels' mean precision and mean recall",
+    "of1": "as micro/f1, by its name beside cf1",
+    "lrap": "how far up an image's own labels are in its ranking",
+}
+_PICTURES = (
+    "Pictures are as the model saw them: squashed to a square of its input's size. In each group a "
+    "picture is shown once, and a label at most twice if there are many. Some mistakes are the "
+    "labels', and not the model's."
+)
+
+
+def to_html(report: Report) -> str:
+    """The whole as one page that needs no network; sorting tables aside, nor scripts."""
+    sections = {
+        "In short": _short(report),
+        "Thresholds": _thresholds(report),
+        "Label by label": _per_label(report),
+        "Labels and their frequency": [_drawn(report, "ap_by_frequency"),
+                                       _drawn(report, "label_distribution")],
+        "Precision and recall": [_drawn(report, "precision_recall")],
+        "Scores": [_drawn(report, "score_histograms")],
+        "Calibration": [_drawn(report, "calibration")],
+        "Labels taken for others": _confusions(report),
+        "Surest mistakes": _mistakes(report),
+        "Best hits": _hits(report),
+        "Labels that may be wrong": _suspects(report),
+        "Speed and cost": _costs(report),
+        "How it was made": _facts(report),
+    }  # fmt: skip
+    shown = {title: [part for part in parts if part] for title, parts in sections.items()}
+    shown = {title: parts for title, parts in shown.items() if parts}
+    body = [part for title, parts in shown.items() for part in (html.heading(title), *parts)]
+    return html.page(report.title, html.contents(shown), *body)
+
+
+def _short(report: Report) -> list[str]:
+    table = report.tables["headline"]
+    meant = {"meaning": [_MEANINGS.get(name, "") for name in table["figure"]]}
+    rows = _rows(table | meant)
+    return [
+        html.points(report.findings),
+        _drawn(report, "headline"),
+        html.table([*table, "meaning"], rows, caption="Headline figures, with 95 % intervals"),
+    ]
+
+
+def _thresholds(report: Report) -> list[str]:
+    return [
+        html.paragraph(
+            "The same scores, cut at the thresholds that come with the model and at 0.5. "
+            "Thresholds that were fitted on these very images would flatter it."
+        ),
+        _table(report, "thresholds", "Figures at two kinds of thresholds"),
+    ]
+
+
+def _per_label(report: Report) -> list[str]:
+    wanted = {
+        "label": "label", "ap": "AP", "f1": "F1", "precision": "precision", "recall": "recall",
+        "support": f"images in {report.split}", "in train": "images in train",
+        "threshold": "threshold", "f1 at 0.5": "F1 at 0.5",
+    }  # fmt: skip
+    table = {head: report.tables["per_label"][name] for name, head in wanted.items()}
+    n_labels = len(table["label"])
+    cut = f", the {_MOST_ROWS} most frequent of {n_labels:,}" if n_labels > _MOST_ROWS else ""
+    return [
+        html.paragraph(
+            "Precision, recall and F1 are at the label's threshold. A label that no image has is "
+            f"without AP ({_NONE})."
+        ),
+        html.table(
+            list(table), _rows(table), caption=f"Figures of each label{cut}", sortable=True,
+            sorted_by=f"images in {report.split}",
+        ),
+    ]  # fmt: skip
+
+
+def _confusions(report: Report) -> list[str]:
+    if not report.tables["confusions"]["images"]:
+        return [html.paragraph("In no image is one label missed and another predicted wrongly.")]
+    return [
+        _drawn(report, "co_confusion"),
+        html.paragraph(
+            "A pair says something where the share of the missed is well above the share of all "
+            "images, in which the same label is predicted wrongly."
+        ),
+        _table(report, "confusions", "The most frequent pairs", sortable=True),
+    ]
+
+
+def _mistakes(report: Report) -> list[str]:
+    return [
+        html.paragraph(_PICTURES),
+        html.subheading("Predicted, but not labelled; the highest score first"),
+        _gallery(report.galleries["false_positives"], "No label is predicted wrongly."),
+        html.subheading("Labelled, but not predicted; the lowest score first"),
+        _gallery(report.galleries["misses"], "No label is missed."),
+    ]
+
+
+def _hits(report: Report) -> list[str]:
+    return [
+        html.paragraph(
+            "The images tagged best: by their own F1, then by the number of labels found, then by "
+            "the lowest score among these."
+        ),
+        _gallery(report.galleries["best_hits"], "No label is found in any image."),
+    ]
+
+
+def _suspects(report: Report) -> list[str]:
+    if report.held_out is None:
+        return []
+    return [
+        html.paragraph(
+            f"Entries of {report.held_out}, which the model was not trained on, where label and "
+            "score are furthest apart. A label is suspected, not convicted: where the model is "
+            "weak, it is more likely the model that errs."
+        ),
+        html.subheading("Perhaps missing: not labelled, but scored high"),
+        _gallery(report.galleries["may_be_missing"], "None is scored above 0.5."),
+        html.subheading("Perhaps wrong: labelled, but scored low"),
+        _gallery(report.galleries["may_be_wrong"], "None is scored below 0.5."),
+        html.subheading("Both, ranked by the distance of label and score"),
+        _table(report, "suspects", "Suspected labels", sortable=True),
+    ]
+
+
+def _gallery(cards: Sequence[Card], if_none: str) -> str:
+    if not cards:
+        return html.paragraph(if_none)
+    return html.gallery(html.photograph(card.image, card.alt, card.lines) for card in cards)
+
+
+def _drawn(report: Report, name: str) -> str:
+    if name not in report.drawings:
+        return ""
+    drawing = report.drawings[name]
+    return html.picture(drawing.image, drawing.alt, drawing.caption)
+
+
+def _table(report: Report, name: str, caption: str, sortable: bool = False) -> str:
+    columns = report.tables[name]
+    return html.table(list(columns), _rows(columns), caption=caption, sortable=sortable)
+
+
+def _costs(report: Report) -> list[str]:
+    columns = report.tables["costs"]
+    return [html.table(list(columns), _rows(columns))] if columns["name"] else []
+
+
+def _facts(report: Report) -> list[str]:
+    columns = report.tables["facts"]
+    facts = dict(zip(columns["name"], columns["value"], strict=True))
+    return [html.definitions(facts)] if facts else []
+
+
+def _rows(columns: Columns) -> list[list[str]]:
+    rows = zip(*(values[:_MOST_ROWS] for values in columns.values()), strict=True)
+    return [[cell_text(cell) for cell in row] for row in rows]
+
+
+def cell_text(cell: Any) -> str:
+    """A value as it is shown: figures with three digits, large numbers whole, nothing as a dash."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return _NONE
+    if isinstance(cell, float) and 0 < abs(cell) < 0.001:
+        return f"{cell:.1g}"
+    if isinstance(cell, float):
+        return f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)

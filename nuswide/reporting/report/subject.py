@@ -1,0 +1,114 @@
+"""What a report is about.
+
+Owns Subject and Part, and the sample of images that large ones are judged by. Computes no figure.
+
+    subject = Subject("resnet18", "test", data, scores, thresholds, train_positives)
+    looked_at(subject, MOST_ENTRIES).scored.curves
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuswide.data.dataset import Dataset
+from nuswide.metrics import Figures, Scored
+
+MOST_ENTRIES = 2**23  # of images by labels that curves are made of: 100,000 images by 81 labels
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples and their scores (N, C)."""
+
+    data: Dataset
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an evaluation knows of a model on a split's samples.
+
+    scores: (N, C). thresholds: (C,), fitted on another split. train_positives: (C,) images in train
+    with each label. baselines: trivial tagger -> figures on the same samples. figures: of these
+    scores at the thresholds; computed if they are not given. intervals: figure -> value, low, high,
+    at 95 %. held_out: samples that were not trained on, with their scores, in whose labels mistakes
+    are looked for. costs: name with its unit -> value. facts: name -> what is to be known of model,
+    data and protocol.
+    """
+
+    title: str
+    split: str
+    data: Dataset
+    scores: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    train_positives: NDArray[np.int64]
+    baselines: Mapping[str, Figures] = field(default_factory=dict)
+    figures: Figures | None = None
+    intervals: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    held_out: Part | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n_labels = len(self.labels)
+        if self.scores.shape != (len(self.data), n_labels):
+            raise ValueError(f"scores are {self.scores.shape}, not those of {self.data.manifest}")
+        if self.thresholds.shape != (n_labels,) or self.train_positives.shape != (n_labels,):
+            raise ValueError(f"thresholds and train_positives must have {n_labels} values each")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The C labels."""
+        return self.data.manifest.labels
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The images that curves and tables are made of: all, or as many as memory allows.
+
+    rows: their places in the subject's data.
+    """
+
+    subject: Subject
+    rows: NDArray[np.int64]
+
+    @cached_property
+    def scored(self) -> Scored:
+        """Their targets and scores at the subject's thresholds."""
+        return self._at(self.subject.thresholds)
+
+    @cached_property
+    def at_half(self) -> Scored:
+        """The same at 0.5 for every label."""
+        return self._at(np.full_like(self.subject.thresholds, 0.5))
+
+    def _at(self, thresholds: NDArray[np.float32]) -> Scored:
+        samples, rows = self.subject.data.manifest, self.rows
+        if self.is_all:  # copies nothing
+            known, targets, scores = samples.known, samples.targets, self.subject.scores
+        else:
+            known = None if samples.known is None else samples.known[rows]
+            targets, scores = samples.targets[rows], self.subject.scores[rows]
+        return Scored(targets, scores, thresholds, known, self.subject.train_positives)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether no image is left out."""
+        return len(self.rows) == len(self.subject.data)
+
+
+def looked_at(subject: Subject, most_entries: int) -> Sample:
+    """Take all images, or a random part of them, always the same one."""
+    return Sample(subject, some_rows(subject.scores, most_entries))
+
+
+def some_rows(scores: NDArray[np.float32], most_entries: int) -> NDArray[np.int64]:
+    """Choose as many images as have no more than so many entries; in their order."""
+    n_images, n_labels = scores.shape
+    most = max(1, most_entries // max(1, n_labels))
+    if n_images <= most:
+        return np.arange(n_images)
+    return np.sort(np.random.default_rng(0).choice(n_images, most, replace=False))

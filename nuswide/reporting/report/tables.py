@@ -1,0 +1,193 @@
+"""The tables of a report, as columns of plain values.
+
+Owns what is in them and in what order. Never formats a number, nor draws.
+
+    per_label(sample)["ap"]
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nuswide.data.manifest import Manifest
+from nuswide.metrics import METRICS, Figures, Scored, all_figures, per_label_table
+from nuswide.metrics.calibration import BINS, bin_sums
+from nuswide.metrics.predictions import Bools
+from nuswide.reporting.report.entries import Confusions, Entry
+from nuswide.reporting.report.subject import Part, Sample, Subject
+
+Columns = dict[str, list[Any]]
+HEADLINE = (
+    "map", "micro/ap", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "lrap",
+)  # fmt: skip
+_DECISIONS = ("precision_recall_f1", "six", "hamming_loss")  # of METRICS, these need no ranking
+_AT_THRESHOLDS = (
+    "micro/f1", "micro/precision", "micro/recall", "macro/f1", "macro/precision", "macro/recall",
+    "samples/f1", "cf1", "hamming_loss",
+)  # fmt: skip
+_PAIRS = 25  # confusions in theirs
+_Z = 1.959964  # standard deviations of a 95 % interval
+
+
+def figures_of(sample: Sample) -> Figures:
+    """The figures that were given, or those of the sample."""
+    if sample.subject.figures is not None:
+        return sample.subject.figures
+    s = sample.scored
+    return all_figures(
+        s.targets, s.scores, s.thresholds, s.known, train_positives=s.train_positives
+    )
+
+
+def headline(subject: Subject, figures: Figures) -> Columns:
+    """Each headline figure, its interval, and the baselines'; None for what is not defined."""
+    names = [name for name in HEADLINE if name in figures]
+    nothing = (np.nan, np.nan, np.nan)
+    columns: Columns = {"figure": names, "value": _cells(figures[name] for name in names)}
+    for place, bound in ((1, "low"), (2, "high")):
+        columns[bound] = _cells(subject.intervals.get(name, nothing)[place] for name in names)
+    for baseline, values in subject.baselines.items():
+        columns[baseline] = _cells(values.get(name, np.nan) for name in names)
+    return columns
+
+
+def two_thresholds(sample: Sample) -> Columns:
+    """Figures at the subject's thresholds and at 0.5, side by side."""
+    own, half = (_decision_figures(scored) for scored in (sample.scored, sample.at_half))
+    return {
+        "figure": list(_AT_THRESHOLDS),
+        "at its thresholds": [own[name] for name in _AT_THRESHOLDS],
+        "at 0.5": [half[name] for name in _AT_THRESHOLDS],
+    }
+
+
+def _decision_figures(scored: Scored) -> Figures:
+    figures: Figures = {}
+    for name in _DECISIONS:
+        figures |= METRICS[name](scored)
+    return figures
+
+
+def per_label(sample: Sample) -> Columns:
+    """The figures of each label with its images in train and its F1 at 0.5; frequent ones first."""
+    labels, scored = sample.subject.labels, sample.scored
+    table = per_label_table(labels, scored.targets, scored.scores, scored.thresholds, scored.known)
+    half = _f1(sample.at_half)
+    place = {label: i for i, label in enumerate(labels)}
+    order = [place[label] for label in table["label"]]
+    table["f1 at 0.5"] = [round(float(half[i]), 4) for i in order]
+    table["in train"] = [int(sample.subject.train_positives[i]) for i in order]
+    return table
+
+
+def _f1(scored: Scored) -> Any:
+    hits = (scored.predicted & scored.true).sum(axis=0)
+    return 2 * hits / np.maximum(scored.predicted.sum(axis=0) + scored.true.sum(axis=0), 1)
+
+
+def confusions(subject: Subject, found: Confusions) -> Columns:
+    """The most frequent pairs of a missed label and one wrongly predicted in the same image."""
+    order = np.argsort(-found.images, axis=None, kind="stable")[:_PAIRS]
+    pairs = [
+        (int(r), int(c))
+        for r, c in zip(*np.unravel_index(order, found.images.shape), strict=True)
+        if found.images[r, c]
+    ]
+    return {
+        "missed": [subject.labels[found.missed[r]] for r, _ in pairs],
+        "predicted instead": [subject.labels[found.wrong[c]] for _, c in pairs],
+        "images": [int(found.images[pair]) for pair in pairs],
+        "share of the missed": [
+            float(found.images[r, c] / found.missed_images[r]) for r, c in pairs
+        ],
+        "share of all images": [float(found.wrong_images[c] / found.n_images) for _, c in pairs],
+    }
+
+
+def labels_of(labels: tuple[str, ...], chosen: Bools) -> str:
+    """The names of the chosen labels in one text."""
+    return "; ".join(labels[i] for i in np.flatnonzero(chosen))
+
+
+def pictured(subject: Subject, groups: Mapping[str, list[Entry]]) -> Columns:
+    """What the pictures of mistakes and hits show; kind of picture -> its entries."""
+    samples, labels = subject.data.manifest, subject.labels
+    columns: Columns = {
+        name: [] for name in ("kind", "image", "label", "score", "threshold", "true", "predicted")
+    }
+    for kind, entries in groups.items():
+        for entry in entries:
+            scores = subject.scores[entry.image]
+            row = (
+                kind, samples.names[entry.image], labels[entry.label], float(scores[entry.label]),
+                float(subject.thresholds[entry.label]),
+                labels_of(labels, samples.targets[entry.image] > 0),
+                labels_of(labels, predicted_of(samples, scores, subject.thresholds, entry.image)),
+            )  # fmt: skip
+            for name, cell in zip(columns, row, strict=True):
+                columns[name].append(cell)
+    return columns
+
+
+def predicted_of(samples: Manifest, scores: Any, thresholds: Any, image: int) -> Bools:
+    """Which known labels of an image are predicted; (C,)."""
+    predicted = np.asarray(scores >= thresholds)
+    return predicted if samples.known is None else predicted & samples.known[image]
+
+
+def suspects(part: Part, ranked: list[Entry], label_ap: Any) -> Columns:
+    """The entries whose label and score are furthest apart, and why each is suspected."""
+    samples = part.data.manifest
+    targets = [int(samples.targets[e.image, e.label]) for e in ranked]
+    scores = [float(part.scores[e.image, e.label]) for e in ranked]
+    aps = [label_ap[e.label] for e in ranked]
+    return {
+        "rank": list(range(1, len(ranked) + 1)),
+        "image": [samples.names[e.image] for e in ranked],
+        "label": [samples.labels[e.label] for e in ranked],
+        "labelled": ["yes" if target else "no" for target in targets],
+        "score": scores,
+        "distance": [abs(t - s) for t, s in zip(targets, scores, strict=True)],
+        "AP of the label": [None if np.isnan(ap) else float(ap) for ap in aps],
+        "reason": [reason(*evidence) for evidence in zip(targets, aps, strict=True)],
+    }
+
+
+def reason(target: int, ap: float) -> str:
+    """What is suspected of an entry, and how far to trust the model with its label."""
+    said = "may not be there" if target else "may be missing"
+    if np.isnan(ap):
+        return f"{said}; the model is untested on this label"
+    trust = "good" if ap >= 0.7 else "fair" if ap >= 0.4 else "weak"
+    return f"{said}; the model is {trust} at it (AP {ap:.2f})"
+
+
+def calibration(scored: Scored) -> Columns:
+    """Bins of equal width over all known entries: how many, mean score, and the share that is true.
+
+    The interval is Wilson's, as if entries were independent; a bin without entries has none.
+    """
+    score_sums, positives = (sums.sum(axis=0) for sums in bin_sums(scored))
+    counts = _bin_counts(scored)
+    n = np.where(counts, counts, np.nan)
+    share = positives / n
+    middle = (share + _Z**2 / 2 / n) / (1 + _Z**2 / n)
+    half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / 4 / n**2) / (1 + _Z**2 / n)
+    edges = np.linspace(0, 1, BINS + 1)
+    return {
+        "from": edges[:-1].tolist(), "to": edges[1:].tolist(), "entries": counts.tolist(),
+        "mean score": _cells(score_sums / n), "share true": _cells(share),
+        "low": _cells(middle - half), "high": _cells(np.minimum(middle + half, 1)),
+    }  # fmt: skip
+
+
+def _bin_counts(scored: Scored) -> Any:
+    """Known entries in each bin; (BINS,). Counted as bin_sums does."""
+    known = scored.scores.ravel() if scored.known is None else scored.scores[scored.known]
+    bins = np.minimum((known * np.float64(BINS)).astype(np.int32), BINS - 1)
+    return np.bincount(bins, minlength=BINS)
+
+
+def _cells(values: Iterable[float]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]

@@ -1,0 +1,171 @@
+"""What is read back from the record: runs, their scores and their curves.
+
+Owns the way from a run's artifacts and histories to arrays, and to the weights of a registered
+version. Writes nothing into the record, computes no figure.
+
+    saved = fetch_scores(run_id, "test")  # None if the run kept none
+    steps, values = fetch_curve(run_id, "val/map")
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+import mlflow
+import numpy as np
+from mlflow.entities import Run as RecordedRun
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
+
+from nuswide.tracking.registry import address_of
+from nuswide.tracking.run import JOB_TAG, scratch_folder
+from nuswide.tracking.score_file import FILE, SavedScores
+
+WEIGHTS = "weights/weights.safetensors"  # in a training run's artifacts
+WEIGHTS_TAG = "weights_sha256"  # of a version
+
+
+def search_runs(experiments: Sequence[str], query: str) -> Iterator[RecordedRun]:
+    """All runs that match, the latest first."""
+    client, token = mlflow.MlflowClient(), None
+    while True:
+        page = client.search_runs(
+            list(experiments), query, order_by=["attributes.start_time DESC"], page_token=token
+        )
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def training_run(version: ModelVersion) -> RecordedRun | None:
+    """The run that made a registered version, if it is in the record."""
+    try:
+        return mlflow.MlflowClient().get_run(version.run_id) if version.run_id else None
+    except MlflowException:  # it was deleted, or is another server's
+        return None
+
+
+def evaluations(version: ModelVersion) -> Iterator[RecordedRun]:
+    """The runs that evaluated a registered version since, the latest first."""
+    experiments = mlflow.MlflowClient().search_experiments()
+    query = (
+        f"tags.`{JOB_TAG}` = 'evaluate' and attributes.status = 'FINISHED' "
+        f"and tags.`model.version` = '{version.name}/{version.version}'"
+    )
+    yield from search_runs([experiment.experiment_id for experiment in experiments], query)
+
+
+def has_scores(run_id: str, split: str) -> bool:
+    """Whether a run kept its scores of a split."""
+    found = mlflow.MlflowClient().list_artifacts(run_id, split)
+    return f"{split}/{FILE}" in {file.path for file in found}
+
+
+def fetch_scores(run_id: str, split: str) -> SavedScores | None:
+    """The scores, targets and thresholds that a run kept of a split; None if it kept none.
+
+    In the order of the images' names, so that what is drawn at random is the same for any order.
+    """
+    if not has_scores(run_id, split):
+        return None
+    with scratch_folder() as folder:
+        path = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=f"{split}/{FILE}", dst_path=str(folder)
+        )
+        saved = SavedScores.load(Path(path))
+    if saved.targets is None or saved.thresholds is None:
+        raise click.ClickException(f"{split}/{FILE} of run {run_id} lacks targets or thresholds")
+    return _take(saved, np.argsort(np.array(saved.images)), np.arange(len(saved.labels)))
+
+
+def fetch_weights(version: ModelVersion, folder: Path) -> Path:
+    """Download the torch weights of a registered version into a folder; gives the file.
+
+    Raises click.ClickException if its run has none, or has been trained further since.
+    """
+    name, digest = address_of(version), version.tags.get(WEIGHTS_TAG)
+    if not digest:
+        raise click.ClickException(f"{name} has no torch weights; give the version it was made of")
+    try:
+        path = mlflow.artifacts.download_artifacts(
+            run_id=version.run_id, artifact_path=WEIGHTS, dst_path=str(folder)
+        )
+    except (MlflowException, OSError) as error:
+        raise click.ClickException(
+            f"the weights of {name} are not to be had from its run {version.run_id} ({error})"
+        ) from error
+    if file_digest(Path(path)) != digest:
+        raise click.ClickException(
+            f"the weights of {name} are gone: its run {version.run_id} was trained further, and "
+            "its last version has the weights now"
+        )
+    return Path(path)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def align(saved: SavedScores, like: SavedScores) -> SavedScores:
+    """Bring images and labels into the order of another's.
+
+    Raises click.ClickException unless both have the same images, labels and truth.
+    """
+    rows = _order(saved.images, like.images, "images")
+    columns = _order(saved.labels, like.labels, "labels")
+    aligned = _take(saved, rows, columns)
+    if not _is_same_truth(aligned, like):
+        raise click.ClickException(
+            "the same images have other labels in the two; they can't be paired"
+        )
+    return aligned
+
+
+def _take(saved: SavedScores, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> SavedScores:
+    assert saved.targets is not None and saved.thresholds is not None
+    place = np.ix_(rows, columns)
+    return SavedScores(
+        tuple(saved.images[row] for row in rows),
+        tuple(saved.labels[column] for column in columns),
+        saved.scores[place],
+        saved.targets[place],
+        None if saved.known is None else saved.known[place],
+        saved.thresholds[columns],
+    )
+
+
+def _order(own: Sequence[str], wanted: Sequence[str], kind: str) -> NDArray[np.intp]:
+    place = {name: i for i, name in enumerate(own)}
+    if len(own) != len(wanted) or any(name not in place for name in wanted):
+        missing = len([name for name in wanted if name not in place])
+        raise click.ClickException(
+            f"the two have other {kind}: {len(own)} and {len(wanted)}, of which {missing} are "
+            "missing in the first; they can't be paired"
+        )
+    return np.array([place[name] for name in wanted], dtype=np.intp)
+
+
+def _is_same_truth(one: SavedScores, other: SavedScores) -> bool:
+    if one.targets is None or other.targets is None:
+        return False
+    known, other_known = (
+        np.ones(s.scores.shape, dtype=np.bool_) if s.known is None else s.known
+        for s in (one, other)
+    )
+    is_same = np.array_equal(known, other_known)
+    return is_same and np.array_equal(one.targets[known] > 0, other.targets[known] > 0)
+
+
+def fetch_curve(
+    run_id: str, key: str, *, most: int = 200
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """A metric's steps and values, at most `most` of each: longer ones as means of blocks."""
+    history = mlflow.MlflowClient().get_metric_history(run_id, key)
+    points = np.array(sorted((m.step, m.value) for m in history), dtype=np.float64).reshape(-1, 2)
+    if len(points) > most:
+        points = np.array([part.mean(axis=0) for part in np.array_split(points, most)])
+    return np.rint(points[:, 0]).astype(np.int64), points[:, 1]

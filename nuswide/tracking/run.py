@@ -1,0 +1,364 @@
+"""The record of a run: the writer to MLflow.
+
+Owns start_run and Run, which spools metrics and ends every run that it began. Computes nothing
+that it records.
+
+    with start_run("train", "sample lr=1e-4") as run:
+        run.log_params({"lr": 1e-4})
+        run.log_metrics({"train/loss": 0.7}, step=0)
+"""
+
+import io
+import json
+import logging
+import math
+import os
+import platform
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+import pandas as pd
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from PIL import Image
+
+from nuswide.data.manifest import Manifest
+from nuswide.tracking.outbox import Spool
+
+JOB_TAG = "nuswide.job"
+# MLflow's own progress and its remark on pip drown what a run has to say.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+# A minute of MLflow's own patience; the spool has more of its own.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+CHECKPOINTS = "checkpoint"  # the folder of artifacts that a run's state is in
+_PATIENCE_S = 60.0
+_LATER = "python -m nuswide upload"
+_MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
+class ManifestDataset(MetaDataset):
+    """One split of a manifest as an MLflow data set, with its counts as the profile."""
+
+    def __init__(self, manifest: Manifest, name: str) -> None:
+        self._counts = {"images": len(manifest), "labels": len(manifest.labels)}
+        source = LocalArtifactDatasetSource(str(manifest.root.resolve()))
+        super().__init__(source, name=name, digest=manifest.digest)
+
+    @property
+    def profile(self) -> dict[str, int]:
+        """How many images and labels there are."""
+        return self._counts
+
+    def to_dict(self) -> dict[str, str]:
+        """Describe the data set as MLflow stores it."""
+        return {**super().to_dict(), "profile": json.dumps(self.profile)}
+
+
+class Run:
+    """One active MLflow run; figures that are not finite are left out of the record."""
+
+    def __init__(
+        self, active: mlflow.ActiveRun, spool: Spool, *, is_extended: bool = False
+    ) -> None:
+        self.is_extended = is_extended  # it was finished once, and goes on
+        self.id: str = active.info.run_id
+        self.name: str = active.info.run_name
+        self.experiment_id: str = active.info.experiment_id
+        self._client = mlflow.MlflowClient()
+        self._spool = spool
+        self._recorded = set(active.data.params)
+        self._datasets: dict[str, MetaDataset] = {}
+
+    @property
+    def address(self) -> str:
+        """Where MLflow's page shows the run."""
+        return page_address(self.experiment_id, self.id)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record params, less those that `mlflow run` has recorded as they were typed."""
+        missing = [Param(k, str(v)) for k, v in params.items() if k not in self._recorded]
+        self._client.log_batch(self.id, params=missing)
+        self._recorded |= set(params)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags."""
+        self._client.log_batch(self.id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Put metrics into the spool; those that a commit covers are sent."""
+        now_ms = round(time.time() * 1000)
+        self._spool.add_metrics(
+            Metric(key, float(value), now_ms, step)
+            for key, value in metrics.items()
+            if math.isfinite(value)
+        )
+
+    def mark(self) -> int:
+        """Put what was logged on disk; gives where it ends."""
+        try:
+            return self._spool.mark()
+        except OSError as error:
+            raise click.ClickException(
+                f"cannot keep the figures on disk ({error.strerror}); make room, and resume"
+            ) from error
+
+    def commit(self, mark: int, checkpoint: Path | None = None) -> None:
+        """Let everything before a mark be sent, and a checkpoint that covers it."""
+        self._spool.commit(mark)
+        if checkpoint:
+            self._spool.send_file(checkpoint, CHECKPOINTS)
+
+    def close(self) -> bool:
+        """Send the rest, and wait a while for it to arrive; gives whether it has."""
+        self._spool.commit(self._spool.mark())
+        return self._spool.close(_PATIENCE_S)
+
+    def log_dataset(self, manifest: Manifest, split: str) -> None:
+        """Record the samples of a split as an input of the run, with their digest."""
+        name = f"{_folder_name(manifest.root)}-{split}"
+        self._datasets[split] = ManifestDataset(manifest, name)
+        try:
+            mlflow.log_input(self._datasets[split], context=split)
+        except MlflowException:
+            # MLflow looks for a data set before it adds it: another run has just done so.
+            mlflow.log_input(self._datasets[split], context=split)
+        self.set_tags({f"data.{split}_digest": manifest.digest})
+
+    def log_result(
+        self, metrics: Mapping[str, float], *, split: str, step: int, model_id: str | None
+    ) -> None:
+        """Record figures, tied to the model and to the logged split that they were measured on."""
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        # A run that was killed while it recorded its end has some of them.
+        there = {m.key: (m.step, m.value) for m in self._latest()}
+        finite = {key: value for key, value in finite.items() if there.get(key) != (step, value)}
+        mlflow.log_metrics(finite, step=step, model_id=model_id, dataset=self._datasets[split])
+
+    def _latest(self) -> list[Metric]:
+        latest: list[Metric] = self._client.get_run(self.id).data._metric_objs
+        return latest
+
+    def log_picture(self, image: Image.Image, name: str) -> None:
+        """Record a picture as the artifact `name`."""
+        mlflow.log_image(image, name)
+
+    def log_image(self, image: Image.Image, key: str, *, step: int) -> None:
+        """Spool a picture with a step, for the step slider of MLflow's page."""
+        png = io.BytesIO()
+        image.save(png, format="png")
+        self._spool.add_picture(png.getvalue(), key, step=step)
+
+    def log_table(self, columns: Mapping[str, list[Any]], name: str) -> None:
+        """Record columns as a table; tables of one name are shown side by side across runs."""
+        folder = name.rpartition("/")[0] or None
+        if name in {file.path for file in self._client.list_artifacts(self.id, folder)}:
+            rows = [list(row) for row in zip(*columns.values(), strict=True)]
+            mlflow.log_dict({"columns": list(columns), "data": rows}, name)  # log_table appends
+        else:
+            mlflow.log_table(pd.DataFrame(columns), name)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Record a text as the artifact `name`."""
+        mlflow.log_text(text, name)
+
+    def log_file(self, path: Path, folder: str) -> None:
+        """Record a file under `folder`."""
+        mlflow.log_artifact(str(path), folder)
+
+    def set_note(self, markdown: str) -> None:
+        """Set the text that stands on the run's page."""
+        self.set_tags({"mlflow.note.content": markdown})
+
+
+def page_address(experiment_id: str, run_id: str) -> str:
+    """Where MLflow's page shows a run; in its view for training, which is not the first."""
+    tracker = mlflow.get_tracking_uri()
+    is_server = tracker.startswith(("http://", "https://"))
+    base = tracker if is_server else "`mlflow ui` shows it at http://127.0.0.1:5000"
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{base.rstrip('/')}{page}?workflowType=machine_learning"
+
+
+def _folder_name(root: Path) -> str:
+    """A data set's name: its folder's, not that of the pictures inside."""
+    root = root.resolve()
+    return root.parent.name if root.name == "images" else root.name
+
+
+class NullRun:
+    """Takes what a Run takes, and forgets it: for the processes that don't write."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: None
+
+
+@contextmanager
+def start_run(
+    job: str, name: str, *, run_id: str | None = None, spool: Path | None = None, mark: int = 0
+) -> Iterator[Run]:
+    """Begin a run, or join the one that `mlflow run` has begun, and end it whatever happens.
+
+    It ends FINISHED, FAILED on an error, or KILLED if it is interrupted or ended early; what is
+    spooled is sent.
+    name: takes the place of a name that MLflow made up, but not of one that the user gave.
+    run_id: an earlier run to go on with. spool: the folder that its metrics wait in, up to mark.
+    Raises TrackerAway if the server does not answer at the end.
+    """
+    is_extended = _is_finished(run_id) if run_id else False
+    active = mlflow.start_run(run_id=run_id)
+    status = RunStatus.FAILED
+    with scratch_folder() as scratch:
+        place = (spool or scratch) / active.info.run_id
+        own_spool = Spool(place, active.info.run_id, keep_bytes=mark)
+        run = Run(active, own_spool, is_extended=is_extended)
+        try:
+            _name(run, active, name)
+            run.set_tags({JOB_TAG: job, **environment()})
+            yield run
+            status = RunStatus.FINISHED
+        except (KeyboardInterrupt, EndedEarly):
+            status = RunStatus.KILLED
+            raise
+        except MlflowException as error:
+            reason = str(error).splitlines()[0]
+            hint = f"; what was trained is kept: {_LATER} {run.id} records it" if spool else ""
+            raise TrackerAway(f"MLflow: {reason}{hint}") from error
+        finally:
+            away = _end(run, RunStatus.to_string(status))
+            if away and status == RunStatus.KILLED:
+                click.echo(f"{away}; {_LATER} {run.id} records the rest", err=True)
+        if away:
+            raise TrackerAway(f"{away}; {_LATER} {run.id} records the rest")
+
+
+def _is_finished(run_id: str) -> bool:
+    return bool(mlflow.get_run(run_id).info.status == "FINISHED")
+
+
+def is_open(run_id: str) -> bool:
+    """Whether this store has a run, and it has not ended as it should."""
+    try:
+        return not _is_finished(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another store's
+            return False
+        raise
+
+
+def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:
+    """Name a run, and the one that `mlflow run` has begun, if it is to go on with another."""
+    if _MADE_UP_NAME.fullmatch(active.info.run_name):
+        run.name = name
+        run.set_tags({MLFLOW_RUN_NAME: name})
+    launcher = os.environ.get("MLFLOW_RUN_ID", run.id)
+    if launcher != run.id:
+        tags = {
+            JOB_TAG: "resume", MLFLOW_RUN_NAME: f"resume of {active.info.run_name}",
+            MLFLOW_PARENT_RUN_ID: run.id, "mlflow.note.content": f"Goes on with run {run.id}.",
+        }  # fmt: skip
+        client = mlflow.MlflowClient()
+        client.log_batch(launcher, tags=[RunTag(k, v) for k, v in tags.items()])
+
+
+class EndedEarly(Exception):
+    """A run is not worth going on with: no error, but it has not done all its work."""
+
+
+class TrackerAway(click.ClickException):
+    """The tracking server did not take a run's record."""
+
+
+def _end(run: Run, status: str) -> str | None:
+    """Send the rest and end a run; gives what went wrong, if the server is away."""
+    arrived = run.close()
+    try:
+        mlflow.end_run(status)
+    except (MlflowException, OSError) as error:
+        return f"the tracking server does not answer ({str(error).splitlines()[0]})"
+    return None if arrived else "the tracking server did not take all metrics"
+
+
+def send_spool(run_id: str, folder: Path, mark: int) -> None:
+    """Send what a run that was stopped has spooled up to a mark; leaves it KILLED.
+
+    Raises TrackerAway if the server does not answer.
+    """
+    spool = Spool(folder / run_id, run_id, keep_bytes=mark)
+    spool.commit(spool.mark())
+    if not spool.close(_PATIENCE_S):
+        raise TrackerAway(f"the tracking server {mlflow.get_tracking_uri()} does not answer")
+    mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+
+
+def fetch_checkpoint(run_id: str, folder: Path) -> None:
+    """Download a run's last state into a folder; raises click.ClickException if it has none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        try:
+            found = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=CHECKPOINTS, dst_path=scratch
+            )
+        except (MlflowException, OSError) as error:
+            raise click.ClickException(
+                f"there is no checkpoint of run {run_id} in {folder.parent}, and none in the run's "
+                "artifacts; give resume=auto, or checkpoints=DIR with the folder it was trained in"
+            ) from error
+        Path(found).replace(folder)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for files on their way into the record."""
+    with tempfile.TemporaryDirectory(prefix="nuswide-") as folder:
+        yield Path(folder)
+
+
+def environment() -> dict[str, str]:
+    """Hardware, versions and commit that a run depends on, as tags."""
+    import torch
+
+    tags = {
+        "hardware.cpu": _cpu_name(),
+        "hardware.cores": str(os.cpu_count()),
+        "hardware.threads": str(torch.get_num_threads()),
+        "software.python": platform.python_version(),
+        "software.torch": torch.__version__,
+        "software.mlflow": mlflow.__version__,
+    }
+    if torch.cuda.is_available():
+        tags["hardware.gpu"] = torch.cuda.get_device_name()
+    if (changes := _git("status", "--porcelain")) is not None:
+        tags["git.uncommitted_changes"] = str(bool(changes)).lower()
+        tags["mlflow.source.git.commit"] = _git("rev-parse", "HEAD") or "none"
+    return tags
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    """Ask git about this package's checkout; None where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,154 @@
+"""Scores on file: what a model gave to which images, so that they are computed once.
+
+Owns the npz and CSV forms, and the way from a file's images and labels to a manifest's. Computes no
+score and no figure.
+
+    SavedScores.of(samples, scores, thresholds).save(folder / "scores.npz")
+    scores = SavedScores.load(Path("scores.csv")).for_samples(manifest.of("test"))  # (N, C)
+"""
+
+import csv
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from nuswide.data.manifest import Manifest
+
+FILE = "scores.npz"
+_FORM = "an npz with images, labels and scores, or a CSV with a header of image,LABEL,LABEL,..."
+
+
+@dataclass(frozen=True)
+class SavedScores:
+    """Scores (N, C) of named images for named labels.
+
+    images: N names. labels: C names. scores: (N, C) float32 in [0, 1]. targets, known: (N, C) what
+    is true and what is known of it; thresholds: (C,). A file from elsewhere may lack these three.
+    """
+
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    scores: NDArray[np.float32]
+    targets: NDArray[np.uint8] | None = None
+    known: NDArray[np.bool_] | None = None
+    thresholds: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(
+        cls, samples: Manifest, scores: NDArray[np.float32], thresholds: NDArray[np.float32]
+    ) -> "SavedScores":
+        """Put the scores of samples together with what is true of them."""
+        return cls(
+            samples.names, samples.labels, scores, samples.targets, samples.known, thresholds
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a compressed npz."""
+        arrays = {"images": np.array(self.images), "labels": np.array(self.labels)}
+        for name in ("scores", "targets", "known", "thresholds"):
+            if (value := getattr(self, name)) is not None:
+                arrays[name] = value
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> "SavedScores":
+        """Read an npz or a CSV; nothing in it is executed.
+
+        Raises click.ClickException for a file in another form, or with scores beyond [0, 1].
+        """
+        try:
+            read = _read_csv if path.suffix == ".csv" else _read_npz
+            found = cls(**read(path))
+            found._check()
+        except FileNotFoundError:
+            raise click.ClickException(f"there is no file {path}") from None
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise click.ClickException(f"cannot read {path} ({error}); give {_FORM}") from error
+        return found
+
+    def _check(self) -> None:
+        shape = (len(self.images), len(self.labels))
+        for name in ("scores", "targets", "known"):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} are {value.shape}, not {shape} as images and labels")
+        if self.scores.size and not (self.scores.min() >= 0 and self.scores.max() <= 1):
+            raise ValueError("scores must be numbers from 0 to 1; a sigmoid takes logits there")
+        for name in ("images", "labels"):
+            if doubled := _first_doubled(getattr(self, name)):
+                raise ValueError(f"{doubled!r} is twice among the {name}")
+
+    def for_samples(self, samples: Manifest) -> NDArray[np.float32]:
+        """The scores in the order of a manifest's samples and labels; (N, C).
+
+        Images are found by their whole name, or else by its last part. Raises click.ClickException
+        if some are missing.
+        """
+        columns = _places(samples.labels, self.labels, "labels")
+        whole = set(samples.names) <= set(self.images)
+        own, wanted = (
+            names if whole else tuple(PurePosixPath(name).name for name in names)
+            for names in (self.images, samples.names)
+        )
+        if doubled := _first_doubled(own):
+            raise click.ClickException(
+                f"two images are called {doubled!r}; give the names that the data set has"
+            )
+        rows = _places(wanted, own, "images")
+        return self.scores[np.ix_(rows, columns)]
+
+
+def _places(wanted: Sequence[str], there: Sequence[str], kind: str) -> list[int]:
+    place = {name: i for i, name in enumerate(there)}
+    if missing := [name for name in wanted if name not in place]:
+        raise click.ClickException(
+            f"there are no scores for {len(missing)} of {len(wanted)} {kind}, {missing[0]!r} first"
+        )
+    return [place[name] for name in wanted]
+
+
+def _first_doubled(names: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as file:
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        optional = {name: file[name] for name in ("targets", "known", "thresholds") if name in file}
+        return {
+            "images": tuple(file["images"].astype(str).tolist()),
+            "labels": tuple(file["labels"].astype(str).tolist()),
+            "scores": file["scores"].astype(np.float32),
+            **optional,
+        }
+
+
+def _read_csv(path: Path) -> dict[str, Any]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if header[:1] != ["image"] or len(header) < 2:
+            raise ValueError("its first line is no header of image,LABEL,LABEL,...")
+        images, scores = [], []
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(header):
+                raise ValueError(f"line {number} has {len(row)} cells, not {len(header)}")
+            images.append(row[0])
+            scores.append(np.array(row[1:], dtype=np.float32))
+    return {
+        "images": tuple(images),
+        "labels": tuple(header[1:]),
+        "scores": np.array(scores, dtype=np.float32).reshape(len(images), len(header) - 1),
+    }

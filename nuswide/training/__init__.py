@@ -1,0 +1,1 @@
+"""Training, from one optimizer step to whole runs and sweeps."""

@@ -1,0 +1,266 @@
+"""The training loop.
+
+Owns fit() and the order of steps, evaluations and checkpoints. Knows no file format, plot or model
+registry; what it measures goes to the run, and its state to the writer, that it is given.
+
+    with Writer(folder / LAST) as writer:
+        best, state = fit(config, model, data, run, writer)
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nuswide.config import Config
+from nuswide.core import distributed
+from nuswide.core.allocator import freed_memory_kept
+from nuswide.core.signals import Interrupted, Stop
+from nuswide.data.dataset import Dataset
+from nuswide.data.label_stats import TrainLabels
+from nuswide.data.loader import beside, open_feed, to_device
+from nuswide.data.sampling import create_sampling, draw_rows, epoch_order
+from nuswide.data.transforms import draw, side_px
+from nuswide.evaluation.evaluate import Evaluation, headline, predict, torch_score
+from nuswide.models.networks import StateDict, TaggerNet
+from nuswide.tracking.run import Run
+from nuswide.training.checkpoint import Writer, snapshot
+from nuswide.training.step import (
+    Best,
+    MicroBatch,
+    State,
+    choose_device,
+    create_state,
+    prepare_epoch,
+    take_step,
+)
+from nuswide.training.step_metrics import StepRecord
+
+# Told the epoch, from 0, and its mAP on val, once it is saved; may raise to end training.
+AfterEpoch = Callable[[int, float], None]
+
+
+def global_batch_size(config: Config) -> int:
+    """Images that make one step, over all processes."""
+    return config.batch_size * config.accumulate * distributed.world_size()
+
+
+def fit(
+    config: Config,
+    model: TaggerNet,
+    data: Dataset,
+    run: Run,
+    writer: Writer,
+    resumed: dict[str, Any] | None = None,
+    after_epoch: AfterEpoch | None = None,
+) -> tuple[Best, State]:
+    """Train, evaluate after each epoch, and give the chosen weights and the state at the end.
+
+    resumed: the checkpoint to go on from. Raises Interrupted on SIGINT and SIGTERM, with the state
+    in the writer's hands.
+    """
+    device = choose_device(config.device)
+    steps_per_epoch = len(data.manifest.indices("train")) // global_batch_size(config)
+    train = TrainLabels.of(data.manifest)
+    state = create_state(config, model, device, steps_per_epoch=steps_per_epoch, train=train)
+    if resumed:
+        state.load_state_dict(resumed)
+    allocator = freed_memory_kept() if device.type == "cpu" else nullcontext()
+    with Stop() as stop, allocator:
+        loop = _Loop(config, state, data, run, writer, stop)
+        try:
+            while state.progress.epoch < config.epochs:
+                loop.train_one_epoch()
+                value = loop.end_epoch()
+                if after_epoch:
+                    after_epoch(state.progress.epoch - 1, value)
+        except Interrupted:
+            loop.checkpoint(is_last=True)
+            raise
+    if state.best is None:
+        state.best = Best(_copy_weights(state.evaluated), state.progress.steps, float("nan"))
+    return state.best, state
+
+
+class _Loop:
+    """One epoch after the other.
+
+    Whatever a step or an evaluation adds counts as done at once, so that the state is whole
+    whenever the loop is left.
+    """
+
+    def __init__(
+        self, config: Config, state: State, data: Dataset, run: Run, writer: Writer, stop: Stop
+    ) -> None:
+        self.config, self.state, self.data = config, state, data
+        self.run, self.writer, self.stop = run, writer, stop
+        self.train = data.manifest.indices("train")
+        self.sample = create_sampling(config, TrainLabels.of(data.manifest))
+        self.feed = open_feed(data, self.train, state.device, config.feed)
+        self.targets = to_device(data.manifest.targets, state.device)
+        known = data.manifest.known
+        self.known = None if known is None else to_device(known, state.device)
+        self.saved_at = self.sent_at = self.clock = time.perf_counter()
+        self.record = self._new_record()
+
+    def train_one_epoch(self) -> None:
+        """Take the rest of the steps of this epoch, with an evaluation on test every `test_freq`.
+
+        Those steps also end with a checkpoint every `checkpoint_minutes`.
+        """
+        progress = self.state.progress
+        prepare_epoch(self.config, self.state)
+        self.record = self._new_record()
+        self.clock = time.perf_counter()
+        micro_batches = self._micro_batches()
+        left = range(progress.step_in_epoch, self.state.steps_per_epoch)
+        for _ in tqdm(
+            left, f"epoch {progress.epoch}", self.state.steps_per_epoch, unit="step", leave=False,
+            initial=progress.step_in_epoch, disable=None if distributed.is_main() else True,
+        ):  # fmt: skip
+            self._test_if_due()
+            self.stop.check(progress.steps)
+            step = islice(micro_batches, self.config.accumulate)
+            self.record.add(take_step(self.config, self.state, step))
+            progress.steps += 1
+            progress.step_in_epoch += 1
+            if time.perf_counter() - self.saved_at > 60 * self.config.checkpoint_minutes:
+                self.checkpoint()
+        self._test_if_due()
+
+    def end_epoch(self) -> float:
+        """Evaluate on val, and save; gives the mAP, NaN without val."""
+        progress, value = self.state.progress, float("nan")
+        with self._aside():
+            loss = self.record.loss_sum / max(1, self.state.steps_per_epoch)
+            side = side_px(self.config, epoch=progress.epoch)
+            at = f"  at {side} px" if self.config.start_size_px else ""
+            self._say("train", f"loss {loss:.3f}{at}", progress.steps)
+            if len(self.data.manifest.indices("val")):
+                value = self._evaluate("val", progress.steps)
+        progress.epoch += 1
+        progress.step_in_epoch, progress.loss_sum = 0, 0.0
+        self.record = self._new_record()  # else the checkpoint would take up the old one's sum
+        self.checkpoint()
+        return value
+
+    def checkpoint(self, *, is_last: bool = False) -> None:
+        """Give the writer a copy of the state, with how much of the record belongs to it."""
+        config = self.config
+        with self._aside():
+            self.saved_at = time.perf_counter()
+            if not distributed.is_main():
+                return
+            mark = self.run.mark()
+            state = {
+                "config": asdict(config),
+                "digest": self.data.manifest.digest,
+                "world_size": distributed.world_size(),
+                "threshold": config.threshold,
+                "mark": mark,
+                **snapshot(self.state.state_dict()),
+            }
+            is_sent = is_last or time.perf_counter() - self.sent_at > 60 * config.upload_minutes
+            if is_sent:
+                self.sent_at = time.perf_counter()
+            path = self.writer.path if is_sent else None
+            self.writer.save(state, then=lambda: self.run.commit(mark, path))
+
+    def _micro_batches(self) -> Iterator[MicroBatch]:
+        """Give what is left of this epoch, this process's share of it, on the device."""
+        progress, device = self.state.progress, self.state.device
+        steps = self._order(progress.epoch)
+        left = slice(progress.step_in_epoch, None)
+        batches = self._own_parts(steps[left])
+        rows = self._own_parts(draw_rows(steps, len(self.data))[left])
+        drawn = draw(self.config, n_images=len(self.data), epoch=progress.epoch)
+        feed = self.feed.batches(batches)
+        for batch, images, draws in zip(batches, feed, beside(drawn[rows], device), strict=True):
+            indices = to_device(batch, device)
+            known = None if self.known is None else self.known[indices]
+            yield images, self.targets[indices], known, draws
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        size, seed = global_batch_size(self.config), self.config.seed
+        return epoch_order(self.train, self.sample, batch_size=size, seed=seed, epoch=epoch)
+
+    def _own_parts(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's batches of steps (M, global_batch_size); (M * accumulate, batch_size).
+
+        A process's images stand side by side in a step, so that neighbours, which mixing pairs,
+        stay together.
+        """
+        accumulate, size = self.config.accumulate, self.config.batch_size
+        parts = steps.reshape(len(steps), distributed.world_size(), accumulate, size)
+        return parts[:, distributed.rank()].reshape(-1, size)
+
+    def _test_if_due(self) -> None:
+        """Evaluate on test after the first step, and every `test_freq` steps from there."""
+        progress, every = self.state.progress, self.config.test_freq
+        is_due = every and progress.steps % every == 1 % every
+        if is_due and progress.tested != progress.steps:
+            with self._aside():
+                self._evaluate("test", progress.steps - 1)
+            progress.tested = progress.steps
+
+    def _evaluate(self, split: str, step: int) -> float:
+        """Evaluate on a split, and keep the weights if they are the best so far; gives the mAP."""
+        state = self.state
+        distributed.share_buffers(state.model)
+        score = torch_score(state.evaluated, state.device, state.dtype)
+
+        def score_unless_stopped(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            self.stop.check_alone()
+            return score(images)
+
+        part = self.data.of(split)
+        scores = predict(score_unless_stopped, part)
+        evaluation = Evaluation(split, part.manifest, scores, self.config.threshold)
+        self.run.log_metrics(evaluation.curves, step=step)
+        value = evaluation.curves[f"{split}/map"]
+        is_best = split == self.config.select_on and (state.best is None or value > state.best.map)
+        self._say(split, headline(evaluation.curves, split) + "  best so far" * is_best, step)
+        if is_best:
+            state.best = Best(_copy_weights(state.evaluated), state.progress.steps, value)
+            evaluation.record_pictures(self.run, part, step=step)
+        return value
+
+    def _say(self, split: str, text: str, step: int) -> None:
+        epoch = self.state.progress.epoch
+        distributed.say(f"epoch {epoch:3d}  step {step:5d}  {split:5s}  {text}")
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Do what is not training, with all steps' figures handed on and the clock stopped."""
+        progress = self.state.progress
+        self.record.hand_on()
+        progress.loss_sum = self.record.loss_sum
+        progress.train_s += time.perf_counter() - self.clock
+        try:
+            yield
+        finally:
+            self.clock = time.perf_counter()
+
+    def _new_record(self) -> StepRecord:
+        progress = self.state.progress
+        return StepRecord(self.run, progress.steps, progress.loss_sum, self._explain)
+
+    def _explain(self, step: int, loss: float) -> str:
+        """Say what to do about a loss that is not finite."""
+        epoch, step_in_epoch = divmod(step, self.state.steps_per_epoch)
+        rows = self._order(epoch)[step_in_epoch]
+        files = ", ".join(self.data.manifest.names[row] for row in rows)
+        return (
+            f"the loss became {loss} at step {step}, on {files}; give a lower lr or mend the "
+            f"data, and start again; {self.writer.path} holds the state before it"
+        )
+
+
+def _copy_weights(model: TaggerNet) -> StateDict:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

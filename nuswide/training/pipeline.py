@@ -1,0 +1,372 @@
+"""The job of training, from start to end, and those around it.
+
+Owns the order of things. Every part is in a lower module.
+
+    train_and_register(load_config(Path("experiments/sample.yaml"), {}), name="sample")
+"""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import yaml
+
+from nuswide.config import Config
+from nuswide.core import distributed
+from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
+from nuswide.data.label_stats import TrainLabels
+from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.deployment import export
+from nuswide.deployment.export import LoggedModel
+from nuswide.evaluation import promote, summary
+from nuswide.evaluation.evaluate import Decision, Evaluation, fit_decision, predict, torch_score
+from nuswide.evaluation.model_card import make_card
+from nuswide.models.networks import TaggerNet, create_model
+from nuswide.reporting import audit
+from nuswide.tracking import reader, registry
+from nuswide.tracking.run import NullRun, Run, scratch_folder, send_spool, start_run
+from nuswide.training import checkpoint, run_folder
+from nuswide.training.checkpoint import LAST, Writer
+from nuswide.training.loop import AfterEpoch, fit, global_batch_size
+from nuswide.training.step import State, choose_device
+
+_MOST_HASHED = 20_000  # pictures in which each run looks for duplicates; more take minutes
+_AUDIT_PX = 64  # enough to tell pictures apart, and to see them
+_CHECKED = 8  # pictures on which the exported model must agree with torch
+
+Found = tuple[str, checkpoint.State | None]  # a run's ID, and the state to go on from
+
+
+def train_and_register(
+    config: Config,
+    *,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    run_id: str | None = None,
+    after_epoch: AfterEpoch | None = None,
+) -> str | None:
+    """Train by a config in one MLflow run, evaluate the chosen weights, and register them.
+
+    Of many processes, each trains, and the main one writes. tags: more of them for the run. run_id:
+    a run that has been made for it, where none is resumed. after_epoch: ends the run as KILLED by
+    raising EndedEarly. Gives the run's ID, None in a process that does not write.
+    """
+    start = time.perf_counter()
+    with distributed.process_group(choose_device(config.device)):
+        config = _with_numbered_weights(config)
+        manifest = load_manifest(config.data)
+        _require_enough(config, manifest)
+        with _weights_here(config) as local:
+            # Tried first, so that no mistake comes to light only after the pictures are decoded.
+            _create_model(local, manifest)
+            data = _open(config, manifest)
+            model = _create_model(local, data.manifest)  # train is without val by now
+        found = _choose(config, data, run_id)
+        with _begin(config, data, name, found) as (run, folder):
+            run.set_tags(tags or {})
+            run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
+            with Writer(folder / LAST) as writer:
+                resumed = found[1] if found else None
+                best, state = fit(config, model, data, run, writer, resumed, after_epoch)
+            model.load_state_dict(best.weights)
+            decision, evaluations = _evaluate(config, model, data, state.device)
+            if distributed.is_main():
+                chosen = summary.choice(config, best.steps, state.progress.steps)
+                card = make_card(config, data.manifest, evaluations, choice=chosen)
+                logged = _log_model(run, config, model, data, decision, card)
+                seconds = time.perf_counter() - start
+                _record_outcome(config, data, run, state, evaluations, logged, chosen, seconds)
+            return run.id if distributed.is_main() else None
+
+
+def _with_numbered_weights(config: Config) -> Config:
+    """Name the version that training starts from by its number: its alias may move."""
+    if not config.weights.startswith(registry.ADDRESS):
+        return config
+    is_main = distributed.is_main()
+    address = registry.address_of(registry.find_version(config.weights)) if is_main else None
+    return replace(config, weights=distributed.tell(address))
+
+
+@contextmanager
+def _weights_here(config: Config) -> Iterator[Config]:
+    """The same config, with a registered version's weights as a file while it is needed."""
+    if not config.weights.startswith(registry.ADDRESS):
+        yield config
+        return
+    with scratch_folder() as folder:
+        weights = reader.fetch_weights(registry.find_version(config.weights), folder)
+        yield replace(config, weights=str(weights))
+
+
+def _create_model(config: Config, manifest: Manifest) -> TaggerNet:
+    return create_model(config, n_labels=len(manifest.labels), train=TrainLabels.of(manifest))
+
+
+def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
+    """The run to go on with and its state, or the one that has been made for this."""
+    found = run_folder.find(config, data.manifest) if distributed.is_main() else None
+    made = (run_id, None) if run_id else None
+    chosen: Found | None = distributed.tell(found or made)
+    return chosen
+
+
+@contextmanager
+def _begin(
+    config: Config, data: Dataset, name: str, found: Found | None
+) -> Iterator[tuple[Run, Path]]:
+    """Begin a run, or go on with the one found; gives it, and the folder of its state.
+
+    An error leaves the state in the folder, and the way to go on is printed.
+    """
+    if not distributed.is_main():
+        yield NullRun(), Path(config.checkpoints)  # type: ignore[misc]
+        return
+    run_id, state = found or (None, None)
+    folder = Path(config.checkpoints)
+    mark = state["mark"] if state else 0
+    with start_run("train", name, run_id=run_id, spool=folder, mark=mark) as run:
+        place = folder / run.id
+        with run_folder.alone(place):
+            run_folder.write_about(place, config, data.manifest, is_recorded=False)
+            _record_splits(run, data.manifest)
+            if state:
+                click.echo(f"going on with run {run_id} after {state['progress']['steps']} steps")
+            else:
+                run.log_params({**asdict(config), **_batch_sizes(config)})
+                run.log_text(yaml.safe_dump(asdict(config), sort_keys=False), "config.yaml")
+                _record_data(run, data)
+            try:
+                yield run, place
+            except KeyboardInterrupt:
+                click.echo(f"\ninterrupted; go on with\n  {_resume_command(run.id)}")
+                raise
+    # Only now has the record all of it: killed before, the run is to be gone on with.
+    run_folder.write_about(place, config, data.manifest, is_recorded=True)
+
+
+def _batch_sizes(config: Config) -> dict[str, int]:
+    return {
+        "processes": distributed.world_size(),
+        "global_batch_size": global_batch_size(config),
+    }
+
+
+def _resume_command(run_id: str) -> str:
+    """The command that this process was started with, made to go on with a run."""
+    given = sys.argv[1:]
+    if "--resume" in given:
+        place = given.index("--resume")
+        given = given[:place] + given[place + 2 :]
+    if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`
+        return f"mlflow run . {as_parameters(given[1:])} -P resume={run_id}"
+    return f"python -m nuswide {shlex.join(given)} --resume {run_id}"
+
+
+def as_parameters(options: Sequence[str]) -> str:
+    """Options (`--lr 1e-4`) as `mlflow run` takes them (`-P lr=1e-4`)."""
+    pairs = zip(options[::2], options[1::2], strict=False)
+    return " ".join(f"-P {k.removeprefix('--')}={shlex.quote(v)}" for k, v in pairs)
+
+
+def _evaluate(
+    config: Config, model: TaggerNet, data: Dataset, device: torch.device
+) -> tuple[Decision, list[Evaluation]]:
+    """Score val, if there is one, and test by the chosen weights; what is fitted, is so on val."""
+    score = torch_score(model.to(device), device)
+    parts = {split: data.of(split) for split in ("val", "test")}
+    scores = {split: predict(score, part) for split, part in parts.items() if len(part)}
+    val = parts["val"].manifest
+    n_labels = len(val.labels)
+    decision = fit_decision(config, val, scores.get("val", np.empty((0, n_labels), np.float32)))
+    positives = data.manifest.of("train").positives
+    return decision, [
+        Evaluation(
+            split, parts[split].manifest, decision.calibrate(raw), decision.thresholds, positives
+        )
+        for split, raw in scores.items()
+    ]
+
+
+def _record_outcome(
+    config: Config,
+    data: Dataset,
+    run: Run,
+    state: State,
+    evaluations: list[Evaluation],
+    logged: LoggedModel,
+    chosen: str,
+    seconds: float,
+) -> None:
+    """Record the figures and the cost, let the model try for champion, and print it all."""
+    manifest, progress, test = data.manifest, state.progress, evaluations[-1]
+    for evaluation in evaluations:
+        # A figure that has no curve stands at step 0: MLflow shows such a one as a bar. A curve
+        # ends, one step past the last, with the chosen weights' figure.
+        has_curve = evaluation.split == "val" or config.test_freq or run.is_extended
+        step = progress.steps + 1 if has_curve else 0
+        evaluation.record(run, step=step, model_id=logged.model_id)
+        evaluation.record_pictures(run, data.of(evaluation.split), step=step)
+    cost = {
+        "train/images_per_s": progress.steps * global_batch_size(config) / progress.train_s,
+        "train/seconds": progress.train_s,
+        "run/seconds": seconds,
+    }
+    run.log_metrics(cost, step=progress.steps if run.is_extended else 0)
+    fate = _register(config, manifest, evaluations, logged)
+    came_out = chosen + fate
+    rows = summary.result_rows(evaluations)
+    rows |= summary.record_baselines(run, manifest.of("train"), test)
+    run.set_note(summary.note(manifest, test, rows, cost, came_out))
+    summary.record_report(
+        run, run.name, data, test,
+        held_out=evaluations[0] if evaluations[0].split == "val" else None,
+        costs=cost, facts=_facts(config, manifest, run, came_out),
+    )  # fmt: skip
+    click.echo(
+        f"\n{summary.summary(rows)}\non test: {summary.with_intervals(test)}\n\n{came_out}\n"
+        f"run {run.id}\n{run.address}"
+    )
+
+
+def _facts(config: Config, manifest: Manifest, run: Run, came_out: str) -> dict[str, str]:
+    """What a reader of the report may ask about the model and the data."""
+    changed = {f.name: getattr(config, f.name) for f in fields(Config)}
+    changed = {k: v for k, v in changed.items() if v != Config.__dataclass_fields__[k].default}
+    return {
+        "run": run.id,
+        "outcome": came_out,
+        "network": f"{config.backbone}, head {config.head}, {config.image_size_px} px",
+        "protocol": manifest.protocol,
+        "data digest": manifest.digest,
+        "images without a label": manifest.unlabelled,
+        "fields that are not the default": ", ".join(f"{k}={v}" for k, v in changed.items()),
+    }
+
+
+def _require_enough(config: Config, manifest: Manifest) -> None:
+    """Refuse data that the config can't be run on, before any picture is decoded."""
+    sizes = {split: len(manifest.indices(split)) for split in SPLITS}
+    if sizes["train"] < (size := global_batch_size(config)):
+        raise click.ClickException(
+            f"train has {sizes['train']} images, fewer than the {size} of a step; lower "
+            f"batch_size={config.batch_size}"
+        )
+    if not sizes["test"]:
+        raise click.ClickException(f"{config.data} has no test images; give it some to report on")
+
+
+def _open(config: Config, manifest: Manifest) -> Dataset:
+    data = open_dataset(
+        manifest,
+        size_px=config.image_size_px,
+        folder=Path(config.cache),
+        skip_rejected=config.skip_rejected,
+    )
+    return data.carve_val(fraction=config.val_fraction, seed=config.split_seed)
+
+
+def _record_splits(run: Run, manifest: Manifest) -> None:
+    """Record the splits as data sets, and print how large they are."""
+    for split in SPLITS:
+        if len(samples := manifest.of(split)):
+            run.log_dataset(samples, split)
+            labels = samples.targets.sum(dtype=np.int64) / len(samples)
+            click.echo(f"{split:5s}  {len(samples)} images, {labels:.2f} labels each")
+
+
+def _record_data(run: Run, data: Dataset) -> None:
+    """Record how often each label occurs in the splits, and the audit."""
+    manifest = data.manifest
+    table: dict[str, list[Any]] = {"label": list(manifest.labels)}
+    for split in SPLITS:
+        if len(samples := manifest.of(split)):
+            positives = samples.positives
+            table[split] = positives.tolist()
+            table[f"{split} share"] = (positives / len(samples)).round(4).tolist()
+    rules = {k: getattr(manifest, k) for k in ("protocol", "unlabelled", "rejected", "digest")}
+    run.set_tags({f"data.{key}": value for key, value in rules.items()})
+    run.log_table(table, "data/label_distribution.json")
+    made = audit.make_audit(manifest, data if len(data) <= _MOST_HASHED else None)
+    run.log_picture(made.images["label_distribution"], "data/label_distribution.png")
+    run.log_text(audit.to_html(made), "data/audit.html")
+
+
+def _log_model(
+    run: Run, config: Config, model: TaggerNet, data: Dataset, decision: Decision, card: str
+) -> LoggedModel:
+    """Export the network, check it on real pictures, and log it with its weights."""
+    labels = list(data.manifest.labels)
+    settings = {
+        "labels": labels,
+        "image_size_px": config.image_size_px,
+        "data_digest": data.manifest.digest,
+        "config": asdict(config),
+    }
+    test = data.of("test")
+    checked = test.gather(np.arange(min(_CHECKED, len(test))))
+    with scratch_folder() as folder:
+        export.write_bundle(folder / "bundle", model, settings, decision, checked)
+        weights = folder / Path(reader.WEIGHTS).name
+        digest = export.write_weights(weights, model, labels)
+        run.log_file(weights, str(Path(reader.WEIGHTS).parent))
+        name = config.registered_model
+        logged = export.log_bundle(folder / "bundle", checked[0], name, run.id, card)
+    if logged.version:
+        registry.tag_version(name, logged.version, {reader.WEIGHTS_TAG: digest})
+    return logged
+
+
+def _register(
+    config: Config, manifest: Manifest, evaluations: list[Evaluation], logged: LoggedModel
+) -> str:
+    """Tag the new version and let it try for champion; gives the outcome in words."""
+    if logged.version is None:
+        return "It was not registered (registered_model=none)."
+    name = config.registered_model
+    tags: dict[str, str] = {"select_on": config.select_on}
+    for evaluation in evaluations:
+        tags |= evaluation.as_tags()
+    registry.tag_version(name, logged.version, tags)
+    fate = promote.try_for_champion(name, logged.version)
+    return f"It is registered as {name} version {logged.version}. {fate}"
+
+
+def upload_run(run_id: str, checkpoints: Path) -> None:
+    """Send what a run could not, and record its end if its training is complete."""
+    about = run_folder.read_about(checkpoints / run_id)
+    config = Config(**about["config"] | {"resume": run_id, "checkpoints": str(checkpoints)})
+    path = checkpoints / run_id / LAST
+    state = checkpoint.load(path) if path.exists() else None
+    if state and state["progress"]["epoch"] >= config.epochs:
+        train_and_register(config, name=run_id)
+        return
+    with run_folder.alone(checkpoints / run_id):
+        mark = state["mark"] if state else 0
+        send_spool(run_id, checkpoints, mark)
+    click.echo(f"run {run_id} is recorded as far as it was trained; --resume {run_id} goes on")
+
+
+def audit_data(data: str, out: Path, cache: Path | None) -> None:
+    """Audit a data set into a folder. cache: the folder for decoded pictures, None for no look."""
+    if cache is None:
+        made = audit.make_audit(read_manifest(data))
+    else:
+        pictures = open_dataset(
+            load_manifest(data), size_px=_AUDIT_PX, folder=cache, skip_rejected=True
+        )
+        made = audit.make_audit(pictures.manifest, pictures)
+    try:
+        audit.write_audit(made, out)
+    except OSError as error:
+        raise click.ClickException(f"cannot write into {out}: {error.strerror}") from error
+    click.echo(f"{audit.to_text(made)}\n\n{out / 'audit.html'} shows it all.")

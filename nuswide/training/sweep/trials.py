@@ -1,0 +1,111 @@
+"""A study's trials as a user sees them: one for each place, whatever became of its workers.
+
+Owns the reading of Optuna's trials, of which a place has several if workers died, and their table.
+Changes nothing.
+
+    trials = read_trials(study)
+    click.echo(to_text(plan, trials))
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from nuswide.training.sweep.plan import Params, Plan
+
+MOST_DEATHS = 4  # workers that may die of a trial before it counts as failed
+_STATES = {
+    TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a place of the study.
+
+    state: complete, pruned, failed, running, waiting, or lost, which is to be tried once more.
+    value: mAP on val, None before there is one. epochs: evaluated ones. run: its run in MLflow.
+    """
+
+    place: int
+    state: str
+    params: Params
+    value: float | None
+    epochs: int
+    seconds: float
+    run: str | None
+    deaths: int
+    reason: str
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will become of it."""
+        return self.state in ("complete", "pruned", "failed")
+
+
+def read_trials(study: optuna.Study) -> list[Trial]:
+    """The trials of a study, by their places."""
+    return [_read(trial) for _, trial in sorted(latest_by_place(study).items())]
+
+
+def latest_by_place(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """Each place's last trial in Optuna; those before it died with their workers."""
+    trials = study.get_trials(deepcopy=False)
+    return {trial.user_attrs["place"]: trial for trial in trials if "place" in trial.user_attrs}
+
+
+def _read(trial: FrozenTrial) -> Trial:
+    attrs = trial.user_attrs
+    deaths, reason = int(attrs.get("deaths", 0)), str(attrs.get("failed", ""))
+    if trial.state == TrialState.FAIL:
+        deaths += "failed" not in attrs and "stopped" not in attrs
+        if deaths >= MOST_DEATHS:
+            reason = f"{deaths} workers died of it"
+    state = _STATES.get(trial.state) or ("failed" if reason else "lost")
+    seconds = trial.duration.total_seconds() if trial.duration else 0.0
+    value = trial.value if state in ("complete", "pruned") else None
+    return Trial(
+        attrs["place"], state, attrs["params"], value, len(trial.intermediate_values), seconds,
+        attrs.get("run"), deaths, reason,
+    )  # fmt: skip
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """The complete trial of the highest mAP on val, the first of those that share it."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    return max(complete, key=lambda trial: (trial.value, -trial.place), default=None)
+
+
+def columns(plan: Plan, trials: Sequence[Trial]) -> dict[str, list[Any]]:
+    """The table of trials, best first; nothing in it is of test."""
+    order = ("complete", "pruned", "running", "waiting", "lost", "failed")
+    rows = sorted(trials, key=lambda t: (order.index(t.state), -(t.value or 0), t.place))
+    table: dict[str, list[Any]] = {
+        "trial": [t.place + 1 for t in rows],
+        "state": [t.state for t in rows],
+        "val/map": [None if t.value is None else round(t.value, 4) for t in rows],
+        "epochs": [t.epochs for t in rows],
+        "seconds": [round(t.seconds, 1) for t in rows],
+    }
+    table |= {d.name: [t.params[d.name] for t in rows] for d in plan.search}
+    return table | {"run": [t.run or "" for t in rows], "reason": [t.reason for t in rows]}
+
+
+def to_text(plan: Plan, trials: Sequence[Trial]) -> str:
+    """The table for the terminal."""
+    table = columns(plan, trials)
+    if not any(table["reason"]):
+        del table["reason"]
+    texts = {key: [key, *map(_cell, cells)] for key, cells in table.items()}
+    widths = {key: max(map(len, cells)) for key, cells in texts.items()}
+    lines = zip(*([c.ljust(widths[key]) for c in cells] for key, cells in texts.items()),
+                strict=True)  # fmt: skip
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

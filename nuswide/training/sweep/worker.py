@@ -1,0 +1,314 @@
+"""A worker of a sweep: it does one trial after the other until the study has all of them.
+
+Owns the order of things and the giving out of trials. What is to be done next is read from the
+study alone, by one worker at a time, so that a worker may die at any moment. Never looks at test.
+
+    run_sweep(plan, name="loss_lr", storage=None)
+"""
+
+import gc
+import io
+import logging
+import os
+import shlex
+import shutil
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import optuna
+import torch
+from mlflow.exceptions import MlflowException
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from nuswide.config import Config
+from nuswide.core import distributed
+from nuswide.data.dataset import load_manifest
+from nuswide.tracking.run import EndedEarly
+from nuswide.training import run_folder
+from nuswide.training.checkpoint import Diverged
+from nuswide.training.pipeline import as_parameters, train_and_register
+from nuswide.training.sweep.plan import Params, Plan
+from nuswide.training.sweep.record import Parent, best_yaml, default_storage
+from nuswide.training.sweep.store import Store
+from nuswide.training.sweep.study import agree, create_pruner, queue_next, suggest, take_stock
+from nuswide.training.sweep.trials import Trial, best_of, read_trials, to_text
+
+
+class Spent(Exception):
+    """A trial came to nothing, by its params and not by its worker's fault: it is not retried."""
+
+
+def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
+    """Be a worker of the study `name` until all its trials are done.
+
+    storage: sqlite:///FILE or postgresql://...; None for a file beside the tracking store. Raises
+    click.ClickException, and KeyboardInterrupt when stopped; the same command goes on.
+    """
+    if distributed.world_size() > 1:
+        raise click.ClickException("a sweep's workers are started one by one, not by torchrun")
+    _quieten()
+    again = f"go on with\n  {_same_command()}"
+    store = Store(storage or default_storage(), name=name, heartbeat_s=plan.heartbeat_s)
+    try:
+        worker = Worker(plan, store)
+        with worker.present(again):
+            while not worker.conclude():
+                if not worker.do_one():
+                    worker.wait()
+    except (StorageInternalError, SQLAlchemyError, UnboundLocalError) as error:
+        # Optuna hides its storage's error behind the last of these.
+        outage = error.__context__ if isinstance(error, UnboundLocalError) else error
+        if not isinstance(outage, StorageInternalError | SQLAlchemyError):
+            raise
+        raise click.ClickException(
+            f"the storage does not answer ({_reason(outage)}); {again}"
+        ) from error
+
+
+def _quieten() -> None:
+    """Let a trial have one line: this program's."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="optuna")
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+def _reason(error: BaseException) -> str:
+    """An error's cause, as far as there is one, in a line."""
+    return str(error.__cause__ or error).splitlines()[0]
+
+
+def _same_command() -> str:
+    """The command that this process was started with: a study is gone on with by the same one."""
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return f"python -m nuswide {shlex.join(sys.argv[1:])}"
+    _, *given = sys.argv[1:]  # started by `mlflow run`, the file first
+    return f"mlflow run . -e sweep {as_parameters(['file', *given])}"
+
+
+class Worker:
+    """One process at the trials of a study. study: Optuna's. parent: its run in MLflow."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        """Join the study, or begin it.
+
+        Raises click.UsageError if it was begun with another plan or data.
+        """
+        self.plan, self.store = plan, store
+        self._was_waiting = self._is_given_up = False
+        with store.alone():
+            digest = load_manifest(str(plan.config(plan.corner).data)).digest
+            self.study = store.open_study(create_pruner(plan))
+            self.plan = agree(self.study, plan, digest)
+            attrs = self.study.user_attrs
+            self.parent = Parent.join(attrs["key"], attrs.get("run"), store.name)
+            self.study.set_user_attr("run", self.parent.id)
+            self.parent.log_plan(self.plan, str(store))
+            self.parent.adopt_launcher()
+            take_stock(self.study)
+            done = len([trial for trial in read_trials(self.study) if trial.is_done])
+        click.echo(
+            f"sweep {store.name}: {self.plan.trials} trials by {self.plan.sampler}, pruner "
+            f"{self.plan.pruner}, in {store}{f'; {done} are done' if done else ''}\n"
+            f"run {self.parent.id}\n{self.parent.address}"
+        )
+
+    @contextmanager
+    def present(self, again: str) -> Iterator[None]:
+        """Keep the parent run running meanwhile; if this was the last worker, it ends with it."""
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            click.echo(f"\ninterrupted; {again}")
+            raise
+        except click.ClickException:
+            click.echo(f"the trial is not done; once the cause is mended, {again}", err=True)
+            raise
+        finally:
+            if status != "FINISHED":
+                self._leave(status)
+
+    def do_one(self) -> bool:
+        """Do the next trial; gives whether there was one to begin."""
+        with ExitStack() as lock:
+            lock.enter_context(self.store.alone())
+            self.parent.set_status("RUNNING")
+            take_stock(self.study)
+            if (place := queue_next(self.study, self.plan)) is None:
+                return False
+            self._was_waiting = False
+            self.store.expect_heartbeat()
+            try:
+                # Takes the trial that was queued; the objective gives the lock back.
+                self.study.optimize(
+                    lambda trial: self._objective(trial, lock), n_trials=1, catch=(Spent,)
+                )
+            except Exception:
+                if not self._is_given_up:
+                    raise
+                click.echo(f"trial {place + 1} is another worker's now, as this one was silent")
+                return True
+            finally:
+                gc.collect()
+        self._tell_of(place)
+        return True
+
+    def wait(self) -> None:
+        """Wait for other workers, whose trials are taken over if they die."""
+        if not self._was_waiting:
+            click.echo("waiting for the trials of other workers")
+        self._was_waiting = True
+        time.sleep(self.plan.heartbeat_s)
+
+    def conclude(self) -> bool:
+        """If all trials are done, end the record, and print it; gives whether they are."""
+        with self.store.alone():
+            self.plan = replace(self.plan, trials=self.study.user_attrs["trials"])
+            trials = read_trials(self.study)
+            if len([trial for trial in trials if trial.is_done]) < self.plan.trials:
+                return False
+            if self.parent.status != "FINISHED":
+                self.parent.log_progress(self.plan, trials)
+                self.parent.log_outcome(self.plan, trials, self.study)
+                self.parent.end_strays(set())
+                self.parent.set_status("FINISHED")
+        click.echo(f"\n{to_text(self.plan, trials)}\n")
+        if best := best_of(trials):
+            click.echo(
+                f"{best_yaml(self.plan, best, trials, self.store.name)}\n"
+                "as a file, and trained with its model registered:\n"
+                f"  mlflow artifacts download -r {self.parent.id} -a best.yaml -d .\n"
+                f"  mlflow run . -P experiment=best.yaml"
+            )
+        click.echo(f"run {self.parent.id}\n{self.parent.address}")
+        return True
+
+    def _leave(self, status: str) -> None:
+        """Record what there is; end the parent unless another worker is at it."""
+        try:
+            with self.store.alone():
+                trials = read_trials(self.study)
+                if any(trial.state == "running" for trial in trials):
+                    return
+                self.parent.log_progress(self.plan, trials)
+                self.parent.log_outcome(self.plan, trials, self.study)
+                self.parent.end_strays(set())
+                self.parent.set_status(status)
+        except Exception as error:  # the reason for leaving counts, and may be the store itself
+            click.echo(f"the sweep's record was not ended: {_reason(error)}", err=True)
+            with suppress(MlflowException):
+                self.parent.set_status(status)
+
+    def _objective(self, trial: optuna.Trial, lock: ExitStack) -> float:
+        """Train a trial, and give its mAP on val. lock: given back once the trial is under way."""
+        self._is_given_up = False
+        params = {d.name: suggest(trial, d) for d in self.plan.search}
+        config = replace(self.plan.config(params), registered_model="none", resume="none")
+        run, config = self._run_for(trial, config, params)
+        trial.set_user_attr("run", run)
+        self.store.wait_for_heartbeat()
+        trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+        lock.close()
+        if (value := self.parent.value_of(run)) is None:  # else its worker died after the work
+            value = self._train(trial, config, run)
+        return value
+
+    def _train(self, trial: optuna.Trial, config: Config, run: str) -> float:
+        """Train in a run, and say in it and in the study how that ended."""
+        state = "failed"
+        try:
+            with redirect_stdout(io.StringIO()):
+                train_and_register(
+                    config, name="trial", run_id=run,
+                    after_epoch=lambda *so_far: _report(trial, config, *so_far),
+                )  # fmt: skip
+            state = "complete"
+        except EndedEarly as error:
+            state = "pruned"
+            raise optuna.TrialPruned from error
+        except (Diverged, torch.OutOfMemoryError) as error:
+            trial.set_user_attr("failed", str(error).splitlines()[0])
+            raise Spent from error
+        except KeyboardInterrupt:
+            state = "interrupted"
+            trial.set_user_attr("stopped", True)
+            raise
+        finally:
+            with suppress(StorageInternalError):  # the trial's own error counts
+                now = self.study.get_trials(deepcopy=False)[trial.number].state
+                self._is_given_up = now.is_finished()
+            self.parent.end_child(run, "given up" if self._is_given_up else state)
+        value = self.parent.value_of(run)
+        assert value is not None
+        return value
+
+    def _run_for(self, trial: optuna.Trial, config: Config, params: Params) -> tuple[str, Config]:
+        """The trial's run: that of the worker before if its state is here, or a new one."""
+        place, before = trial.user_attrs["place"], trial.user_attrs.get("run")
+        if before and self.parent.value_of(before) is not None:
+            return before, config
+        if before and _is_resumable(Path(config.checkpoints) / before):
+            for earlier in self.study.get_trials(states=[TrialState.FAIL]):
+                if earlier.user_attrs.get("run") == before:
+                    for epoch, value in earlier.intermediate_values.items():
+                        trial.report(value, epoch)
+            return before, replace(config, resume=before)
+        if before:
+            self.parent.end_child(before, "given up")
+        return self.parent.begin_child(place, params), config
+
+    def _tell_of(self, place: int) -> None:
+        """Record and print what became of a trial, and make room on the disk."""
+        with self.store.alone():
+            trials = read_trials(self.study)
+            self.parent.log_progress(self.plan, trials)
+        trial, best = next(t for t in trials if t.place == place), best_of(trials)
+        click.echo(_line(trial, best, self.plan))
+        if trial.run and trial.is_done:  # what is worth keeping is in its record
+            folder = Path(self.plan.config(trial.params).checkpoints) / trial.run
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _report(trial: optuna.Trial, config: Config, epoch: int, value: float) -> None:
+    """Tell the study of an epoch; raises EndedEarly if the trial is not worth more of them."""
+    if value != value:
+        raise click.ClickException("no label of val has a positive, so that there is no mAP")
+    trial.report(value, epoch)
+    if epoch + 1 < config.epochs and trial.should_prune():
+        raise EndedEarly
+
+
+def _is_resumable(folder: Path) -> bool:
+    """Whether a run's state is on this machine, and no process is at it."""
+    if not (folder / "about.json").exists():
+        return False
+    try:
+        with run_folder.alone(folder):
+            return True
+    except click.ClickException:
+        return False
+
+
+def _line(trial: Trial, best: Trial | None, plan: Plan) -> str:
+    """A finished trial in a line."""
+    value = "" if trial.value is None else f"{trial.value:.4f}"
+    outcome = {"complete": f"val mAP {value}", "pruned": f"pruned at {value}"}
+    params = " ".join(f"{name}={value}" for name, value in trial.params.items())
+    so_far = f"best {best.value:.4f}, trial {best.place + 1}" if best else "none complete yet"
+    said = outcome.get(trial.state, f"{trial.state}: {trial.reason}")
+    return (
+        f"trial {trial.place + 1:2d}/{plan.trials}  {said:18s}  {so_far:22s}  "
+        f"{trial.seconds:5.0f} s  {params}"
+    )

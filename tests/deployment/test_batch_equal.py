@@ -1,0 +1,110 @@
+"""The same pictures get the same scores wherever they are scored: to 1e-5."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REAL, Registered, needs_real
+from numpy.typing import NDArray
+
+from nuswide.data.dataset import Dataset, load_manifest, open_dataset
+from nuswide.deployment.batch.job import tag
+from nuswide.evaluation.evaluate import predict
+from nuswide.tracking.registry import find_version, load_tagger
+
+_AT_ONCE = 32  # pictures in a request
+
+
+@contextmanager
+def mlflow_serving(registered: Registered) -> Iterator[str]:
+    """`mlflow models serve`, until it answers and after that; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", registered.uri]
+    process = subprocess.Popen(
+        [*command, "--env-manager", "local", "-p", str(port)],
+        cwd=registered.workspace.folder, env=registered.workspace.env,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            assert process.poll() is None, "the server ended"
+            with suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
+                break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def served_scores(url: str, paths: list[Path], labels: list[str]) -> NDArray[np.float64]:
+    rows = []
+    for start in range(0, len(paths), _AT_ONCE):
+        images = [base64.b64encode(p.read_bytes()).decode() for p in paths[start:][:_AT_ONCE]]
+        body = {"inputs": {"image": images}, "params": {"threshold": 0.0}}
+        request = urllib.request.Request(
+            url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            for found in json.load(answer)["predictions"]:
+                score_of = dict(zip(found["labels"], found["scores"], strict=True))
+                rows.append([score_of[label] for label in labels])
+    return np.array(rows)
+
+
+def bulk_scores(out: Path, paths: list[Path]) -> NDArray[np.float32]:
+    table = pd.read_parquet(out).set_index("path")
+    assert sorted(table.index) == sorted(map(str, paths))
+    return np.stack(table["all_scores"].loc[list(map(str, paths))].to_list())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "drawn",
+        pytest.param("coco128", marks=needs_real("coco128")),
+    ],
+)
+def test_served_spark_local_and_evaluated_scores_are_equal(
+    name: str, registered: Registered, tiny_data: Path, tmp_path: Path
+) -> None:
+    source = tiny_data if name == "drawn" else REAL / name
+    mlflow.set_tracking_uri(registered.workspace.env["MLFLOW_TRACKING_URI"])
+    try:
+        tagger = load_tagger(find_version(registered.uri))
+        data: Dataset = open_dataset(
+            load_manifest(str(source)), size_px=tagger.image_size_px, folder=tmp_path / "cache"
+        )
+        paths = [data.manifest.root / image for image in data.manifest.names]
+        assert name == "drawn" or len(paths) == 126
+        evaluated = predict(tagger.score, data)
+        tag(registered.uri, str(source), str(tmp_path / "here"), all_scores=True)
+        found = {"local": bulk_scores(tmp_path / "here", paths)}
+        if shutil.which("java"):
+            tag(registered.uri, str(paths[0].parent), str(tmp_path / "there"), all_scores=True,
+                engine="spark", master="local[2]")  # fmt: skip
+            found["spark"] = bulk_scores(tmp_path / "there", paths)
+        with mlflow_serving(registered) as url:
+            found["served"] = served_scores(url, paths, tagger.labels)
+    finally:
+        mlflow.set_tracking_uri(None)
+    for engine, scores in found.items():
+        np.testing.assert_allclose(scores, evaluated, rtol=0, atol=1e-5, err_msg=engine)
+        print(f"{name}, {engine}: {np.abs(scores - evaluated).max():.1e}")

@@ -1,0 +1,182 @@
+import copy
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import mlflow
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from nuswide.config import Config
+from nuswide.data.label_stats import TrainLabels
+from nuswide.deployment import export
+from nuswide.deployment.export import log_bundle, write_bundle, write_weights
+from nuswide.evaluation.evaluate import Decision, torch_score
+from nuswide.metrics import Calibration
+from nuswide.models.heads import HEADS
+from nuswide.models.networks import BACKBONES, TaggerNet, create_model
+from nuswide.tagger import Tagger
+from nuswide.tracking.reader import file_digest
+
+SETTINGS = {"labels": ["a", "b", "c"], "image_size_px": 32, "config": {}}
+DECISION = Decision(np.array([0.4, 0.5, 0.6], dtype=np.float32))
+TRAIN = TrainLabels(
+    ("a", "b", "c"), np.random.default_rng(0).integers(0, 2, (9, 3)).astype(np.uint8), None
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> TaggerNet:
+    return create_model(Config(backbone="resnet18", image_size_px=32), n_labels=3)
+
+
+def test_a_bundle_scores_any_number_of_images_as_torch_does(
+    model: TaggerNet, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
+    tagger = Tagger.load(tmp_path / "bundle")
+    assert (tagger.labels, tagger.image_size_px) == (["a", "b", "c"], 32)
+    assert (tagger.thresholds == DECISION.thresholds).all()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in
+                 ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # fmt: skip
+    with torch.inference_mode():
+        logits = model.eval()((torch.from_numpy(IMAGES) / 255 - mean) / std)
+    for n in (1, 2, 5):
+        np.testing.assert_allclose(tagger.score(IMAGES[:n]), logits.sigmoid()[:n], atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_bundle_with_test_flips_scores_both_ways_round_as_torch_does(
+    head: str, tmp_path: Path
+) -> None:
+    config = Config(backbone="resnet18", image_size_px=32, head=head)
+    taggers = []
+    for flips in (False, True):
+        model = create_model(replace(config, test_flips=flips), n_labels=3, train=TRAIN)
+        write_bundle(tmp_path / f"{flips}", model, SETTINGS, DECISION, IMAGES)
+        taggers.append(Tagger.load(tmp_path / f"{flips}"))
+    plain, both = taggers
+    score = torch_score(model, torch.device("cpu"))
+    mirrored = np.ascontiguousarray(IMAGES[..., ::-1])
+    for n in (1, 2, 5):
+        served = both.score(IMAGES[:n])
+        np.testing.assert_allclose(served, score(IMAGES[:n]), atol=1e-5)
+        mean = (plain.score(IMAGES[:n]) + plain.score(mirrored[:n])) / 2
+        np.testing.assert_allclose(served, mean, atol=1e-5)
+        assert np.abs(served - plain.score(IMAGES[:n])).max() > 1e-4
+    sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("False", "True")]
+    assert sizes[1] < 1.01 * sizes[0]  # the network is in it once
+
+
+def test_a_bundle_is_one_network_file_and_one_text_file(model: TaggerNet, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
+    assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == ["model.onnx", "tagger.json"]
+    onnx.checker.check_model(tmp_path / "bundle" / "model.onnx")
+
+
+def test_a_bundle_calibrates_as_its_evaluation_did(model: TaggerNet, tmp_path: Path) -> None:
+    calibration = Calibration(np.array([2.0, 1.0, 0.5]), np.array([-1.0, 0.0, 3.0]))
+    decision = Decision(DECISION.thresholds, calibration)
+    write_bundle(tmp_path / "plain", model, SETTINGS, DECISION, IMAGES)
+    write_bundle(tmp_path / "bundle", model, SETTINGS, decision, IMAGES)
+    raw = Tagger.load(tmp_path / "plain").score(IMAGES)
+    calibrated = Tagger.load(tmp_path / "bundle").score(IMAGES)
+    np.testing.assert_allclose(calibrated, decision.calibrate(raw), atol=1e-6)
+    assert np.abs(calibrated - raw)[:, [0, 2]].min() > 0.01
+
+
+def test_joined_groups_compute_what_the_narrow_ones_did() -> None:
+    torch.manual_seed(0)
+    narrow = nn.Sequential(
+        nn.Conv2d(16, 32, 3, groups=8, padding=1, bias=False),  # 2 channels to a group, and 4 out
+        nn.Conv2d(32, 32, 3, groups=8, stride=2),
+        nn.Conv2d(32, 64, (1, 3), groups=2),  # wide enough
+        nn.Conv2d(64, 64, 3, groups=64),  # one to a group
+        nn.Conv2d(64, 24, 1, groups=8, dilation=2),  # 8 to a group, and 3 out
+        nn.Conv2d(24, 24, 1, groups=4),  # 6 do not divide 16
+        nn.Conv2d(24, 24, 1),
+    )
+    wide = export._widen_groups(copy.deepcopy(narrow))
+    images = torch.randn(2, 16, 16, 16)
+    torch.testing.assert_close(wide(images), narrow(images), atol=1e-6, rtol=1e-5)
+    assert [conv.groups for conv in wide] == [1, 2, 2, 64, 4, 4, 1]
+    assert [conv.groups for conv in narrow] == [8, 8, 2, 64, 8, 4, 1]
+
+
+def test_resnext_is_exported_with_wide_groups_and_trains_on_with_narrow_ones(
+    tmp_path: Path,
+) -> None:
+    model = create_model(Config(backbone="resnext50_32x4d", image_size_px=32), n_labels=3)
+    score = torch_score(model, torch.device("cpu"))(IMAGES)
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
+    np.testing.assert_allclose(Tagger.load(tmp_path / "bundle").score(IMAGES), score, atol=1e-5)
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    widths = [weights[node.input[1]][1] for node in graph.node if node.op_type == "Conv"]
+    assert len(widths) == 53
+    assert sorted(set(widths)) == [3, 16, 32, 64, 128, 256, 512, 1024, 2048]
+    assert model.state_dict()["backbone.layer1.0.conv2.weight"].shape == (128, 4, 3, 3)
+
+
+# The others are exported above.
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    zip(sorted(BACKBONES.keys() - {"resnet18", "resnext50_32x4d"}), itertools.cycle(HEADS)),
+)
+def test_every_backbone_is_exported(backbone: str, head: str, tmp_path: Path) -> None:
+    config = Config(backbone=backbone, head=head, image_size_px=64)
+    model = create_model(config, n_labels=3, train=TRAIN)
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    score = torch_score(model, torch.device("cpu"))
+    write_bundle(tmp_path / "bundle", model, {**SETTINGS, "image_size_px": 64}, DECISION, images)
+    tagger = Tagger.load(tmp_path / "bundle")
+    for n in (1, 3):
+        np.testing.assert_allclose(tagger.score(images[:n]), score(images[:n]), atol=1e-5)
+
+
+def test_an_export_whose_scores_differ_is_refused(
+    model: TaggerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off_by_a_little(self: Tagger, images: np.ndarray) -> np.ndarray:
+        return self.session.run(["scores"], {"images": images})[0] + np.float32(2e-4)
+
+    monkeypatch.setattr(Tagger, "score", off_by_a_little)
+    with pytest.raises(click.ClickException, match="not registered"):
+        write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
+
+
+def test_written_weights_start_another_model(model: TaggerNet, tmp_path: Path) -> None:
+    digest = write_weights(tmp_path / "w.safetensors", model, ["a", "b", "c"])
+    assert digest == file_digest(tmp_path / "w.safetensors")
+    config = Config(backbone="resnet18", weights=str(tmp_path / "w.safetensors"), seed=9)
+    again = create_model(config, n_labels=3).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_served_model_asks_for_few_packages() -> None:
+    assert set(export._REQUIREMENTS) == {"mlflow", "numpy", "onnxruntime", "pandas", "pillow"}
+
+
+def test_a_version_that_was_cut_off_before_its_description_gets_it_on_resuming(
+    model: TaggerNet, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = mlflow.create_experiment("cut off", (tmp_path / "artifacts").as_uri())
+    client, card = mlflow.MlflowClient(), "What it is.\n\n## Labels\n\nsky"
+    try:
+        with mlflow.start_run(experiment_id=experiment) as run:
+            arguments = (tmp_path / "bundle", IMAGES[0], "cut", run.info.run_id, card)
+            version = log_bundle(*arguments).version
+            assert client.get_model_version("cut", str(version)).description == "What it is."
+            for before, after in (("", "What it is."), ("Champion: 1", "Champion: 1")):
+                client.update_model_version("cut", str(version), before)
+                assert log_bundle(*arguments).version == version
+                assert client.get_model_version("cut", str(version)).description == after
+    finally:
+        mlflow.set_tracking_uri(None)
