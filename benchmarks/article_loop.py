@@ -180,7 +180,7 @@ def ours(task: Task, config: Config | None = None) -> dict[str, float]:
         warm_up(lambda: model(example).sum().backward())
         model.zero_grad()
         start = time.perf_counter()
-        with start_run("train", "benchmark", spool=folder) as run:
+        with start_run("train", "benchmark", outbox=folder) as run:
             with Writer(folder / LAST) as writer:
                 fit(config, model, dataset, run, writer)
         return {"seconds": time.perf_counter() - start, "decoding_s": decoding_s}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from nuswide.metrics import RESAMPLED, Scored, all_figures, paired, resample
+from nuswide.metrics import RESAMPLED, Predictions, all_metrics, paired, resample
 from nuswide.metrics.bootstrap import _Resampler
 
 IMAGES, LABELS, ROUNDS, THRESHOLD = 1000, 27, 400, 0.35
@@ -50,7 +50,7 @@ def draw(rng: np.random.Generator, n: int) -> tuple[NDArray, list[NDArray]]:
 
 def point(targets: NDArray, scores: NDArray) -> NDArray:
     """The headline figures."""
-    figures = all_figures(targets, scores, THRESHOLD)
+    figures = all_metrics(targets, scores, THRESHOLD)
     return np.array([figures[name] for name in RESAMPLED])
 
 
@@ -73,7 +73,7 @@ def trial(given: tuple[int, NDArray]) -> NDArray:
     chance = np.array([paired(as_good, first)[name] for name in RESAMPLED]).T
     shares = np.full(IMAGES, 1 / IMAGES)
     weights = rng.multinomial(IMAGES, shares, size=ROUNDS).T.astype(np.int32, order="C")
-    repeated, _ = _Resampler(Scored(targets, scores[0], THRESHOLD)).figures(weights)
+    repeated, _ = _Resampler(Predictions(targets, scores[0], THRESHOLD)).figures(weights)
     percentiles = np.quantile(repeated, [0.025, 0.975], axis=0)
     return np.array([
         covers(intervals, truth[0]), covers(gain[1:3], truth[2] - truth[0]), covers(chance[1:3], 0),

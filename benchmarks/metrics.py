@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn import metrics as sk
 
-from nuswide.metrics import Resampled, Stream, all_figures, fit_thresholds, resample
+from nuswide.metrics import Resampled, Stream, all_metrics, fit_thresholds, resample
 from nuswide.metrics.bootstrap import _halves
 
 LABELS, PLAIN_ROUNDS, STREAMED = 81, 2, 1_000_000
@@ -102,7 +102,7 @@ def main() -> None:
     before = peak_gb()
     thresholds, fitting = timed(lambda: fit_thresholds("label", targets, scores))
     figures, pointing = timed(
-        lambda: all_figures(targets, scores, thresholds, train_positives=positives)
+        lambda: all_metrics(targets, scores, thresholds, train_positives=positives)
     )
     print(f"thresholds {fitting}\n{len(figures)} figures {pointing}")
     print(f"together {fitting.wall + pointing.wall:.2f} s (claim: at most 3)")

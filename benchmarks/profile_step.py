@@ -26,7 +26,7 @@ from nuswide.data import transforms
 from nuswide.data.label_stats import TrainLabels
 from nuswide.models.networks import create_model
 from nuswide.reporting.plots.style import BLUE, new_figure, open_axis, to_image
-from nuswide.training.step import choose_device, create_state, prepare_epoch, take_step
+from nuswide.training.step import choose_device, create_state, prepare_epoch, train_step
 
 LABELS = 27
 # The first that an operator's name matches; kernels of a GPU have names of their own.
@@ -58,7 +58,7 @@ def make_step(config_fields: dict[str, str]) -> Callable[[], object]:
     images = torch.from_numpy(rng.integers(0, 256, (n, 3, side, side), dtype=np.uint8)).to(place)
     targets = torch.from_numpy(labels).to(place)
     draws = torch.from_numpy(transforms.draw(config, n_images=n, epoch=0))
-    return lambda: take_step(config, state, [(images, targets, None, draws)])
+    return lambda: train_step(config, state, [(images, targets, None, draws)])
 
 
 def wall_ms(step: Callable[[], object], steps: int) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuswide.evaluation.promote import Decision, Rule, decide
-from nuswide.metrics import Scored, label_average_precision
+from nuswide.metrics import Predictions, label_average_precision
 from nuswide.tracking.score_file import SavedScores
 
 IMAGES, LABELS = 1000, 27
@@ -56,7 +56,7 @@ def contest(rng: np.random.Generator, gain: float) -> Decision:
 def true_difference(gain: float) -> float:
     """How much higher the challenger's mAP is on very many images."""
     targets, pair = draw(np.random.default_rng(1), 200_000, (0.0, gain))
-    low, high = (label_average_precision(Scored(targets, scores)).mean() for scores in pair)
+    low, high = (label_average_precision(Predictions(targets, scores)).mean() for scores in pair)
     return float(high - low)
 
 

@@ -37,7 +37,7 @@ def main() -> None:
     loss = torch.tensor(0.5)
     times_ms: dict[str, list[float]] = {"the article's nine calls": [], "ours": []}
     with own_store() as folder:
-        with start_run("train", "benchmark", spool=folder) as run:
+        with start_run("train", "benchmark", outbox=folder) as run:
             record = StepRecord(run, 0, 0.0, lambda step, loss: f"{loss} at {step}")
             for _ in range(STEPS):
                 logits = torch.randn(BATCH, LABELS, generator=generator)
@@ -50,7 +50,7 @@ def main() -> None:
                 times_ms["the article's nine calls"].append(1000 * (middle - start))
                 times_ms["ours"].append(1000 * (end - middle))
             start = time.perf_counter()
-            record.hand_on()
+            record.flush()
             run.mark()
             times_ms["ours"][-1] += 1000 * (time.perf_counter() - start)
             start = time.perf_counter()

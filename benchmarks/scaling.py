@@ -69,7 +69,7 @@ def train(path: Path, size_px: int, backbone: str) -> None:
     with (
         distributed.process_group(choose_device(config.device)),
         own_store() as folder,
-        start_run("train", "scaling", spool=folder) as run,  # a store for each process
+        start_run("train", "scaling", outbox=folder) as run,  # a store for each process
         Clock(folder / LAST) as writer,
     ):
         model = create_model(config, n_labels=LABELS)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from nuswide.metrics import Scored, fit_thresholds
+from nuswide.metrics import Predictions, fit_thresholds
 from nuswide.metrics.decisions import precision_recall_f1
 from nuswide.metrics.thresholds import PRIOR, per_label
 
@@ -38,9 +38,9 @@ def trial(seed: int, n_val: int, spread: float) -> NDArray:
     share, power = np.geomspace(0.35, 0.01, LABELS), rng.uniform(1.2, 3, LABELS)
     shift = rng.normal(size=LABELS) * spread
     val, others = (draw(rng, n, share, power, shift) for n in (n_val, OTHERS))
-    fitted = [per_label(Scored(*val), prior) for prior in PRIORS]
+    fitted = [per_label(Predictions(*val), prior) for prior in PRIORS]
     rows = (
-        precision_recall_f1(Scored(*others, thresholds))
+        precision_recall_f1(Predictions(*others, thresholds))
         for thresholds in (*fitted, fit_thresholds("global", *val))
     )
     return np.array([[row[name] for name in FIGURES] for row in rows])

@@ -339,7 +339,7 @@ _CONVERTERS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def pick(registry: Mapping[str, T], name: str, value: str) -> T:
+def lookup(registry: Mapping[str, T], name: str, value: str) -> T:
     """Look up a named choice, such as a loss; raises click.UsageError with the nearest name."""
     if value not in registry:
         raise click.UsageError(unknown_name(name, value, registry))

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import pytest
 
-from nuswide.config import Config, load_config, pick, unknown_name
+from nuswide.config import Config, load_config, lookup, unknown_name
 from nuswide.models.losses import LOSSES
 from nuswide.models.networks import BACKBONES, HEADS
 
@@ -247,15 +247,15 @@ def test_the_help_names_every_entry_of_its_registry(name: str, registry: dict[st
 
 
 def test_pick_gives_the_entry() -> None:
-    assert pick({"a": 1, "b": 2}, "letter", "b") == 2
+    assert lookup({"a": 1, "b": 2}, "letter", "b") == 2
 
 
 def test_pick_names_the_nearest_or_all() -> None:
     known = {"linear": 1, "attention": 2}
     with pytest.raises(click.UsageError, match=r"unknown head 'liner'; did you mean linear\?"):
-        pick(known, "head", "liner")
+        lookup(known, "head", "liner")
     with pytest.raises(click.UsageError, match=r"unknown head 'x'; known: linear, attention"):
-        pick(known, "head", "x")
+        lookup(known, "head", "x")
 
 
 def test_unknown_name_stays_on_one_line() -> None:

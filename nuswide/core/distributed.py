@@ -103,7 +103,7 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """The sum over the processes."""
     if world_size() > 1:
         dist.all_reduce(values)
@@ -112,10 +112,10 @@ def total(values: Tensor) -> Tensor:
 
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process."""
-    return bool(total(torch.tensor(int(flag))).item())
+    return bool(all_reduce(torch.tensor(int(flag))).item())
 
 
-def tell(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Give every process the main one's value, a plain object."""
     if world_size() == 1:
         return value

@@ -48,10 +48,10 @@ def _fits(data: Dataset, rows: Indices, device: torch.device) -> bool:
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """Put an array on the device without waiting for it."""
-    return beside(array, device).to(device, non_blocking=True)
+    return pin_memory(array, device).to(device, non_blocking=True)
 
 
-def beside(array: NDArray[Any], device: torch.device) -> Tensor:
+def pin_memory(array: NDArray[Any], device: torch.device) -> Tensor:
     """Put an array where parts of it can be copied to the device without waiting for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -14,7 +14,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.config import pick, unknown_name
+from nuswide.config import lookup, unknown_name
 from nuswide.data.manifest import Manifest
 
 LABELS_27 = tuple(
@@ -56,7 +56,7 @@ def apply_protocol(
     for a protocol that takes the first rows. Raises click.ClickException with the counts that it
     found.
     """
-    protocol = pick(PROTOCOLS, "protocol", name)
+    protocol = lookup(PROTOCOLS, "protocol", name)
     if protocol.n_labels:
         _require_free(name, "labels", labels, "all")
         labels = "27" if protocol.n_labels == 27 else "all"

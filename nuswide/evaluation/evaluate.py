@@ -123,16 +123,18 @@ class Evaluation:
     train_positives: NDArray[np.int64] | None = None
 
     @cached_property
-    def figures(self) -> metrics.Figures:
+    def figures(self) -> metrics.Metrics:
         """Every figure: `map`, `micro/f1` ..."""
         return self._figures_at(self.thresholds)
 
     @cached_property
-    def curves(self) -> metrics.Figures:
+    def curves(self) -> metrics.Metrics:
         """The few figures that are worth a curve, under the split's name: `val/map` ..."""
         samples = self.samples
-        scored = metrics.Scored(samples.targets, self.scores, self.thresholds, samples.known)
-        found = metrics.precision_recall_f1(scored) | metrics.average_precisions(scored)
+        predictions = metrics.Predictions(
+            samples.targets, self.scores, self.thresholds, samples.known
+        )
+        found = metrics.precision_recall_f1(predictions) | metrics.average_precisions(predictions)
         return {f"{self.split}/{name}": found[name] for name in CURVES}
 
     @cached_property
@@ -142,7 +144,7 @@ class Evaluation:
         return metrics.resample(samples.targets, self.scores, self.thresholds, samples.known)
 
     @property
-    def prefixed(self) -> metrics.Figures:
+    def prefixed(self) -> metrics.Metrics:
         """All figures under the split's name: `test/map` ..."""
         return {f"{self.split}/{name}": value for name, value in self.figures.items()}
 
@@ -193,9 +195,9 @@ class Evaluation:
         )
         run.log_image(plots.to_image(figure), f"{self.split}/predictions", step=step)
 
-    def _figures_at(self, thresholds: metrics.Thresholds) -> metrics.Figures:
+    def _figures_at(self, thresholds: metrics.Thresholds) -> metrics.Metrics:
         samples = self.samples
-        return metrics.all_figures(
+        return metrics.all_metrics(
             samples.targets, self.scores, thresholds, samples.known,
             train_positives=self.train_positives,
         )  # fmt: skip
@@ -205,7 +207,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else round(float(value), 4)
 
 
-def headline(figures: metrics.Figures, split: str) -> str:
+def headline(figures: metrics.Metrics, split: str) -> str:
     """The few figures of a split that stand for the rest, in one line."""
     return "  ".join(f"{name} {figures[f'{split}/{name}']:.3f}" for name in HEADLINE)
 

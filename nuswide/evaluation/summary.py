@@ -16,12 +16,12 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.evaluation.evaluate import HEADLINE, Evaluation, baseline_key
-from nuswide.metrics import Figures, baseline_figures
+from nuswide.metrics import Metrics, baseline_figures
 from nuswide.reporting import plots
 from nuswide.reporting.report import Part, Subject, make_report, to_html
 from nuswide.tracking.run import Run
 
-Rows = dict[str, Figures]  # what was measured on which split -> figures
+Rows = dict[str, Metrics]  # what was measured on which split -> figures
 _OWN = "this model"
 
 
@@ -128,5 +128,5 @@ def summary(rows: Rows) -> str:
     return "\n".join([header, *(f"{name:26s}{_cells(v, '  ', 10)}" for name, v in rows.items())])
 
 
-def _cells(values: Figures, separator: str, width: int = 0) -> str:
+def _cells(values: Metrics, separator: str, width: int = 0) -> str:
     return separator.join(f"{values[name]:{width}.3f}" for name in HEADLINE)

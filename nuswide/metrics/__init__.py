@@ -39,7 +39,15 @@ from nuswide.metrics.decisions import (
     subset_values,
     wrong_entries,
 )
-from nuswide.metrics.predictions import Figures, Ints, Known, Scored, Scores, Targets, Thresholds
+from nuswide.metrics.predictions import (
+    Ints,
+    Known,
+    Metrics,
+    Predictions,
+    Scores,
+    Targets,
+    Thresholds,
+)
 from nuswide.metrics.ranking import (
     areas,
     average_precisions,
@@ -59,46 +67,46 @@ __all__ = [
 ]  # fmt: skip
 
 
-def image_means(scored: Scored) -> Figures:
+def image_means(predictions: Predictions) -> Metrics:
     """`lrap`, `coverage_error`, `ranking_loss` and `subset_accuracy`: means over the images."""
-    values = image_rankings(scored) | subset_values(scored)
+    values = image_rankings(predictions) | subset_values(predictions)
     return {name: float(value.mean()) for name, value in values.items()}
 
 
-def all_figures(
+def all_metrics(
     targets: Targets,
     scores: Scores,
     thresholds: Thresholds,
     known: Known = None,
     *,
     train_positives: Ints | None = None,
-) -> Figures:
+) -> Metrics:
     """Every entry of METRICS in one dict.
 
     targets, scores, known: (N, C); thresholds: one, or (C,). train_positives: (C,) positives of
     each label in train, for head, medium and tail mAP, which are left out without it.
     """
-    scored = Scored(targets, scores, thresholds, known, train_positives)
-    figures: Figures = {}
+    predictions = Predictions(targets, scores, thresholds, known, train_positives)
+    figures: Metrics = {}
     for metric in METRICS.values():
-        figures |= metric(scored)
+        figures |= metric(predictions)
     return figures
 
 
 def baseline_figures(
     train_targets: Targets, targets: Targets, known: Known = None
-) -> dict[str, Figures]:
+) -> dict[str, Metrics]:
     """Figures of the two trivial baselines on `targets`; name -> figures."""
     positives = train_targets.sum(axis=0, dtype=np.int64)
     return {
-        name: all_figures(
+        name: all_metrics(
             targets, np.tile(scores, (len(targets), 1)), 0.5, known, train_positives=positives
         )
         for name, scores in baseline_scores(train_targets).items()
     }
 
 
-METRICS: dict[str, Callable[[Scored], Figures]] = {
+METRICS: dict[str, Callable[[Predictions], Metrics]] = {
     "precision_recall_f1": precision_recall_f1,
     "six": all_six,
     "hamming_loss": wrong_entries,

@@ -29,7 +29,7 @@ from nuswide.metrics.predictions import (
     Floats,
     Ints,
     Known,
-    Scored,
+    Predictions,
     Scores,
     Targets,
     Thresholds,
@@ -188,8 +188,8 @@ def resample(
     precision and is left out of `map`, and counts in macro F1 and CF1 as it is (0). Uses two
     threads; what comes out does not depend on them. Memory beyond the arrays' own size is bounded.
     """
-    scored = Scored(targets, scores, thresholds, known)
-    resampler = _Resampler(scored)
+    predictions = Predictions(targets, scores, thresholds, known)
+    resampler = _Resampler(predictions)
     n_images = len(targets)
     per_block = max(1, min(_MOST_ROUNDS, _CELLS // max(1, n_images)))
     blocks = [range(r, min(r + per_block, rounds)) for r in range(0, rounds, per_block)]
@@ -253,19 +253,22 @@ def _rows(images: NDArray[np.integer], ends: Ints, first: int, n_images: int) ->
 class _Resampler:
     """The headline figures of one set of scores under weights of the images."""
 
-    def __init__(self, scored: Scored) -> None:
-        n_images = len(scored.targets)
+    def __init__(self, predictions: Predictions) -> None:
+        n_images = len(predictions.targets)
         self.labels = []
-        for label, curve in enumerate(scored.curves):
-            images = np.flatnonzero(scored.true[:, label])
-            self.labels.append(_Ranking(curve, images, scored.scores[images, label], n_images))
-        images = np.nonzero(scored.true)[0]
-        self.pooled = _Ranking(scored.pooled, images, scored.scores[scored.true], n_images)
-        hits = scored.predicted & scored.true
+        for label, curve in enumerate(predictions.curves):
+            images = np.flatnonzero(predictions.true[:, label])
+            self.labels.append(_Ranking(curve, images, predictions.scores[images, label], n_images))
+        images = np.nonzero(predictions.true)[0]
+        self.pooled = _Ranking(
+            predictions.pooled, images, predictions.scores[predictions.true], n_images
+        )
+        hits = predictions.predicted & predictions.true
         self.counted = [
-            sparse.csr_array(m.T.astype(np.int32)) for m in (hits, scored.predicted, scored.true)
+            sparse.csr_array(m.T.astype(np.int32))
+            for m in (hits, predictions.predicted, predictions.true)
         ]
-        values = samples_values(scored) | image_rankings(scored)
+        values = samples_values(predictions) | image_rankings(predictions)
         # Sparse, as BLAS would bring threads of its own into ours.
         self.by_image = sparse.csr_array(np.stack([values["samples/f1"], values["lrap"]]))
 

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, logit
 
-from nuswide.metrics.predictions import Bools, Figures, Floats, Ints, Known, Scored, Scores, Targets
+from nuswide.metrics.predictions import (
+    Bools,
+    Floats,
+    Ints,
+    Known,
+    Metrics,
+    Predictions,
+    Scores,
+    Targets,
+)
 from nuswide.metrics.ranking import mean_of_defined
 
 BINS = 15  # of equal width, as Guo et al. 2017 (arXiv:1706.04599) have it
@@ -23,15 +32,15 @@ _LOWEST, _HIGHEST = np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg
 _LOG_SCALES = (-3.0, 3.0)  # of a calibration: e to that is positive, so that rankings stay
 
 
-def bin_sums(scored: Scored) -> tuple[Floats, Floats]:
+def bin_sums(predictions: Predictions) -> tuple[Floats, Floats]:
     """Sums of scores and of positives over the known entries in each bin; (C, BINS) each.
 
     A bin has its lower edge, the last one both edges.
     """
-    n_labels = scored.targets.shape[1]
-    bins = np.minimum((scored.scores * np.float64(BINS)).astype(np.int32), BINS - 1)
+    n_labels = predictions.targets.shape[1]
+    bins = np.minimum((predictions.scores * np.float64(BINS)).astype(np.int32), BINS - 1)
     bins += np.arange(n_labels, dtype=np.int32) * BINS
-    kept = slice(None) if scored.known is None else scored.known.ravel()
+    kept = slice(None) if predictions.known is None else predictions.known.ravel()
     flat = bins.ravel()[kept]
 
     def sums(values: NDArray[Any]) -> Floats:
@@ -39,7 +48,7 @@ def bin_sums(scored: Scored) -> tuple[Floats, Floats]:
         counted = np.bincount(flat, weights, n_labels * BINS).astype(np.float64)
         return counted.reshape(n_labels, BINS)
 
-    return sums(scored.scores), sums(scored.true)
+    return sums(predictions.scores), sums(predictions.true)
 
 
 def calibration_errors(sums: tuple[Floats, Floats], n_known: Ints) -> Floats:
@@ -51,10 +60,10 @@ def calibration_errors(sums: tuple[Floats, Floats], n_known: Ints) -> Floats:
     return np.abs(scores - positives).sum(axis=1) / np.where(n_known, n_known, np.nan)
 
 
-def squared_errors(scored: Scored) -> Floats:
+def squared_errors(predictions: Predictions) -> Floats:
     """Sum of (score - target)^2 over each label's known entries; (C,)."""
-    squares = np.subtract(scored.scores, scored.true, dtype=np.float64) ** 2
-    return squares.sum(axis=0, where=True if scored.known is None else scored.known)
+    squares = np.subtract(predictions.scores, predictions.true, dtype=np.float64) ** 2
+    return squares.sum(axis=0, where=True if predictions.known is None else predictions.known)
 
 
 def brier_losses(squares: Floats, n_known: Ints) -> Floats:
@@ -62,12 +71,14 @@ def brier_losses(squares: Floats, n_known: Ints) -> Floats:
     return squares / np.where(n_known, n_known, np.nan)
 
 
-def calibration_figures(scored: Scored) -> Figures:
+def calibration_figures(predictions: Predictions) -> Metrics:
     """`calibration_error` and `brier_loss`: means over the labels of which anything is known."""
-    return calibration_means(bin_sums(scored), squared_errors(scored), scored.n_known)
+    return calibration_means(
+        bin_sums(predictions), squared_errors(predictions), predictions.n_known
+    )
 
 
-def calibration_means(sums: tuple[Floats, Floats], squares: Floats, n_known: Ints) -> Figures:
+def calibration_means(sums: tuple[Floats, Floats], squares: Floats, n_known: Ints) -> Metrics:
     """Give what calibration_figures gives, from the labels' sums."""
     return {
         "calibration_error": mean_of_defined(calibration_errors(sums, n_known)),
@@ -100,9 +111,9 @@ def fit_calibration(
     Source: Platt 1999; Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6; for the temperature
     Guo et al. 2017, arXiv:1706.04599.
     """
-    scored = Scored(targets, scores, known=known)
+    predictions = Predictions(targets, scores, known=known)
     scale, shift = np.ones(targets.shape[1]), np.zeros(targets.shape[1])
-    for label, column in enumerate(scored.true.T):
+    for label, column in enumerate(predictions.true.T):
         rows = slice(None) if known is None else known[:, label]
         true = column[rows]
         if true.any() and not true.all():

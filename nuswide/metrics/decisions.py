@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.metrics.predictions import Bools, Figures, Floats, Ints, Scored
+from nuswide.metrics.predictions import Bools, Floats, Ints, Metrics, Predictions
 
 # average -> the axis that hits are counted over before the mean of what is left
 AVERAGES = {"micro": None, "macro": 0, "samples": 1}
@@ -63,28 +63,32 @@ def six_figures(counts: Counts) -> dict[str, Floats]:
     return {"cp": cp, "cr": cr, "cf1": cf1} | {k: pooled[f"micro/{v}"] for k, v in overall.items()}
 
 
-def precision_recall_f1(scored: Scored) -> Figures:
+def precision_recall_f1(predictions: Predictions) -> Metrics:
     """Micro, macro and samples precision, recall and F1 as scikit-learn defines them.
 
     A figure whose denominator is zero counts as 0.
     """
-    samples = {name: values.mean() for name, values in samples_values(scored).items()}
-    figures = pooled_figures(count(scored.predicted, scored.true, axis=0)) | samples
+    samples = {name: values.mean() for name, values in samples_values(predictions).items()}
+    figures = pooled_figures(count(predictions.predicted, predictions.true, axis=0)) | samples
     return {name: float(figures[name]) for name in NINE}
 
 
-def samples_values(scored: Scored) -> dict[str, Floats]:
+def samples_values(predictions: Predictions) -> dict[str, Floats]:
     """Each image's own precision, recall and F1; (N,) each."""
-    values = ratios(count(scored.predicted, scored.true, axis=1))
+    values = ratios(count(predictions.predicted, predictions.true, axis=1))
     return {f"samples/{kind}": v for kind, v in zip(KINDS, values, strict=True)}
 
 
-def top_three(scored: Scored) -> Bools:
+def top_three(predictions: Predictions) -> Bools:
     """Mark each image's three labels of highest score, all if it has fewer known ones; (N, C).
 
     Of labels that tie for a place, the first has it.
     """
-    left = scored.scores if scored.known is None else np.where(scored.known, scored.scores, -1)
+    left = (
+        predictions.scores
+        if predictions.known is None
+        else np.where(predictions.known, predictions.scores, -1)
+    )
     left, chosen = left.copy(), np.zeros(left.shape, dtype=bool)
     images = np.arange(len(left))
     for _ in range(min(3, left.shape[1])):
@@ -96,19 +100,19 @@ def top_three(scored: Scored) -> Bools:
 
 # prefix -> what counts as predicted: what reaches its threshold, exactly three labels, or those of
 # the three that reach it. Papers give either of the last two as "top-3".
-DECISIONS: dict[str, Callable[[Scored], Bools]] = {
-    "": lambda scored: scored.predicted,
+DECISIONS: dict[str, Callable[[Predictions], Bools]] = {
+    "": lambda predictions: predictions.predicted,
     "top3/": top_three,
-    "top3_passing/": lambda scored: top_three(scored) & scored.predicted,
+    "top3_passing/": lambda predictions: top_three(predictions) & predictions.predicted,
 }
 
 
-def all_six(scored: Scored) -> Figures:
+def all_six(predictions: Predictions) -> Metrics:
     """CP, CR, CF1, OP, OR, OF1 of all DECISIONS: `cf1`, `top3/cf1`, `top3_passing/cf1` ..."""
     return {
         prefix + name: float(value)
         for prefix, decide in DECISIONS.items()
-        for name, value in six_figures(count(decide(scored), scored.true, axis=0)).items()
+        for name, value in six_figures(count(decide(predictions), predictions.true, axis=0)).items()
     }
 
 
@@ -118,12 +122,16 @@ def hamming_loss(counts: Counts, n_known: Ints) -> float:
     return float((predicted + true - 2 * hits).sum() / max(1, n_known.sum()))
 
 
-def wrong_entries(scored: Scored) -> Figures:
+def wrong_entries(predictions: Predictions) -> Metrics:
     """`hamming_loss` over the known entries."""
-    return {"hamming_loss": hamming_loss(count(scored.predicted, scored.true, 0), scored.n_known)}
+    return {
+        "hamming_loss": hamming_loss(
+            count(predictions.predicted, predictions.true, 0), predictions.n_known
+        )
+    }
 
 
-def subset_values(scored: Scored) -> dict[str, Floats]:
+def subset_values(predictions: Predictions) -> dict[str, Floats]:
     """For each image, 1 if all its known entries are predicted rightly, else 0; (N,)."""
-    right = (scored.predicted == scored.true).all(axis=1)
+    right = (predictions.predicted == predictions.true).all(axis=1)
     return {"subset_accuracy": right.astype(np.float64)}

@@ -16,7 +16,7 @@ Targets = NDArray[np.uint8]
 Scores = NDArray[np.float32]
 Known = NDArray[np.bool_] | None  # None: every entry is known
 Thresholds = float | NDArray[np.floating]  # one for all labels, or (C,)
-Figures = dict[str, float]
+Metrics = dict[str, float]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -56,7 +56,7 @@ def make_curve(true: Bools, scores: Scores, images: NDArray[np.int32]) -> Curve:
 
 
 @dataclass(frozen=True)
-class Scored:
+class Predictions:
     """Targets and scores of the same images, and what many figures need of them, made once.
 
     targets, scores, known: (N, C), scores in [0, 1]. An unknown entry is neither true nor

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nuswide.metrics.predictions import Curve, Figures, Floats, Ints, Scored
+from nuswide.metrics.predictions import Curve, Floats, Ints, Metrics, Predictions
 
 # More than 100 positives in train are many, fewer than 20 few: Liu et al. 2019, arXiv:1904.05160,
 # and for multi-label sets Wu et al. 2020, arXiv:2007.09654.
@@ -50,22 +50,22 @@ def mean_of_defined(values: Floats, weights: Floats | None = None) -> float:
     return float(np.average(values[defined], weights=chosen))
 
 
-def label_average_precision(scored: Scored) -> Floats:
+def label_average_precision(predictions: Predictions) -> Floats:
     """Average precision of each label over its known images; (C,), NaN without a positive."""
-    return np.array([average_precision(curve) for curve in scored.curves])
+    return np.array([average_precision(curve) for curve in predictions.curves])
 
 
-def average_precisions(scored: Scored) -> Figures:
+def average_precisions(predictions: Predictions) -> Metrics:
     """`map` over the labels that have a positive, how many have none, and other means of AP.
 
     `weighted_map` weighs labels by their positives, `micro/ap` ranks all labels' entries together.
     With train_positives, `head_map`, `medium_map` and `tail_map` are over the labels with more than
     100, 20 to 100 and fewer than 20 of them; NaN where there is no such label.
     """
-    return maps_of(scored.curves, scored.pooled, scored.train_positives)
+    return maps_of(predictions.curves, predictions.pooled, predictions.train_positives)
 
 
-def maps_of(curves: Sequence[Curve], pooled: Curve, train_positives: Ints | None) -> Figures:
+def maps_of(curves: Sequence[Curve], pooled: Curve, train_positives: Ints | None) -> Metrics:
     """Give what average_precisions gives, from the labels' curves and the one of all entries."""
     per_label = np.array([average_precision(curve) for curve in curves])
     positives = np.array([curve.positives for curve in curves], dtype=np.float64)
@@ -78,7 +78,7 @@ def maps_of(curves: Sequence[Curve], pooled: Curve, train_positives: Ints | None
     return figures | parts_of_map(per_label, train_positives)
 
 
-def parts_of_map(per_label: Floats, train_positives: Ints | None) -> Figures:
+def parts_of_map(per_label: Floats, train_positives: Ints | None) -> Metrics:
     """Mean AP of frequent, middling and rare labels; nothing if their frequency is not given."""
     if train_positives is None:
         return {}
@@ -87,28 +87,30 @@ def parts_of_map(per_label: Floats, train_positives: Ints | None) -> Figures:
     return {f"{name}_map": mean_of_defined(per_label[part]) for name, part in parts.items()}
 
 
-def areas(scored: Scored) -> Figures:
+def areas(predictions: Predictions) -> Metrics:
     """`macro/auroc` over the labels that have positives and negatives, and `micro/auroc`."""
-    return areas_of(scored.curves, scored.pooled)
+    return areas_of(predictions.curves, predictions.pooled)
 
 
-def areas_of(curves: Sequence[Curve], pooled: Curve) -> Figures:
+def areas_of(curves: Sequence[Curve], pooled: Curve) -> Metrics:
     """Give what areas gives, from the labels' curves and the one of all entries."""
     per_label = np.array([auroc(curve) for curve in curves])
     return {"macro/auroc": mean_of_defined(per_label), "micro/auroc": auroc(pooled)}
 
 
-def image_rankings(scored: Scored) -> dict[str, Floats]:
+def image_rankings(predictions: Predictions) -> dict[str, Floats]:
     """LRAP, coverage error and ranking loss of each image as scikit-learn defines them; (N,) each.
 
     Over the image's known labels. An image without a positive has LRAP 1, coverage error 0 and
     ranking loss 0; one without a negative has ranking loss 0. A tie counts as the wrong order.
     """
-    n_images = len(scored.targets)
-    image, label = np.nonzero(scored.true)
-    rank, hits = _ranks(scored, image, label)
+    n_images = len(predictions.targets)
+    image, label = np.nonzero(predictions.true)
+    rank, hits = _ranks(predictions, image, label)
     n_true = np.bincount(image, minlength=n_images)
-    known = scored.targets.shape[1] if scored.known is None else scored.known.sum(axis=1)
+    known = (
+        predictions.targets.shape[1] if predictions.known is None else predictions.known.sum(axis=1)
+    )
     precision = np.bincount(image, hits / rank, n_images)
     wrong = np.bincount(image, rank - hits, n_images)
     coverage = np.zeros(n_images)
@@ -120,16 +122,16 @@ def image_rankings(scored: Scored) -> dict[str, Floats]:
     }
 
 
-def _ranks(scored: Scored, image: Ints, label: Ints) -> tuple[Ints, Ints]:
+def _ranks(predictions: Predictions, image: Ints, label: Ints) -> tuple[Ints, Ints]:
     """For true entries, how many of the image's labels, and true ones, score at least as high."""
     rank, hits = np.empty_like(image), np.empty_like(image)
-    step = max(1, _CHUNK // scored.targets.shape[1])
+    step = max(1, _CHUNK // predictions.targets.shape[1])
     for start in range(0, len(image), step):
         part = slice(start, start + step)
-        scores = scored.scores[image[part]]
+        scores = predictions.scores[image[part]]
         above = scores >= scores[np.arange(len(scores)), label[part], None]
-        if scored.known is not None:
-            above &= scored.known[image[part]]
+        if predictions.known is not None:
+            above &= predictions.known[image[part]]
         rank[part] = above.sum(axis=1)
-        hits[part] = (above & scored.true[image[part]]).sum(axis=1)
+        hits[part] = (above & predictions.true[image[part]]).sum(axis=1)
     return rank, hits

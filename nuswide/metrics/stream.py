@@ -24,10 +24,10 @@ from nuswide.metrics.decisions import (
 )
 from nuswide.metrics.predictions import (
     Curve,
-    Figures,
     Ints,
     Known,
-    Scored,
+    Metrics,
+    Predictions,
     Scores,
     Targets,
     Thresholds,
@@ -58,35 +58,37 @@ class Stream:
         self.n_images = 0
         self.n_known = np.zeros(n_labels, dtype=np.int64)
         self.counts = {prefix: np.zeros((3, n_labels), dtype=np.int64) for prefix in DECISIONS}
-        self.by_image: Figures = {}
+        self.by_image: Metrics = {}
         self.calibration = np.zeros((2, n_labels, BINS))
         self.squares = np.zeros(n_labels)
         self.histogram = np.zeros((2, n_labels, bins), dtype=np.int64)  # all known, and true ones
 
     def add(self, targets: Targets, scores: Scores, known: Known = None) -> None:
         """Take a block of images; (N, C)."""
-        scored = Scored(targets, scores, self.thresholds, known)
+        predictions = Predictions(targets, scores, self.thresholds, known)
         self.n_images += len(targets)
-        self.n_known += scored.n_known
+        self.n_known += predictions.n_known
         for prefix, decide in DECISIONS.items():
-            self.counts[prefix] += np.stack(count(decide(scored), scored.true, axis=0))
-        values = samples_values(scored) | image_rankings(scored) | subset_values(scored)
+            self.counts[prefix] += np.stack(count(decide(predictions), predictions.true, axis=0))
+        values = (
+            samples_values(predictions) | image_rankings(predictions) | subset_values(predictions)
+        )
         for name, value in values.items():
             self.by_image[name] = self.by_image.get(name, 0.0) + float(value.sum())
-        self.calibration += np.stack(bin_sums(scored))
-        self.squares += squared_errors(scored)
-        self.histogram += self._histogram(scored)
+        self.calibration += np.stack(bin_sums(predictions))
+        self.squares += squared_errors(predictions)
+        self.histogram += self._histogram(predictions)
 
-    def _histogram(self, scored: Scored) -> Ints:
+    def _histogram(self, predictions: Predictions) -> Ints:
         n_labels, bins = self.histogram.shape[1:]
         with np.errstate(divide="ignore"):
-            logits = logit(scored.scores)  # in the scores' own precision, infinite at 0 and 1
+            logits = logit(predictions.scores)  # in the scores' own precision, infinite at 0 and 1
         places = (np.clip(logits / _LOGITS, -1, 1) + 1) * (bins / 2)
         cells = np.minimum(places.astype(np.int32), bins - 1)
         cells += np.arange(n_labels, dtype=np.int32) * bins
-        everything = cells if scored.known is None else cells[scored.known]
+        everything = cells if predictions.known is None else cells[predictions.known]
         counted = [np.bincount(c.ravel(), minlength=n_labels * bins)
-                   for c in (everything, cells[scored.true])]  # fmt: skip
+                   for c in (everything, cells[predictions.true])]  # fmt: skip
         return np.stack(counted).reshape(2, n_labels, bins)
 
     def merge(self, other: "Stream") -> None:
@@ -105,7 +107,7 @@ class Stream:
         self.squares += other.squares
         self.histogram += other.histogram
 
-    def figures(self) -> Figures:
+    def figures(self) -> Metrics:
         """Every figure that all_figures gives, under the same names."""
         hits, predicted, true = self.counts[""]
         pooled = pooled_figures((hits, predicted, true))
@@ -118,7 +120,7 @@ class Stream:
         figures |= calibration_means((scores, positives), self.squares, self.n_known)
         return figures | maps_of(*self._curves(), self.train_positives) | areas_of(*self._curves())
 
-    def errors(self) -> Figures:
+    def errors(self) -> Metrics:
         """The most by which a figure of a ranking can be off; every other figure is exact.
 
         Whatever the order inside a bin, average precision lies between that of a bin with its

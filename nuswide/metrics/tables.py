@@ -11,7 +11,7 @@ import numpy as np
 
 from nuswide.metrics.calibration import bin_sums, brier_losses, calibration_errors, squared_errors
 from nuswide.metrics.decisions import count, ratios
-from nuswide.metrics.predictions import Known, Scored, Scores, Targets, Thresholds
+from nuswide.metrics.predictions import Known, Predictions, Scores, Targets, Thresholds
 from nuswide.metrics.ranking import auroc, label_average_precision
 
 
@@ -26,16 +26,17 @@ def per_label_table(
 
     A figure that is not defined, as the AP of a label without a positive, is None.
     """
-    scored = Scored(targets, scores, thresholds, known)
-    precision, recall, f1 = ratios(count(scored.predicted, scored.true, axis=0))
-    support = scored.true.sum(axis=0)
+    predictions = Predictions(targets, scores, thresholds, known)
+    precision, recall, f1 = ratios(count(predictions.predicted, predictions.true, axis=0))
+    support = predictions.true.sum(axis=0)
     order = np.argsort(-support, kind="stable")
     columns = {
-        "ap": label_average_precision(scored), "f1": f1, "precision": precision, "recall": recall,
-        "auroc": np.array([auroc(curve) for curve in scored.curves]),
-        "calibration_error": calibration_errors(bin_sums(scored), scored.n_known),
-        "brier_loss": brier_losses(squared_errors(scored), scored.n_known),
-        "support": support, "share": support / np.maximum(scored.n_known, 1),
+        "ap": label_average_precision(predictions),
+        "f1": f1, "precision": precision, "recall": recall,
+        "auroc": np.array([auroc(curve) for curve in predictions.curves]),
+        "calibration_error": calibration_errors(bin_sums(predictions), predictions.n_known),
+        "brier_loss": brier_losses(squared_errors(predictions), predictions.n_known),
+        "support": support, "share": support / np.maximum(predictions.n_known, 1),
         "threshold": np.broadcast_to(np.asarray(thresholds, dtype=np.float64), support.shape),
     }  # fmt: skip
     table = {name: [_cell(values[i]) for i in order] for name, values in columns.items()}

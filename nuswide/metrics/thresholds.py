@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from nuswide.metrics.predictions import Curve, Floats, Known, Scored, Scores, Targets
+from nuswide.metrics.predictions import Curve, Floats, Known, Predictions, Scores, Targets
 
 # Positives that the global threshold counts for against a label's own. On other images that is no
 # worse than none whatever the scores are like, and more is if they are off label by label:
@@ -24,7 +24,7 @@ def fit_thresholds(
     kind: str, targets: Targets, scores: Scores, known: Known = None, *, fixed: float = 0.5
 ) -> NDArray[np.float32]:
     """Fit one of THRESHOLDS to the known entries of a split; (C,)."""
-    return THRESHOLDS[kind](Scored(targets, scores, fixed, known))
+    return THRESHOLDS[kind](Predictions(targets, scores, fixed, known))
 
 
 def best_f1(curve: Curve) -> float:
@@ -40,30 +40,30 @@ def best_f1(curve: Curve) -> float:
     return float(middle if middle > below else at)
 
 
-def fixed(scored: Scored) -> NDArray[np.float32]:
+def fixed(predictions: Predictions) -> NDArray[np.float32]:
     """Give the thresholds as they are."""
-    return np.full(scored.targets.shape[1], scored.thresholds, dtype=np.float32)
+    return np.full(predictions.targets.shape[1], predictions.thresholds, dtype=np.float32)
 
 
-def one_global(scored: Scored) -> NDArray[np.float32]:
+def one_global(predictions: Predictions) -> NDArray[np.float32]:
     """Give all labels the threshold of the best micro F1, or the fixed one without a positive."""
-    if not scored.pooled.positives:
-        return fixed(scored)
-    return np.full(scored.targets.shape[1], best_f1(scored.pooled), dtype=np.float32)
+    if not predictions.pooled.positives:
+        return fixed(predictions)
+    return np.full(predictions.targets.shape[1], best_f1(predictions.pooled), dtype=np.float32)
 
 
-def per_label(scored: Scored, prior: float = PRIOR) -> NDArray[np.float32]:
+def per_label(predictions: Predictions, prior: float = PRIOR) -> NDArray[np.float32]:
     """Give each label the threshold of its best F1, drawn to the global one if positives are few.
 
     The two logits are averaged with weights n and `prior`, n being the label's positives: with few
     of them the best threshold is mostly chance (Yang 2001, Fan and Lin 2007).
     """
-    common = one_global(scored)
+    common = one_global(predictions)
     own = common.copy()
-    for label, curve in enumerate(scored.curves):
+    for label, curve in enumerate(predictions.curves):
         if curve.positives:
             own[label] = best_f1(curve)
-    positives = np.array([curve.positives for curve in scored.curves])
+    positives = np.array([curve.positives for curve in predictions.curves])
     trust = positives / np.maximum(positives + prior, 1)
     drawn = expit(trust * _logits(own) + (1 - trust) * _logits(common)).astype(np.float32)
     return np.where(trust < 1, drawn, own)
@@ -73,7 +73,7 @@ def _logits(thresholds: NDArray[np.float32]) -> Floats:
     return logit(np.clip(thresholds.astype(np.float64), _EDGE, 1 - _EDGE))
 
 
-THRESHOLDS: dict[str, Callable[[Scored], NDArray[np.float32]]] = {
+THRESHOLDS: dict[str, Callable[[Predictions], NDArray[np.float32]]] = {
     "fixed": fixed,
     "global": one_global,
     "label": per_label,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nuswide.config import Config, pick
+from nuswide.config import Config, lookup
 
 Criterion = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -308,7 +308,7 @@ def create_criterion(config: Config, counts: LabelCounts, *, epoch: int) -> Crit
     counts: of the train split alone, on the device of the logits. Raises click.UsageError for an
     unknown name.
     """
-    loss = pick(LOSSES, "loss", config.loss)(config, counts, epoch)
+    loss = lookup(LOSSES, "loss", config.loss)(config, counts, epoch)
     if not config.label_smoothing:
         return loss
     return lambda logits, targets, known: loss(

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nuswide.config import Config, pick, unknown_name
+from nuswide.config import Config, lookup, unknown_name
 from nuswide.data.label_stats import TrainLabels
 from nuswide.data.transforms import normalize
 from nuswide.models.heads import HEADS
@@ -91,11 +91,11 @@ def create_model(config: Config, *, n_labels: int, train: TrainLabels | None = N
     click.UsageError for an unknown name, click.ClickException for weights that can't be had.
     """
     torch.manual_seed(config.seed)
-    create_head = pick(HEADS, "head", config.head)
+    create_head = lookup(HEADS, "head", config.head)
     if config.backbone.startswith(_TIMM):
         backbone: nn.Module = _create_timm(config)
     else:
-        backbone = pick(BACKBONES, "backbone", config.backbone)()
+        backbone = lookup(BACKBONES, "backbone", config.backbone)()
     head = create_head(_count_features(backbone, config), n_labels, config, train)
     model = TaggerNet(backbone, head, test_flips=config.test_flips)
     if config.weights == "imagenet":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nuswide.config import Config, pick
+from nuswide.config import Config, lookup
 from nuswide.models.networks import TaggerNet
 
 
@@ -25,7 +25,7 @@ def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return pick(OPTIMIZERS, "optimizer", config.optimizer)(groups, config)
+    return lookup(OPTIMIZERS, "optimizer", config.optimizer)(groups, config)
 
 
 def _sgd(groups: list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
@@ -48,7 +48,7 @@ def learning_rate(config: Config, *, step: int, steps_per_epoch: int) -> float:
         return config.lr * (step + 1) / math.ceil(warmup)
     total = config.epochs * steps_per_epoch
     done = (step - warmup) / max(1, total - warmup)
-    return config.lr * pick(SCHEDULES, "schedule", config.schedule)(done)
+    return config.lr * lookup(SCHEDULES, "schedule", config.schedule)(done)
 
 
 def _one_cycle(done: float) -> float:

@@ -29,7 +29,7 @@ _LONGEST_WAIT_S = 10.0
 Entry = dict[str, Any]
 
 
-class Spool:
+class Outbox:
     """A file of entries, of which those before `sent` have arrived and those before the commit may.
 
     What the server may have already, after a resume or a call that failed, is asked for first.

@@ -34,7 +34,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from PIL import Image
 
 from nuswide.data.manifest import Manifest
-from nuswide.tracking.outbox import Spool
+from nuswide.tracking.outbox import Outbox
 
 JOB_TAG = "nuswide.job"
 # MLflow's own progress and its remark on pip drown what a run has to say.
@@ -71,14 +71,14 @@ class Run:
     """One active MLflow run; figures that are not finite are left out of the record."""
 
     def __init__(
-        self, active: mlflow.ActiveRun, spool: Spool, *, is_extended: bool = False
+        self, active: mlflow.ActiveRun, outbox: Outbox, *, is_extended: bool = False
     ) -> None:
         self.is_extended = is_extended  # it was finished once, and goes on
         self.id: str = active.info.run_id
         self.name: str = active.info.run_name
         self.experiment_id: str = active.info.experiment_id
         self._client = mlflow.MlflowClient()
-        self._spool = spool
+        self._outbox = outbox
         self._recorded = set(active.data.params)
         self._datasets: dict[str, MetaDataset] = {}
 
@@ -100,7 +100,7 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Put metrics into the spool; those that a commit covers are sent."""
         now_ms = round(time.time() * 1000)
-        self._spool.add_metrics(
+        self._outbox.add_metrics(
             Metric(key, float(value), now_ms, step)
             for key, value in metrics.items()
             if math.isfinite(value)
@@ -109,7 +109,7 @@ class Run:
     def mark(self) -> int:
         """Put what was logged on disk; gives where it ends."""
         try:
-            return self._spool.mark()
+            return self._outbox.mark()
         except OSError as error:
             raise click.ClickException(
                 f"cannot keep the figures on disk ({error.strerror}); make room, and resume"
@@ -117,14 +117,14 @@ class Run:
 
     def commit(self, mark: int, checkpoint: Path | None = None) -> None:
         """Let everything before a mark be sent, and a checkpoint that covers it."""
-        self._spool.commit(mark)
+        self._outbox.commit(mark)
         if checkpoint:
-            self._spool.send_file(checkpoint, CHECKPOINTS)
+            self._outbox.send_file(checkpoint, CHECKPOINTS)
 
     def close(self) -> bool:
         """Send the rest, and wait a while for it to arrive; gives whether it has."""
-        self._spool.commit(self._spool.mark())
-        return self._spool.close(_PATIENCE_S)
+        self._outbox.commit(self._outbox.mark())
+        return self._outbox.close(_PATIENCE_S)
 
     def log_dataset(self, manifest: Manifest, split: str) -> None:
         """Record the samples of a split as an input of the run, with their digest."""
@@ -159,7 +159,7 @@ class Run:
         """Spool a picture with a step, for the step slider of MLflow's page."""
         png = io.BytesIO()
         image.save(png, format="png")
-        self._spool.add_picture(png.getvalue(), key, step=step)
+        self._outbox.add_picture(png.getvalue(), key, step=step)
 
     def log_table(self, columns: Mapping[str, list[Any]], name: str) -> None:
         """Record columns as a table; tables of one name are shown side by side across runs."""
@@ -207,7 +207,7 @@ class NullRun:
 
 @contextmanager
 def start_run(
-    job: str, name: str, *, run_id: str | None = None, spool: Path | None = None, mark: int = 0
+    job: str, name: str, *, run_id: str | None = None, outbox: Path | None = None, mark: int = 0
 ) -> Iterator[Run]:
     """Begin a run, or join the one that `mlflow run` has begun, and end it whatever happens.
 
@@ -221,9 +221,9 @@ def start_run(
     active = mlflow.start_run(run_id=run_id)
     status = RunStatus.FAILED
     with scratch_folder() as scratch:
-        place = (spool or scratch) / active.info.run_id
-        own_spool = Spool(place, active.info.run_id, keep_bytes=mark)
-        run = Run(active, own_spool, is_extended=is_extended)
+        place = (outbox or scratch) / active.info.run_id
+        own_outbox = Outbox(place, active.info.run_id, keep_bytes=mark)
+        run = Run(active, own_outbox, is_extended=is_extended)
         try:
             _name(run, active, name)
             run.set_tags({JOB_TAG: job, **environment()})
@@ -234,7 +234,7 @@ def start_run(
             raise
         except MlflowException as error:
             reason = str(error).splitlines()[0]
-            hint = f"; what was trained is kept: {_LATER} {run.id} records it" if spool else ""
+            hint = f"; what was trained is kept: {_LATER} {run.id} records it" if outbox else ""
             raise TrackerAway(f"MLflow: {reason}{hint}") from error
         finally:
             away = _end(run, RunStatus.to_string(status))
@@ -291,14 +291,14 @@ def _end(run: Run, status: str) -> str | None:
     return None if arrived else "the tracking server did not take all metrics"
 
 
-def send_spool(run_id: str, folder: Path, mark: int) -> None:
+def send_outbox(run_id: str, folder: Path, mark: int) -> None:
     """Send what a run that was stopped has spooled up to a mark; leaves it KILLED.
 
     Raises TrackerAway if the server does not answer.
     """
-    spool = Spool(folder / run_id, run_id, keep_bytes=mark)
-    spool.commit(spool.mark())
-    if not spool.close(_PATIENCE_S):
+    outbox = Outbox(folder / run_id, run_id, keep_bytes=mark)
+    outbox.commit(outbox.mark())
+    if not outbox.close(_PATIENCE_S):
         raise TrackerAway(f"the tracking server {mlflow.get_tracking_uri()} does not answer")
     mlflow.MlflowClient().set_terminated(run_id, "KILLED")
 

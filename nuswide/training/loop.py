@@ -24,7 +24,7 @@ from nuswide.core.allocator import freed_memory_kept
 from nuswide.core.signals import Interrupted, Stop
 from nuswide.data.dataset import Dataset
 from nuswide.data.label_stats import TrainLabels
-from nuswide.data.loader import beside, open_feed, to_device
+from nuswide.data.loader import open_feed, pin_memory, to_device
 from nuswide.data.sampling import create_sampling, draw_rows, epoch_order
 from nuswide.data.transforms import draw, side_px
 from nuswide.evaluation.evaluate import Evaluation, headline, predict, torch_score
@@ -38,7 +38,7 @@ from nuswide.training.step import (
     choose_device,
     create_state,
     prepare_epoch,
-    take_step,
+    train_step,
 )
 from nuswide.training.step_metrics import StepRecord
 
@@ -127,7 +127,7 @@ class _Loop:
             self._test_if_due()
             self.stop.check(progress.steps)
             step = islice(micro_batches, self.config.accumulate)
-            self.record.add(take_step(self.config, self.state, step))
+            self.record.add(train_step(self.config, self.state, step))
             progress.steps += 1
             progress.step_in_epoch += 1
             if time.perf_counter() - self.saved_at > 60 * self.config.checkpoint_minutes:
@@ -181,7 +181,9 @@ class _Loop:
         rows = self._own_parts(draw_rows(steps, len(self.data))[left])
         drawn = draw(self.config, n_images=len(self.data), epoch=progress.epoch)
         feed = self.feed.batches(batches)
-        for batch, images, draws in zip(batches, feed, beside(drawn[rows], device), strict=True):
+        for batch, images, draws in zip(
+            batches, feed, pin_memory(drawn[rows], device), strict=True
+        ):
             indices = to_device(batch, device)
             known = None if self.known is None else self.known[indices]
             yield images, self.targets[indices], known, draws
@@ -239,7 +241,7 @@ class _Loop:
     def _aside(self) -> Iterator[None]:
         """Do what is not training, with all steps' figures handed on and the clock stopped."""
         progress = self.state.progress
-        self.record.hand_on()
+        self.record.flush()
         progress.loss_sum = self.record.loss_sum
         progress.train_s += time.perf_counter() - self.clock
         try:

@@ -33,7 +33,7 @@ from nuswide.evaluation.model_card import make_card
 from nuswide.models.networks import TaggerNet, create_model
 from nuswide.reporting import audit
 from nuswide.tracking import reader, registry
-from nuswide.tracking.run import NullRun, Run, scratch_folder, send_spool, start_run
+from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, start_run
 from nuswide.training import checkpoint, run_folder
 from nuswide.training.checkpoint import LAST, Writer
 from nuswide.training.loop import AfterEpoch, fit, global_batch_size
@@ -94,7 +94,7 @@ def _with_numbered_weights(config: Config) -> Config:
         return config
     is_main = distributed.is_main()
     address = registry.address_of(registry.find_version(config.weights)) if is_main else None
-    return replace(config, weights=distributed.tell(address))
+    return replace(config, weights=distributed.broadcast(address))
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
     """The run to go on with and its state, or the one that has been made for this."""
     found = run_folder.find(config, data.manifest) if distributed.is_main() else None
     made = (run_id, None) if run_id else None
-    chosen: Found | None = distributed.tell(found or made)
+    chosen: Found | None = distributed.broadcast(found or made)
     return chosen
 
 
@@ -134,9 +134,9 @@ def _begin(
     run_id, state = found or (None, None)
     folder = Path(config.checkpoints)
     mark = state["mark"] if state else 0
-    with start_run("train", name, run_id=run_id, spool=folder, mark=mark) as run:
+    with start_run("train", name, run_id=run_id, outbox=folder, mark=mark) as run:
         place = folder / run.id
-        with run_folder.alone(place):
+        with run_folder.exclusive_lock(place):
             run_folder.write_about(place, config, data.manifest, is_recorded=False)
             _record_splits(run, data.manifest)
             if state:
@@ -350,9 +350,9 @@ def upload_run(run_id: str, checkpoints: Path) -> None:
     if state and state["progress"]["epoch"] >= config.epochs:
         train_and_register(config, name=run_id)
         return
-    with run_folder.alone(checkpoints / run_id):
+    with run_folder.exclusive_lock(checkpoints / run_id):
         mark = state["mark"] if state else 0
-        send_spool(run_id, checkpoints, mark)
+        send_outbox(run_id, checkpoints, mark)
     click.echo(f"run {run_id} is recorded as far as it was trained; --resume {run_id} goes on")
 
 

@@ -289,7 +289,7 @@ def _autocast(state: State, *, cache: bool = True) -> torch.autocast:
 MicroBatch = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
-def take_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]) -> Tensor:
+def train_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]) -> Tensor:
     """Take one optimizer step; gives its counts, see counts.step_counts.
 
     micro_batches: `accumulate` times uint8 images, targets and known on the device, and draws.

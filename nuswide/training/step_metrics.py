@@ -48,7 +48,7 @@ def step_counts(
     return torch.cat([loss.float().reshape(1) * len(logits), n_images, by_image, *counts])
 
 
-def figures_of(counts: Tensor) -> Tensor:
+def metrics_of(counts: Tensor) -> Tensor:
     """Loss and the nine figures, in the order of metrics.NINE, from steps' counts; (B, 10).
 
     As metrics.all_figures defines them. counts: (B, 5 + 3C), any device.
@@ -88,15 +88,15 @@ class StepRecord:
         """Take a step's counts."""
         self.waiting.append(counts)
         if len(self.waiting) == BLOCK:
-            self.hand_on()
+            self.flush()
 
-    def hand_on(self) -> None:
+    def flush(self) -> None:
         """Hand on what waits; raises Diverged for a loss that is not finite."""
         if not self.waiting:
             return
-        counts = distributed.total(torch.stack(self.waiting)).cpu()
+        counts = distributed.all_reduce(torch.stack(self.waiting)).cpu()
         self.waiting.clear()
-        rows: NDArray[np.float64] = figures_of(counts.double()).numpy()
+        rows: NDArray[np.float64] = metrics_of(counts.double()).numpy()
         for row in rows.tolist():
             if not np.isfinite(row[0]):
                 raise Diverged(self.explain(self.step, row[0]))

@@ -21,7 +21,7 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.evaluation.evaluate import predict, torch_score
 from nuswide.data.manifest import Manifest
-from nuswide.models import create_model
+from nuswide.models.networks import create_model
 cpu = torch.device("cpu")
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (203, 3, 32, 32)).astype(np.uint8)

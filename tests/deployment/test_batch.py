@@ -27,7 +27,7 @@ from nuswide.cli import main
 from nuswide.deployment.batch import decode, pictures
 from nuswide.deployment.batch.decode import as_lossless, decode_file
 from nuswide.deployment.batch.job import tag
-from nuswide.deployment.batch.parts import alone, read_about, select
+from nuswide.deployment.batch.parts import exclusive_lock, read_about, select
 from nuswide.deployment.batch.pictures import list_pictures, read_chunks
 from nuswide.deployment.batch.request import Summary
 from nuswide.tagger import Tagger, decode_image
@@ -318,7 +318,7 @@ def test_a_folder_of_something_else_is_left_alone(
     assert sorted(photos.rglob("*")) == before
     with (
         pytest.raises(click.ClickException, match="another process"),
-        alone(tmp_path / "out"),
+        exclusive_lock(tmp_path / "out"),
     ):
         tag_here(registered, photos, tmp_path / "out")
 

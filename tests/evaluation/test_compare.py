@@ -16,7 +16,7 @@ from nuswide.cli import main
 from nuswide.evaluation.compare import figures, report, tables
 from nuswide.evaluation.compare.entrants import choose_baseline, find_entrants, require_one_test_set
 from nuswide.evaluation.compare.paired import FIGURES, Comparison, measure
-from nuswide.metrics import all_figures
+from nuswide.metrics import all_metrics
 from nuswide.tracking.run import start_run
 from nuswide.tracking.score_file import FILE, SavedScores
 
@@ -41,7 +41,7 @@ def record(
 ) -> str:  # fmt: skip
     saved = saved or scores_of(quality, seed=seed)
     assert saved.targets is not None
-    found = all_figures(saved.targets, saved.scores, THRESHOLDS)
+    found = all_metrics(saved.targets, saved.scores, THRESHOLDS)
     with start_run("train", f"{name} seed={seed}") as run:
         run.log_params({"seed": seed, "lr": "1e-3", **params})
         run.set_tags({"data.test_digest": digest, "data.val_digest": f"val {seed}"})

@@ -9,7 +9,7 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.evaluation.evaluate import Evaluation, fit_decision, headline, predict, torch_score
-from nuswide.metrics import NINE, all_figures, fit_thresholds
+from nuswide.metrics import NINE, all_metrics, fit_thresholds
 
 
 class MeanOfChannels(nn.Module):
@@ -55,7 +55,7 @@ def evaluation_of(data: Dataset, thresholds: float | np.ndarray = 0.3) -> Evalua
 
 def test_figures_are_those_of_the_scores_under_the_splits_name(data: Dataset) -> None:
     evaluation = evaluation_of(data)
-    expected = all_figures(
+    expected = all_metrics(
         data.manifest.targets, evaluation.scores, 0.3, train_positives=np.array([500, 50, 5])
     )
     assert evaluation.figures == expected
@@ -74,7 +74,7 @@ def test_the_table_has_intervals_around_headline_figures_and_what_a_half_would_g
     value, low, high, at_half = rows["macro/f1"]
     assert low < value < high
     assert value == round(evaluation.figures["macro/f1"], 4)
-    half = all_figures(data.manifest.targets, evaluation.scores, 0.5)
+    half = all_metrics(data.manifest.targets, evaluation.scores, 0.5)
     assert at_half == round(half["macro/f1"], 4) != value
     assert rows["hamming_loss"][1:3] == [None, None]
     assert rows["map"][0] == rows["map"][3]  # no threshold in it

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from nuswide.metrics import all_figures, label_average_precision
+from nuswide.metrics import all_metrics, label_average_precision
 from nuswide.metrics.bootstrap import (
     RESAMPLED,
     Resampled,
@@ -19,7 +19,7 @@ from nuswide.metrics.bootstrap import (
     paired_labels,
     resample,
 )
-from nuswide.metrics.predictions import Scored
+from nuswide.metrics.predictions import Predictions
 
 Array = NDArray[Any]
 
@@ -45,16 +45,16 @@ def test_figures_of_weighted_images_are_those_of_repeated_images(
     known = rng.random((n, c)) < rng.choice([0.6, 1.0])
     weights = rng.integers(0, 4, (n, 3)).astype(np.int32)
     weights[0] += weights.sum(axis=0) == 0
-    figures, label_ap = _Resampler(Scored(targets, scores, 0.4, known)).figures(weights)
+    figures, label_ap = _Resampler(Predictions(targets, scores, 0.4, known)).figures(weights)
     for round_, times in enumerate(weights.T):
         repeated = np.repeat(np.arange(n), times)
         of_these = targets[repeated], scores[repeated], 0.4, known[repeated]
-        expected = all_figures(*of_these)
+        expected = all_metrics(*of_these)
         assert figures[round_] == pytest.approx(
             [expected[name] for name in RESAMPLED], abs=1e-9, nan_ok=True
         )
         assert label_ap[round_] == pytest.approx(
-            label_average_precision(Scored(*of_these)), abs=1e-9, nan_ok=True
+            label_average_precision(Predictions(*of_these)), abs=1e-9, nan_ok=True
         )
 
 
@@ -63,9 +63,9 @@ def test_a_ranking_longer_than_a_part_is_walked_from_part_to_part(
 ) -> None:
     targets, scores = problem(200, 4, seed=0)
     weights = _halves(200, 0, range(5))
-    whole = _Resampler(Scored(targets, scores, 0.4)).figures(weights)
+    whole = _Resampler(Predictions(targets, scores, 0.4)).figures(weights)
     monkeypatch.setattr("nuswide.metrics.bootstrap._ROWS", 7)
-    parts = _Resampler(Scored(targets, scores, 0.4))
+    parts = _Resampler(Predictions(targets, scores, 0.4))
     assert len(parts.pooled.parts) > 10
     for value, expected in zip(parts.figures(weights), whole, strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-12)
@@ -74,7 +74,7 @@ def test_a_ranking_longer_than_a_part_is_walked_from_part_to_part(
 def test_figures_on_all_images_are_the_figures() -> None:
     targets, scores = problem(100, 5, seed=1)
     resampled = resample(targets, scores, 0.4, rounds=3)
-    figures = all_figures(targets, scores, 0.4)
+    figures = all_metrics(targets, scores, 0.4)
     assert resampled.figures.tolist() == pytest.approx([figures[name] for name in RESAMPLED])
     assert {k: v.value for k, v in resampled.intervals().items()} == pytest.approx(
         {name: figures[name] for name in RESAMPLED}
@@ -109,7 +109,7 @@ def test_the_rounds_do_not_depend_on_blocks_or_threads(monkeypatch: pytest.Monke
 def test_the_interval_of_a_mean_over_images_is_the_textbooks(n: int) -> None:
     targets, scores = problem(n, 6, seed=3)
     interval = resample(targets, scores, 0.4, rounds=4000).intervals()["samples/f1"]
-    each = [all_figures(targets[i : i + 1], scores[i : i + 1], 0.4)["samples/f1"] for i in range(n)]
+    each = [all_metrics(targets[i : i + 1], scores[i : i + 1], 0.4)["samples/f1"] for i in range(n)]
     margin = 1.96 * np.std(each, ddof=1) / np.sqrt(n)
     assert interval.value == pytest.approx(np.mean(each))
     assert interval.high - interval.value == pytest.approx(margin, rel=0.08)

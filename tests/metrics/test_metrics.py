@@ -17,8 +17,8 @@ from sklearn.metrics import (
 from nuswide.metrics import (
     METRICS,
     NINE,
-    Scored,
-    all_figures,
+    Predictions,
+    all_metrics,
     baseline_figures,
     baseline_scores,
     label_average_precision,
@@ -55,7 +55,7 @@ def batches(draw: st.DrawFn) -> tuple[Array, Array]:
 def test_precision_recall_f1_by_hand() -> None:
     targets = np.array([[1, 1, 0], [1, 0, 0]], dtype=np.uint8)
     scores = np.array([[0.9, 0.1, 0.5], [0.8, 0.2, 0.1]], dtype=np.float32)
-    figures = all_figures(targets, scores, 0.5)
+    figures = all_metrics(targets, scores, 0.5)
     assert {name: figures[name] for name in NINE} == pytest.approx({
         "micro/precision": 2 / 3, "micro/recall": 2 / 3, "micro/f1": 2 / 3,
         "macro/precision": 1 / 3, "macro/recall": 1 / 3, "macro/f1": 1 / 3,
@@ -66,20 +66,20 @@ def test_precision_recall_f1_by_hand() -> None:
 def test_a_score_at_the_threshold_is_predicted() -> None:
     one = np.ones((1, 1), dtype=np.uint8)
     half = np.full((1, 1), 0.5, dtype=np.float32)
-    assert all_figures(one, half, 0.5)["micro/f1"] == 1
-    assert all_figures(one, half, 0.51)["micro/f1"] == 0
+    assert all_metrics(one, half, 0.5)["micro/f1"] == 1
+    assert all_metrics(one, half, 0.51)["micro/f1"] == 0
 
 
 @pytest.mark.parametrize("n_labels", [1, 4])
 def test_nothing_true_and_nothing_predicted_counts_as_0(n_labels: int) -> None:
     zeros = np.zeros((3, n_labels))
-    figures = all_figures(zeros.astype(np.uint8), zeros.astype(np.float32), 0.5)
+    figures = all_metrics(zeros.astype(np.uint8), zeros.astype(np.float32), 0.5)
     assert {figures[name] for name in (*NINE, "cf1", "of1")} == {0.0}
 
 
 def test_one_label_has_its_own_f1_and_not_the_accuracy() -> None:
     targets = np.array([[1], [0], [0], [0]], dtype=np.uint8)
-    figures = all_figures(targets, np.zeros((4, 1), dtype=np.float32), 0.5)
+    figures = all_metrics(targets, np.zeros((4, 1), dtype=np.float32), 0.5)
     assert figures["micro/f1"] == 0  # accuracy, with absence as a class, would be 0.75
     assert figures["macro/f1"] == 0
 
@@ -87,7 +87,7 @@ def test_one_label_has_its_own_f1_and_not_the_accuracy() -> None:
 @settings(max_examples=50, deadline=None)
 @given(batches())
 def test_all_figures_are_shares_or_nan(batch: tuple[Array, Array]) -> None:
-    figures = all_figures(*batch, thresholds=0.5)
+    figures = all_metrics(*batch, thresholds=0.5)
     without = figures.pop("labels_without_positives")
     assert without == (batch[0].sum(axis=0) == 0).sum()
     assert math.isnan(figures["map"]) == (without == batch[0].shape[1])
@@ -99,23 +99,23 @@ def test_all_figures_are_shares_or_nan(batch: tuple[Array, Array]) -> None:
 def test_every_metric_is_part_of_all_figures(name: str) -> None:
     targets, scores = random_batch(10, 3, seed=0)
     positives = np.array([200, 50, 1])
-    figures = all_figures(targets, scores, 0.5, train_positives=positives)
-    own = METRICS[name](Scored(targets, scores, 0.5, train_positives=positives))
+    figures = all_metrics(targets, scores, 0.5, train_positives=positives)
+    own = METRICS[name](Predictions(targets, scores, 0.5, train_positives=positives))
     assert own and own == pytest.approx({key: figures[key] for key in own}, nan_ok=True)
     assert all(type(value) is float for value in own.values())
 
 
 def test_no_two_metrics_give_the_same_figure() -> None:
     targets, scores = random_batch(10, 3, seed=0)
-    names = [key for metric in METRICS.values() for key in metric(Scored(targets, scores))]
+    names = [key for metric in METRICS.values() for key in metric(Predictions(targets, scores))]
     assert len(names) == len(set(names))
 
 
 def test_names_of_what_is_better_low_end_in_loss_or_error() -> None:
     """Right scores against their opposite, and nobody's names have to be kept up to date."""
     targets, _ = random_batch(40, 5, seed=1)
-    right = all_figures(targets, np.where(targets, 0.9, 0.1).astype(np.float32), 0.5)
-    wrong = all_figures(targets, np.where(targets, 0.1, 0.9).astype(np.float32), 0.5)
+    right = all_metrics(targets, np.where(targets, 0.9, 0.1).astype(np.float32), 0.5)
+    wrong = all_metrics(targets, np.where(targets, 0.1, 0.9).astype(np.float32), 0.5)
     for name in set(right) - {"labels_without_positives"}:
         if name.endswith(("loss", "error")):
             assert right[name] < wrong[name], name
@@ -127,7 +127,7 @@ def test_thresholds_of_a_label_each_are_used_label_by_label() -> None:
     targets, scores = random_batch(30, 4, seed=3)
     thresholds = np.array([0.2, 0.4, 0.6, 0.8])
     shifted = np.where(scores >= thresholds.astype(np.float32), 1, 0).astype(np.float32)
-    expected, figures = all_figures(targets, shifted, 0.5), all_figures(targets, scores, thresholds)
+    expected, figures = all_metrics(targets, shifted, 0.5), all_metrics(targets, scores, thresholds)
     for name in (*NINE, "cf1", "hamming_loss", "subset_accuracy"):
         assert figures[name] == expected[name]
 
@@ -135,7 +135,7 @@ def test_thresholds_of_a_label_each_are_used_label_by_label() -> None:
 def test_a_threshold_is_compared_in_the_scores_precision() -> None:
     one, score = np.ones((1, 1), dtype=np.uint8), np.full((1, 1), 0.7, dtype=np.float32)
     for threshold in (0.7, np.array([0.7])):  # float32(0.7) < 0.7
-        assert all_figures(one, score, threshold)["micro/f1"] == 1
+        assert all_metrics(one, score, threshold)["micro/f1"] == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, -0.1, 1.5])
@@ -143,12 +143,12 @@ def test_scores_that_are_no_probabilities_are_refused(bad: float) -> None:
     scores = np.full((2, 2), 0.5, dtype=np.float32)
     scores[1, 1] = bad
     with pytest.raises(ValueError, match="from 0 to 1"):
-        all_figures(np.ones((2, 2), dtype=np.uint8), scores, 0.5)
+        all_metrics(np.ones((2, 2), dtype=np.uint8), scores, 0.5)
 
 
 def test_shapes_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
-        all_figures(np.ones((2, 3), dtype=np.uint8), np.zeros((2, 2), dtype=np.float32), 0.5)
+        all_metrics(np.ones((2, 3), dtype=np.uint8), np.zeros((2, 2), dtype=np.float32), 0.5)
 
 
 # The six and the three best
@@ -157,15 +157,15 @@ def test_shapes_that_do_not_match_are_refused() -> None:
 def test_cf1_is_the_harmonic_mean_of_means_and_not_the_mean_of_f1() -> None:
     targets = np.array([[1, 1], [1, 0], [0, 0]], dtype=np.uint8)
     scores = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.float32)
-    figures = all_figures(targets, scores, 0.5)
+    figures = all_metrics(targets, scores, 0.5)
     # label 0: precision 1, recall 1/2; label 1: no hit
     assert figures["cp"] == 1 / 2 and figures["cr"] == 1 / 4
     assert figures["cf1"] == pytest.approx(1 / 3) and figures["macro/f1"] == pytest.approx(1 / 3)
     better = np.array([[1, 0], [1, 0], [0, 0]], dtype=np.float32)
-    figures = all_figures(targets, better, 0.5)
+    figures = all_metrics(targets, better, 0.5)
     assert figures["cf1"] == figures["macro/f1"] == 1 / 2
     uneven = np.array([[1, 1], [0, 1], [0, 1]], dtype=np.float32)
-    figures = all_figures(targets, uneven, 0.5)
+    figures = all_metrics(targets, uneven, 0.5)
     # label 0: 1 and 1/2, F1 2/3; label 1: 1/3 and 1, F1 1/2
     assert figures["macro/f1"] == pytest.approx(7 / 12)
     assert figures["cf1"] == pytest.approx(12 / 17)
@@ -174,23 +174,25 @@ def test_cf1_is_the_harmonic_mean_of_means_and_not_the_mean_of_f1() -> None:
 def test_the_three_best_are_taken_with_or_without_the_threshold() -> None:
     targets = np.array([[1, 1, 0, 0, 1]], dtype=np.uint8)
     scores = np.array([[0.9, 0.4, 0.6, 0.1, 0.2]], dtype=np.float32)
-    figures = all_figures(targets, scores, 0.5)
+    figures = all_metrics(targets, scores, 0.5)
     assert figures["top3/op"] == pytest.approx(2 / 3) == figures["top3/or"]
     assert figures["top3_passing/op"] == 1 / 2
     assert figures["top3_passing/or"] == pytest.approx(1 / 3)
 
 
 def test_of_labels_that_tie_for_the_third_place_the_first_has_it() -> None:
-    scored = Scored(np.zeros((2, 5), dtype=np.uint8), np.full((2, 5), 0.5, dtype=np.float32))
-    assert np.flatnonzero(top_three(scored)[0]).tolist() == [0, 1, 2]
+    predictions = Predictions(
+        np.zeros((2, 5), dtype=np.uint8), np.full((2, 5), 0.5, dtype=np.float32)
+    )
+    assert np.flatnonzero(top_three(predictions)[0]).tolist() == [0, 1, 2]
 
 
 def test_an_unknown_label_takes_no_place_among_the_three() -> None:
     known = np.array([[False, True, False, True]])
-    scored = Scored(
+    predictions = Predictions(
         np.zeros((1, 4), dtype=np.uint8), np.ones((1, 4), dtype=np.float32), known=known
     )
-    assert top_three(scored).tolist() == known.tolist()
+    assert top_three(predictions).tolist() == known.tolist()
 
 
 # Rankings
@@ -199,18 +201,18 @@ def test_an_unknown_label_takes_no_place_among_the_three() -> None:
 def test_head_medium_and_tail_are_cut_at_more_than_100_and_fewer_than_20() -> None:
     targets, scores = random_batch(60, 5, seed=5)
     targets[0] = 1
-    ap = label_average_precision(Scored(targets, scores))
-    figures = all_figures(targets, scores, 0.5, train_positives=np.array([101, 100, 20, 19, 0]))
+    ap = label_average_precision(Predictions(targets, scores))
+    figures = all_metrics(targets, scores, 0.5, train_positives=np.array([101, 100, 20, 19, 0]))
     assert figures["head_map"] == pytest.approx(ap[0])
     assert figures["medium_map"] == pytest.approx(ap[1:3].mean())
     assert figures["tail_map"] == pytest.approx(ap[3:].mean())
-    assert "tail_map" not in all_figures(targets, scores, 0.5)
+    assert "tail_map" not in all_metrics(targets, scores, 0.5)
 
 
 def test_average_precision_by_hand() -> None:
     targets = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=np.uint8)
     scores = np.array([[0.9, 0.5, 0.9], [0.8, 0.5, 0.8], [0.7, 0.5, 0.7], [0.6, 0.5, 0.6]])
-    per_label = label_average_precision(Scored(targets, scores.astype(np.float32)))
+    per_label = label_average_precision(Predictions(targets, scores.astype(np.float32)))
     # 1 at rank 1 and 2/3 at rank 3; then all tied, which is the share of positives
     assert per_label[:2] == pytest.approx([(1 + 2 / 3) / 2, 0.5])
     assert np.isnan(per_label[2])
@@ -219,8 +221,8 @@ def test_average_precision_by_hand() -> None:
 def test_average_precision_does_not_depend_on_the_order_of_tied_images() -> None:
     targets, scores = random_batch(40, 3, seed=1)
     order = np.random.default_rng(0).permutation(40)
-    assert label_average_precision(Scored(targets[order], scores[order])) == pytest.approx(
-        label_average_precision(Scored(targets, scores)), nan_ok=True
+    assert label_average_precision(Predictions(targets[order], scores[order])) == pytest.approx(
+        label_average_precision(Predictions(targets, scores)), nan_ok=True
     )
 
 
@@ -228,8 +230,8 @@ def test_map_ignores_labels_without_positives() -> None:
     targets, scores = random_batch(30, 5, seed=2)
     kept = targets.any(axis=0)
     assert 0 < kept.sum() < 5
-    figures = all_figures(targets, scores, 0.5)
-    alone = all_figures(targets[:, kept], scores[:, kept], 0.5)
+    figures = all_metrics(targets, scores, 0.5)
+    alone = all_metrics(targets[:, kept], scores[:, kept], 0.5)
     assert (
         figures["map"]
         == alone["map"]
@@ -244,18 +246,18 @@ def test_map_ignores_labels_without_positives() -> None:
 def test_map_counts_images_without_a_label_as_negatives() -> None:
     targets = np.array([[0], [1]], dtype=np.uint8)
     scores = np.array([[0.9], [0.1]], dtype=np.float32)
-    assert all_figures(targets, scores, 0.5)["map"] == 0.5
+    assert all_metrics(targets, scores, 0.5)["map"] == 0.5
 
 
 def test_map_is_nan_when_no_label_has_a_positive() -> None:
     targets = np.zeros((4, 3), dtype=np.uint8)
-    figures = all_figures(targets, np.ones((4, 3), dtype=np.float32), 0.5)
+    figures = all_metrics(targets, np.ones((4, 3), dtype=np.float32), 0.5)
     assert math.isnan(figures["map"]) and figures["labels_without_positives"] == 3
 
 
 def test_map_does_not_depend_on_the_threshold() -> None:
     targets, scores = random_batch(20, 4, seed=3)
-    assert len({all_figures(targets, scores, t)["map"] for t in (0, 0.5, 1)}) == 1
+    assert len({all_metrics(targets, scores, t)["map"] for t in (0, 0.5, 1)}) == 1
 
 
 # Per label
@@ -337,10 +339,10 @@ def unknown_batch(seed: int) -> tuple[Array, Array, Array]:
 @pytest.mark.parametrize("seed", range(5))
 def test_unknown_entries_do_not_change_any_figure(seed: int) -> None:
     targets, scores, known = unknown_batch(seed)
-    before = all_figures(targets, scores, 0.5, known)
+    before = all_metrics(targets, scores, 0.5, known)
     for elsewhere in (0.0, 1.0):
         disturbed = np.where(known, scores, np.float32(elsewhere))
-        assert all_figures(targets, disturbed, 0.5, known) == before
+        assert all_metrics(targets, disturbed, 0.5, known) == before
         table = per_label_table(tuple("abcde"), targets, disturbed, 0.5, known)
         assert table == per_label_table(tuple("abcde"), targets, scores, 0.5, known)
 
@@ -348,7 +350,7 @@ def test_unknown_entries_do_not_change_any_figure(seed: int) -> None:
 def test_what_targets_say_of_unknown_entries_does_not_matter() -> None:
     targets, scores, known = unknown_batch(1)
     claimed = np.where(known, targets, 1).astype(np.uint8)
-    assert all_figures(claimed, scores, 0.5, known) == all_figures(targets, scores, 0.5, known)
+    assert all_metrics(claimed, scores, 0.5, known) == all_metrics(targets, scores, 0.5, known)
 
 
 def test_figures_of_known_entries_are_those_of_the_labels_known_images() -> None:
@@ -356,6 +358,6 @@ def test_figures_of_known_entries_are_those_of_the_labels_known_images() -> None
     expected = [
         average_precision_score(targets[known[:, c], c], scores[known[:, c], c]) for c in range(5)
     ]
-    figures = all_figures(targets, scores, 0.5, known)
+    figures = all_metrics(targets, scores, 0.5, known)
     assert figures["map"] == pytest.approx(np.mean(expected))
     assert figures["micro/f1"] == pytest.approx(f1_score(targets[known], scores[known] >= 0.5))

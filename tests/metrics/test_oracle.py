@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from nuswide.metrics import AVERAGES, KINDS, all_figures, per_label_table
+from nuswide.metrics import AVERAGES, KINDS, all_metrics, per_label_table
 
 Array = NDArray[Any]
 Problem = tuple[Array, Array, Array, Array, Array]  # targets, scores, thresholds, known, train
@@ -155,7 +155,7 @@ def oracle(problem: Problem) -> dict[str, float]:
 @given(problems())
 def test_all_figures_equal_the_oracles(problem: Problem) -> None:
     targets, scores, thresholds, known, train = problem
-    figures = all_figures(targets, scores, thresholds, known, train_positives=train)
+    figures = all_metrics(targets, scores, thresholds, known, train_positives=train)
     expected = oracle(problem)
     assert set(figures) == set(expected)
     assert figures == pytest.approx(expected, abs=1e-9, nan_ok=True)
@@ -166,7 +166,7 @@ def test_figures_equal_those_of_torchmetrics(seed: int) -> None:
     rng = np.random.default_rng(seed)
     targets = (rng.random((300, 6)) < [0.6, 0.4, 0.3, 0.2, 0.1, 0.1]).astype(np.uint8)
     scores = np.clip(0.3 * targets + 0.6 * rng.random((300, 6)), 0, 1).astype(np.float32)
-    figures = all_figures(targets, scores, 0.4)
+    figures = all_metrics(targets, scores, 0.4)
     given, n = (torch.from_numpy(scores), torch.from_numpy(targets).long()), 6
     expected = {
         "map": tm.multilabel_average_precision(*given, n, average="macro"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nuswide.metrics import all_figures
+from nuswide.metrics import all_metrics
 from nuswide.metrics.stream import Stream
 
 Array = NDArray[Any]
@@ -43,7 +43,7 @@ def test_figures_are_exact_but_for_rankings_and_those_are_within_their_errors(
 ) -> None:
     arrays = problem(n, seed, known_share=known_share)
     stream = streamed(arrays, [n // 3, n // 2], bins)
-    expected = all_figures(*arrays[:2], THRESHOLDS, arrays[2], train_positives=TRAIN)
+    expected = all_metrics(*arrays[:2], THRESHOLDS, arrays[2], train_positives=TRAIN)
     figures, errors = stream.figures(), stream.errors()
     assert set(figures) == set(expected) and set(errors) == RANKED
     for name, value in expected.items():
@@ -52,7 +52,7 @@ def test_figures_are_exact_but_for_rankings_and_those_are_within_their_errors(
 
 def test_errors_shrink_with_the_bins_and_are_not_idle() -> None:
     arrays = problem(3000, 0)
-    exact = all_figures(*arrays[:2], THRESHOLDS)["map"]
+    exact = all_metrics(*arrays[:2], THRESHOLDS)["map"]
     coarse, fine = streamed(arrays, [], bins=8), streamed(arrays, [], bins=4096)
     assert fine.errors()["map"] < 0.005 < coarse.errors()["map"]
     assert abs(coarse.figures()["map"] - exact) > fine.errors()["map"]
@@ -68,7 +68,7 @@ def test_the_error_is_reached_by_the_worst_order_inside_a_bin(front: bool) -> No
     scores[:n_positive] = 0.6002 if front else 0.6 - 1e-5 * np.arange(1, n_positive + 1)[:, None]
     stream = Stream(1, bins=8)
     stream.add(targets, scores.astype(np.float32))
-    exact = all_figures(targets, scores.astype(np.float32), 0.5)["map"]
+    exact = all_metrics(targets, scores.astype(np.float32), 0.5)["map"]
     both = [1 - n_positive / n, n_positive / n - np.mean([j / (15 + j) for j in range(1, 6)])]
     assert abs(stream.figures()["map"] - exact) == pytest.approx(both[0] if front else both[1])
     assert stream.errors()["map"] == pytest.approx(max(both))
@@ -79,7 +79,7 @@ def test_scores_that_have_a_bin_each_lose_nothing() -> None:
     scores = (np.clip(scores, 0, 1) * 10).round().astype(np.float32) / 10  # 0 and 1 among them
     stream = Stream(4, 0.5)
     stream.add(targets, scores)
-    expected = all_figures(targets, scores, 0.5)
+    expected = all_metrics(targets, scores, 0.5)
     assert stream.figures() == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 

@@ -13,11 +13,11 @@ from nuswide.metrics import (
     CALIBRATIONS,
     THRESHOLDS,
     Calibration,
-    all_figures,
+    all_metrics,
     fit_calibration,
     fit_thresholds,
 )
-from nuswide.metrics.predictions import Scored
+from nuswide.metrics.predictions import Predictions
 from nuswide.metrics.thresholds import best_f1, per_label
 
 Array = NDArray[Any]
@@ -41,7 +41,7 @@ def f1_at(target: Array, score: Array, threshold: float) -> float:
 @given(st.integers(1, 30), st.sampled_from((2, 5, 1000)), st.integers(0, 9999))
 def test_no_threshold_has_a_better_f1_than_the_fitted_one(n: int, levels: int, seed: int) -> None:
     targets, scores = problem(n, 1, seed, levels=levels)
-    threshold = best_f1(Scored(targets, scores).curves[0])
+    threshold = best_f1(Predictions(targets, scores).curves[0])
     best = max(f1_at(targets[:, 0], scores[:, 0], s) for s in scores[:, 0])
     assert f1_at(targets[:, 0], scores[:, 0], threshold) == pytest.approx(best)
 
@@ -49,20 +49,20 @@ def test_no_threshold_has_a_better_f1_than_the_fitted_one(n: int, levels: int, s
 def test_the_fitted_threshold_lies_between_two_scores() -> None:
     scores = np.array([[0.9], [0.8], [0.2]], dtype=np.float32)
     targets = np.array([[1], [1], [0]], dtype=np.uint8)
-    assert best_f1(Scored(targets, scores).curves[0]) == pytest.approx(0.5)
+    assert best_f1(Predictions(targets, scores).curves[0]) == pytest.approx(0.5)
 
 
 def test_of_thresholds_with_the_same_f1_the_highest_is_fitted() -> None:
     scores = np.array([[0.9], [0.7], [0.5], [0.3]], dtype=np.float32)
     targets = np.array([[1], [0], [0], [1]], dtype=np.uint8)  # F1 2/3 with one or all predicted
-    assert best_f1(Scored(targets, scores).curves[0]) == pytest.approx(0.8)
+    assert best_f1(Predictions(targets, scores).curves[0]) == pytest.approx(0.8)
 
 
 def test_scores_that_are_neighbours_in_float32_are_told_apart() -> None:
     low = np.float32(0.5)
     scores = np.array([[np.nextafter(low, np.float32(1))], [low]], dtype=np.float32)
     targets = np.array([[1], [0]], dtype=np.uint8)
-    assert f1_at(targets, scores, best_f1(Scored(targets, scores).curves[0])) == 1
+    assert f1_at(targets, scores, best_f1(Predictions(targets, scores).curves[0])) == 1
 
 
 # The kinds
@@ -76,7 +76,7 @@ def test_every_kind_gives_each_label_a_threshold_that_a_model_can_store(kind: st
     thresholds = fit_thresholds(kind, targets, scores, known, fixed=0.4)
     assert thresholds.shape == (4,) and thresholds.dtype == np.float32
     assert ((thresholds >= 0) & (thresholds <= 1)).all()
-    assert 0 <= all_figures(targets, scores, thresholds, known)["macro/f1"] <= 1
+    assert 0 <= all_metrics(targets, scores, thresholds, known)["macro/f1"] <= 1
 
 
 @pytest.mark.parametrize("kind", THRESHOLDS)
@@ -102,8 +102,8 @@ def test_no_single_threshold_has_a_better_micro_f1_than_the_global_one() -> None
     targets, scores = problem(80, 4, seed=2, levels=50)
     fitted = fit_thresholds("global", targets, scores)
     assert len(set(fitted)) == 1
-    best = max(all_figures(targets, scores, float(s))["micro/f1"] for s in np.unique(scores))
-    assert all_figures(targets, scores, fitted)["micro/f1"] == pytest.approx(best)
+    best = max(all_metrics(targets, scores, float(s))["micro/f1"] for s in np.unique(scores))
+    assert all_metrics(targets, scores, fitted)["micro/f1"] == pytest.approx(best)
 
 
 def test_a_label_without_positives_gets_the_global_threshold() -> None:
@@ -117,11 +117,11 @@ def test_the_more_positives_the_nearer_a_threshold_is_to_the_labels_own() -> Non
     """The same ranking many times over has the same two thresholds, and other trust in them."""
     targets, scores = problem(40, 3, seed=4)
     common = logit(fit_thresholds("global", targets, scores).astype(float))
-    own = logit(per_label(Scored(targets, scores), prior=0).astype(float))
+    own = logit(per_label(Predictions(targets, scores), prior=0).astype(float))
     for times in (1, 10):
         repeated = np.tile(targets, (times, 1)), np.tile(scores, (times, 1))
         n = repeated[0].sum(axis=0)
-        drawn = logit(per_label(Scored(*repeated), prior=7).astype(float))
+        drawn = logit(per_label(Predictions(*repeated), prior=7).astype(float))
         np.testing.assert_allclose(drawn, (n * own + 7 * common) / (n + 7), rtol=1e-4)
 
 
@@ -140,8 +140,8 @@ def test_shrinking_helps_on_other_images_where_positives_are_few() -> None:
             return targets.astype(np.uint8), expit(logits).astype(np.float32)
 
         val, others = draw(200), draw(5000)
-        shrunk, own = (per_label(Scored(*val), prior) for prior in (1.0, 0.0))
-        f1 = [all_figures(*others, thresholds)["macro/f1"] for thresholds in (shrunk, own)]
+        shrunk, own = (per_label(Predictions(*val), prior) for prior in (1.0, 0.0))
+        f1 = [all_metrics(*others, thresholds)["macro/f1"] for thresholds in (shrunk, own)]
         gains.append(f1[0] - f1[1])
     assert np.mean(gains) > 0
 
@@ -199,8 +199,8 @@ def test_a_known_distortion_is_undone() -> None:
     np.testing.assert_allclose(temperature.scale, 0.5, rtol=0.05)
     assert not temperature.shift.any()
     for calibration, scores in ((platt, moved), (temperature, sharpened)):
-        before = all_figures(targets, scores, 0.5)
-        after = all_figures(targets, calibration.apply(scores), 0.5)
+        before = all_metrics(targets, scores, 0.5)
+        after = all_metrics(targets, calibration.apply(scores), 0.5)
         assert after["calibration_error"] < before["calibration_error"] / 3
         assert after["brier_loss"] < before["brier_loss"]
 

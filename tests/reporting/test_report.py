@@ -11,8 +11,8 @@ from conftest import REAL, needs_real
 
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
-from nuswide.metrics import all_figures, baseline_figures, label_average_precision
-from nuswide.metrics.predictions import Scored
+from nuswide.metrics import all_metrics, baseline_figures, label_average_precision
+from nuswide.metrics.predictions import Predictions
 from nuswide.reporting.report import Part, Report, Subject, make_report, to_html
 from nuswide.reporting.report.entries import (
     Entry,
@@ -171,7 +171,7 @@ def test_suspects_are_ranked_by_distance_and_say_why() -> None:
     table = report.tables["suspects"]
     assert table["image"] == ["2.jpg", "0.jpg"] and table["label"] == ["sea", "sand"]
     np.testing.assert_allclose(table["distance"], [0.98, 0.95], rtol=1e-6)
-    aps = label_average_precision(Scored(data.manifest.targets, scores))
+    aps = label_average_precision(Predictions(data.manifest.targets, scores))
     assert table["reason"] == [
         f"may not be there; the model is good at it (AP {aps[0]:.2f})",
         f"may be missing; the model is fair at it (AP {aps[1]:.2f})",
@@ -193,7 +193,7 @@ def test_headline_shows_the_figures_intervals_and_baselines_that_it_was_given(
     small: Subject,
 ) -> None:
     targets = small.data.manifest.targets
-    figures = all_figures(targets, small.scores, small.thresholds)
+    figures = all_metrics(targets, small.scores, small.thresholds)
     baselines = baseline_figures(targets, targets)
     interval = (figures["map"], 0.123, 0.987)
     report = make_report(
@@ -211,7 +211,7 @@ def test_headline_shows_the_figures_intervals_and_baselines_that_it_was_given(
 
 
 def test_figures_are_computed_if_they_are_not_given(small: Subject) -> None:
-    expected = all_figures(small.data.manifest.targets, small.scores, small.thresholds)
+    expected = all_metrics(small.data.manifest.targets, small.scores, small.thresholds)
     table = make_report(small).tables["headline"]
     for name, value in zip(table["figure"], table["value"], strict=True):
         assert value == expected[name]
@@ -221,7 +221,7 @@ def test_thresholds_stand_beside_a_half() -> None:
     subject = random_subject(80, 3, thresholds=np.array([0.3, 0.4, 0.7], dtype=np.float32))
     table = make_report(subject).tables["thresholds"]
     for column, thresholds in (("at its thresholds", subject.thresholds), ("at 0.5", 0.5)):
-        expected = all_figures(subject.data.manifest.targets, subject.scores, thresholds)
+        expected = all_metrics(subject.data.manifest.targets, subject.scores, thresholds)
         for name, value in zip(table["figure"], table[column], strict=True):
             assert value == expected[name]
 
@@ -235,7 +235,7 @@ def test_the_per_label_table_keeps_each_labels_own_values_together() -> None:
     targets = subject.data.manifest.targets
     for row, label in enumerate(table["label"]):
         i = subject.labels.index(label)
-        alone = all_figures(targets[:, [i]], subject.scores[:, [i]], 0.5)
+        alone = all_metrics(targets[:, [i]], subject.scores[:, [i]], 0.5)
         assert table["support"][row] == targets[:, i].sum()
         assert table["in train"][row] == subject.train_positives[i]
         assert table["threshold"][row] == pytest.approx(subject.thresholds[i])
@@ -245,7 +245,7 @@ def test_the_per_label_table_keeps_each_labels_own_values_together() -> None:
 
 def test_calibration_bins_hold_every_entry_once() -> None:
     subject = random_subject(200, 3, seed=3)
-    table = calibration(looked_at(subject, 10**6).scored)
+    table = calibration(looked_at(subject, 10**6).predictions)
     assert sum(table["entries"]) == 600
     for row, n in enumerate(table["entries"]):
         low, high = table["from"][row], table["to"][row]
@@ -397,8 +397,10 @@ def test_many_images_are_sampled_and_the_page_says_so(monkeypatch: pytest.Monkey
     subject = random_subject(300, 4)
     sample = looked_at(subject, most_entries=400)
     assert len(sample.rows) == 100 and (np.diff(sample.rows) > 0).all()
-    np.testing.assert_array_equal(sample.scored.scores, subject.scores[sample.rows])
-    np.testing.assert_array_equal(sample.scored.targets, subject.data.manifest.targets[sample.rows])
+    np.testing.assert_array_equal(sample.predictions.scores, subject.scores[sample.rows])
+    np.testing.assert_array_equal(
+        sample.predictions.targets, subject.data.manifest.targets[sample.rows]
+    )
     monkeypatch.setattr("nuswide.reporting.report.make.MOST_ENTRIES", 400)
     said = make_report(subject).findings
     assert any("of 100 of these images, drawn at random" in sentence for sentence in said)

@@ -17,7 +17,7 @@ import pytest
 from mlflow.entities import Metric
 from PIL import Image
 
-from nuswide.tracking.outbox import Spool
+from nuswide.tracking.outbox import Outbox
 
 
 class Server:
@@ -92,24 +92,24 @@ def pictures(run_id: str) -> list[str]:
 
 
 def test_only_what_was_committed_is_sent(tmp_path: Path, run_id: str) -> None:
-    spool = Spool(tmp_path, run_id)
-    spool.add_metrics(metrics(range(2500)))
-    spool.commit(spool.mark())
-    spool.add_metrics(metrics(range(2500, 2600)))
-    assert spool.close(60)
+    outbox = Outbox(tmp_path, run_id)
+    outbox.add_metrics(metrics(range(2500)))
+    outbox.commit(outbox.mark())
+    outbox.add_metrics(metrics(range(2500, 2600)))
+    assert outbox.close(60)
     assert recorded(run_id) == points(range(2500))
 
 
 def test_what_comes_after_the_mark_is_made_again_and_not_there_twice(
     tmp_path: Path, run_id: str
 ) -> None:
-    spool = Spool(tmp_path, run_id)
-    spool.add_metrics(metrics(range(10)))
-    mark = spool.mark()
-    spool.add_metrics(metrics(range(10, 20)))
-    spool.commit(spool.mark())  # as for a run that failed
-    assert spool.close(60)
-    again = Spool(tmp_path, run_id, keep_bytes=mark)
+    outbox = Outbox(tmp_path, run_id)
+    outbox.add_metrics(metrics(range(10)))
+    mark = outbox.mark()
+    outbox.add_metrics(metrics(range(10, 20)))
+    outbox.commit(outbox.mark())  # as for a run that failed
+    assert outbox.close(60)
+    again = Outbox(tmp_path, run_id, keep_bytes=mark)
     again.add_metrics(metrics(range(10, 30)))
     again.commit(again.mark())
     assert again.close(60)
@@ -118,17 +118,17 @@ def test_what_comes_after_the_mark_is_made_again_and_not_there_twice(
 
 def test_a_spool_on_another_machine_sends_nothing_twice(tmp_path: Path, run_id: str) -> None:
     for folder, steps in (("here", range(20)), ("there", range(8, 40))):
-        spool = Spool(tmp_path / folder, run_id)
-        spool.add_metrics(metrics(steps))
-        spool.commit(spool.mark())
-        assert spool.close(60)
+        outbox = Outbox(tmp_path / folder, run_id)
+        outbox.add_metrics(metrics(steps))
+        outbox.commit(outbox.mark())
+        assert outbox.close(60)
     assert recorded(run_id) == points(range(40))
 
 
 def test_an_outage_loses_nothing_and_keeps_nobody_waiting(
     tmp_path: Path, run_id: str, server: Server
 ) -> None:
-    spool = Spool(tmp_path, run_id)
+    outbox = Outbox(tmp_path, run_id)
     slowest_s = 0.0
     for block in range(6):
         if block == 2:
@@ -136,12 +136,12 @@ def test_an_outage_loses_nothing_and_keeps_nobody_waiting(
         if block == 4:
             server.start()
         start = time.perf_counter()
-        spool.add_metrics(metrics(range(100 * block, 100 * block + 100)))
-        spool.add_picture(png(), "val/predictions", step=block)
-        spool.commit(spool.mark())
+        outbox.add_metrics(metrics(range(100 * block, 100 * block + 100)))
+        outbox.add_picture(png(), "val/predictions", step=block)
+        outbox.commit(outbox.mark())
         slowest_s = max(slowest_s, time.perf_counter() - start)
         time.sleep(1.5)
-    assert spool.close(60)
+    assert outbox.close(60)
     assert recorded(run_id) == points(range(600))
     assert len(pictures(run_id)) == 6
     assert slowest_s < 5  # a call that waits for MLflow's own retries takes longer
@@ -150,16 +150,16 @@ def test_an_outage_loses_nothing_and_keeps_nobody_waiting(
 def test_a_server_that_stays_away_is_told_of_and_the_rest_is_sent_later(
     tmp_path: Path, run_id: str, server: Server
 ) -> None:
-    spool = Spool(tmp_path, run_id)
+    outbox = Outbox(tmp_path, run_id)
     server.stop()
-    spool.add_metrics(metrics(range(50)))
-    spool.add_picture(png(), "val/predictions", step=3)
-    spool.commit(spool.mark())
-    assert not spool.close(2)
+    outbox.add_metrics(metrics(range(50)))
+    outbox.add_picture(png(), "val/predictions", step=3)
+    outbox.commit(outbox.mark())
+    assert not outbox.close(2)
     server.start()
-    spool = Spool(tmp_path, run_id)
-    spool.commit(spool.mark())
-    assert spool.close(60)
+    outbox = Outbox(tmp_path, run_id)
+    outbox.commit(outbox.mark())
+    assert outbox.close(60)
     assert recorded(run_id) == points(range(50))
     assert len(pictures(run_id)) == 1
 
@@ -167,10 +167,10 @@ def test_a_server_that_stays_away_is_told_of_and_the_rest_is_sent_later(
 def test_a_file_is_sent_as_it_was(tmp_path: Path, run_id: str) -> None:
     state = tmp_path / "last.pt"
     state.write_text("one")
-    spool = Spool(tmp_path / "spool", run_id)
-    spool.send_file(state, "checkpoint")
+    outbox = Outbox(tmp_path / "spool", run_id)
+    outbox.send_file(state, "checkpoint")
     replacement = tmp_path / "new"
     replacement.write_text("two")
     replacement.replace(state)
-    assert spool.close(60)
+    assert outbox.close(60)
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/checkpoint/last.pt") == "one"

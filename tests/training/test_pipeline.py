@@ -27,7 +27,7 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset
 from nuswide.evaluation.evaluate import predict, torch_score
 from nuswide.evaluation.model_card import without_labels
-from nuswide.metrics import NINE, all_figures, fit_thresholds
+from nuswide.metrics import NINE, all_metrics, fit_thresholds
 from nuswide.models.networks import create_model
 from nuswide.tracking.reader import WEIGHTS, WEIGHTS_TAG
 from nuswide.tracking.registry import fetch_bundle, find_version, load_tagger
@@ -183,7 +183,7 @@ def test_thresholds_fitted_on_val_are_in_the_model_and_behind_the_test_figures(
     np.testing.assert_array_equal(served.astype(np.float32), fitted)
     folder = Path(mlflow.artifacts.download_artifacts(run_id=trained.run_id, artifact_path="test"))
     test = SavedScores.load(folder / "scores.npz")
-    figures = all_figures(test.targets, test.scores, fitted)
+    figures = all_metrics(test.targets, test.scores, fitted)
     assert run.data.metrics["test/macro/f1"] == pytest.approx(figures["macro/f1"])
 
 

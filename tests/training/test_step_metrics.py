@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.metrics import precision_recall_fscore_support
 
-from nuswide.metrics import AVERAGES, NINE, all_figures
-from nuswide.training.step_metrics import BLOCK, StepRecord, figures_of, step_counts
+from nuswide.metrics import AVERAGES, NINE, all_metrics
+from nuswide.training.step_metrics import BLOCK, StepRecord, metrics_of, step_counts
 
 
 class Log:
@@ -35,8 +35,8 @@ def test_counted_figures_are_those_of_metrics(seed: int, with_known: bool) -> No
         known = torch.rand(targets.shape, generator=torch.Generator().manual_seed(9)) < 0.7
         targets = targets * known
     counts = step_counts(torch.tensor(0.25), logits, targets, 0.4, known)
-    loss, *figures = figures_of(counts[None].double())[0].tolist()
-    expected = all_figures(
+    loss, *figures = metrics_of(counts[None].double())[0].tolist()
+    expected = all_metrics(
         targets.numpy(), logits.sigmoid().numpy(), 0.4, None if known is None else known.numpy()
     )
     assert loss == 0.25
@@ -60,12 +60,12 @@ def test_counted_figures_are_those_of_scikit_learn(shape: tuple[int, int], seed:
         *values, _ = precision_recall_fscore_support(*padded, average=average, zero_division=0)
         expected += [2 * x if shape[1] == 1 and average == "macro" else x for x in values]
     counts = step_counts(torch.tensor(0.0), logits, targets, threshold)
-    assert figures_of(counts[None])[0, 1:].tolist() == pytest.approx(expected, abs=1e-6)
+    assert metrics_of(counts[None])[0, 1:].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_score_at_the_threshold_is_predicted() -> None:
     counts = step_counts(torch.tensor(0.0), torch.zeros(2, 2), torch.ones(2, 2), 0.5)
-    assert figures_of(counts[None])[0, 1:].tolist() == [1.0] * 9
+    assert metrics_of(counts[None])[0, 1:].tolist() == [1.0] * 9
 
 
 def test_counts_of_two_halves_add_up_to_those_of_the_whole() -> None:
@@ -80,7 +80,7 @@ def test_counts_of_two_halves_add_up_to_those_of_the_whole() -> None:
 
 def test_nothing_predicted_and_nothing_true_give_zeros() -> None:
     counts = step_counts(torch.tensor(1.0), torch.full((4, 3), -9.0), torch.zeros(4, 3), 0.5)
-    assert figures_of(counts[None])[0].tolist() == [1.0] + [0.0] * 9
+    assert metrics_of(counts[None])[0].tolist() == [1.0] + [0.0] * 9
 
 
 def test_steps_leave_in_blocks_and_each_once() -> None:
@@ -90,8 +90,8 @@ def test_steps_leave_in_blocks_and_each_once() -> None:
     for _ in range(BLOCK + 3):
         record.add(step_counts(torch.tensor(0.5), logits, targets, 0.5))
     assert len(log.seen) == BLOCK
-    record.hand_on()
-    record.hand_on()
+    record.flush()
+    record.flush()
     assert [step for step, _ in log.seen] == list(range(7, 7 + BLOCK + 3))
     assert record.loss_sum == 1.5 + 0.5 * (BLOCK + 3)
 
@@ -102,4 +102,4 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step() -> None:
     for loss in (0.5, np.nan):
         record.add(step_counts(torch.tensor(loss), logits, targets, 0.5))
     with pytest.raises(click.ClickException, match="step 1: nan"):
-        record.hand_on()
+        record.flush()

@@ -190,11 +190,11 @@ def give_out(url: str, path: Path, barrier: "multiprocessing.synchronize.Barrier
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     store = Store(url, name="given", heartbeat_s=plan.heartbeat_s)
     barrier.wait()
-    with store.alone():
+    with store.exclusive_lock():
         study = store.open_study(optuna.pruners.NopPruner())
         agree(study, plan, "digest")
     while True:
-        with store.alone():
+        with store.exclusive_lock():
             take_stock(study)
             if queue_next(study, plan) is None:
                 return

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from nuswide.config import pick
+from nuswide.config import lookup
 from nuswide.data.importers import article, lists, objects, official, tables
 from nuswide.data.importers.article import read_article_json
 from nuswide.data.manifest import Manifest
@@ -68,7 +68,7 @@ def read_annotations(source: Path, format: str = "auto") -> Manifest:
         except ValueError as error:
             raise click.ClickException(f"{error}; prepare it again") from error
     if format != "auto":
-        return pick(IMPORTERS, "format", format).read(source)
+        return lookup(IMPORTERS, "format", format).read(source)
     for importer in IMPORTERS.values():
         if importer.detects(source):
             return importer.read(source)

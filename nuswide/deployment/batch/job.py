@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from nuswide.deployment.batch.local import tag_here
-from nuswide.deployment.batch.parts import LISTED, REJECTED, Parts, alone, describe
+from nuswide.deployment.batch.parts import LISTED, REJECTED, Parts, describe, exclusive_lock
 from nuswide.deployment.batch.pictures import list_pictures
 from nuswide.deployment.batch.request import Model, Options, Summary, find_model
 
@@ -50,7 +50,7 @@ def tag(
 
 def _tag_here(model: Model, source: str, out: Path, options: Options, workers: int) -> Summary:
     """Tag with this machine's cores; what an earlier process wrote there is kept."""
-    with alone(out):
+    with exclusive_lock(out):
         listing = list_pictures(source, out / LISTED)
         parts = Parts(out, describe(model, source, listing, options))
         parts.begin()

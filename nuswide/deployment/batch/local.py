@@ -31,7 +31,9 @@ from nuswide.tagger import Tagger
 
 _BLOCK = 32  # pictures a worker takes at a time
 _WAITING = 4  # blocks for each worker, so that one slow picture leaves no other worker idle
-Scored = tuple[NDArray[np.float32], dict[int, str]]  # scores (N, C); reasons by place in the block
+ScoredBlock = tuple[
+    NDArray[np.float32], dict[int, str]
+]  # scores (N, C); reasons by place in the block
 
 
 def tag_here(parts: Parts, bundle: Path, pictures: Path, batch_size: int, workers: int) -> None:
@@ -42,8 +44,8 @@ def tag_here(parts: Parts, bundle: Path, pictures: Path, batch_size: int, worker
         _pool(bundle, batch_size, workers) as pool,
         tqdm(total=total, initial=done, desc="tagging", unit=" pictures", disable=None) as bar,
     ):
-        waiting: deque[tuple[int, list[str], Future[Scored]]] = deque()
-        part: list[tuple[list[str], Scored]] = []
+        waiting: deque[tuple[int, list[str], Future[ScoredBlock]]] = deque()
+        part: list[tuple[list[str], ScoredBlock]] = []
         blocks = _blocks(parts, pictures)
         while True:
             for number, paths in itertools.islice(blocks, _WAITING * workers - len(waiting)):
@@ -65,7 +67,7 @@ def _blocks(parts: Parts, pictures: Path) -> Iterator[tuple[int, list[str]]]:
                 yield number, paths[start : start + _BLOCK]
 
 
-def _write(parts: Parts, number: int, part: Sequence[tuple[list[str], Scored]]) -> None:
+def _write(parts: Parts, number: int, part: Sequence[tuple[list[str], ScoredBlock]]) -> None:
     tagged: list[str] = []
     rejected: Rejected = []
     for paths, (_, reasons) in part:
@@ -107,7 +109,7 @@ class _Worker:
         self.batch_size = batch_size
         self.ahead = ThreadPoolExecutor(1)
 
-    def score(self, paths: Sequence[str]) -> Scored:
+    def score(self, paths: Sequence[str]) -> ScoredBlock:
         """Score the pictures that can be read."""
         reasons: dict[int, str] = {}
         scores = [np.empty((0, len(self.tagger.labels)), np.float32)]
@@ -152,5 +154,5 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _score_block(paths: list[str]) -> Scored:
+def _score_block(paths: list[str]) -> ScoredBlock:
     return _worker.score(paths)

@@ -172,7 +172,7 @@ def read_about(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Keep other processes out of a result; the lock goes with the process, however it ends.
 
     Raises click.ClickException if the folder holds something else, or can't be written.

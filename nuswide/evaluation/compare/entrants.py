@@ -135,8 +135,8 @@ def _version(uri: str) -> Entrant:
             f"{uri} has no figures on test; make them with `python -m nuswide evaluate --model "
             f"{uri} --data DIR`"
         )
-    scored = (run for run in runs if reader.has_scores(run.info.run_id, _SPLIT))
-    entrant = _of_run(next(scored, runs[0]), uri)
+    predictions = (run for run in runs if reader.has_scores(run.info.run_id, _SPLIT))
+    entrant = _of_run(next(predictions, runs[0]), uri)
     return replace(entrant, name=name, given=entrant.given | {f"models:/{name}"})
 
 
@@ -230,12 +230,12 @@ def choose_baseline(entrants: Sequence[Entrant], wanted: str | None) -> tuple[in
                 "name another"
             )
         return places[0], "as given"
-    scored = [i for i, entrant in enumerate(entrants) if entrant.has_scores]
-    figures: Mapping[int, float | None] = {i: entrants[i].mean("val/map") for i in scored}
+    predictions = [i for i, entrant in enumerate(entrants) if entrant.has_scores]
+    figures: Mapping[int, float | None] = {i: entrants[i].mean("val/map") for i in predictions}
     known = {i: value for i, value in figures.items() if value is not None}
     if known:
         return max(known, key=lambda i: known[i]), "the highest mAP on val"
-    return (scored[0], "the first given") if scored else (None, "none kept its scores")
+    return (predictions[0], "the first given") if predictions else (None, "none kept its scores")
 
 
 def _is_meant(entrant: Entrant, wanted: str) -> bool:

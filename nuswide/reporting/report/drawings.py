@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nuswide.metrics import Scored
+from nuswide.metrics import Predictions
 from nuswide.metrics.predictions import Bools, Curve, Ints, Scores
 from nuswide.metrics.ranking import FEW, MANY, average_precision
 from nuswide.reporting import plots
@@ -48,7 +48,7 @@ def make_drawings(
     sample: Sample, tables: dict[str, Columns], confusions: Confusions
 ) -> dict[str, Drawing]:
     """Every figure that there is something to show for; name -> drawing."""
-    rising = sample.scored.true.any()  # without a positive no curve rises
+    rising = sample.predictions.true.any()  # without a positive no curve rises
     drawings = {
         "headline": _headline(tables["headline"], sample.subject.baselines),
         "label_distribution": _distribution(sample),
@@ -80,7 +80,10 @@ def _headline(table: Columns, baselines: Any) -> Drawing:
 
 def _distribution(sample: Sample) -> Drawing:
     subject = sample.subject
-    positives = {"train": subject.train_positives, subject.split: sample.scored.true.sum(axis=0)}
+    positives = {
+        "train": subject.train_positives,
+        subject.split: sample.predictions.true.sum(axis=0),
+    }
     most = subject.train_positives.argmax()
     shown = min(_MOST_BARS, len(subject.labels))
     cut = "" if shown == len(subject.labels) else f" The {shown} most frequent are shown."
@@ -111,25 +114,28 @@ def _by_frequency(table: Columns) -> Drawing:
     )
 
 
-def _shown_labels(scored: Scored) -> Ints:
+def _shown_labels(predictions: Predictions) -> Ints:
     """The labels with curves of their own: the most frequent of those that have a positive."""
-    support = scored.true.sum(axis=0)
+    support = predictions.true.sum(axis=0)
     order = np.argsort(-support, kind="stable")[:_PANELS]
     return order[support[order] > 0]
 
 
 def _precision_recall(sample: Sample) -> Drawing:
-    scored, half = sample.scored, sample.at_half
-    shown = _shown_labels(scored)
+    predictions, half = sample.predictions, sample.at_half
+    shown = _shown_labels(predictions)
     panels = [
-        _panel(sample.subject.labels[i], scored.curves[i], scored.true[:, [i]],
-               {"at its threshold": scored.predicted[:, [i]], "at 0.5": half.predicted[:, [i]]})
+        _panel(sample.subject.labels[i], predictions.curves[i], predictions.true[:, [i]],
+               {"at its threshold": predictions.predicted[:, [i]],
+                "at 0.5": half.predicted[:, [i]]})
         for i in shown
     ]  # fmt: skip
     if len(sample.subject.labels) > 1:
-        points = {"at its threshold": scored.predicted, "at 0.5": half.predicted}
-        panels.insert(0, _panel("all labels together", scored.pooled, scored.true, points))
-    aps = np.array([average_precision(scored.curves[i]) for i in shown])
+        points = {"at its threshold": predictions.predicted, "at 0.5": half.predicted}
+        panels.insert(
+            0, _panel("all labels together", predictions.pooled, predictions.true, points)
+        )
+    aps = np.array([average_precision(predictions.curves[i]) for i in shown])
     best, worst = (sample.subject.labels[shown[i]] for i in (aps.argmax(), aps.argmin()))
     return Drawing(
         plots.precision_recall(panels),
@@ -158,19 +164,21 @@ def _panel(
 
 
 def _histograms(sample: Sample) -> Drawing:
-    scored, labels = sample.scored, sample.subject.labels
-    known = np.ones_like(scored.true) if scored.known is None else scored.known
-    shown = _shown_labels(scored)
+    predictions, labels = sample.predictions, sample.subject.labels
+    known = np.ones_like(predictions.true) if predictions.known is None else predictions.known
+    shown = _shown_labels(predictions)
     panels = [
-        _histogram(labels[i], scored.scores[:, i], scored.true[:, i], known[:, i],
+        _histogram(labels[i], predictions.scores[:, i], predictions.true[:, i], known[:, i],
                    float(sample.subject.thresholds[i]))
         for i in shown
     ]  # fmt: skip
     if len(labels) > 1 or not panels:
-        panels.insert(0, _histogram("all labels together", scored.scores, scored.true, known, None))
+        panels.insert(
+            0, _histogram("all labels together", predictions.scores, predictions.true, known, None)
+        )
     means = [
-        f"{scored.scores[chosen].mean():.2f}" if chosen.any() else "none"
-        for chosen in (scored.true, known & ~scored.true)
+        f"{predictions.scores[chosen].mean():.2f}" if chosen.any() else "none"
+        for chosen in (predictions.true, known & ~predictions.true)
     ]
     return Drawing(
         plots.score_histograms(panels),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nuswide.metrics import Figures, Scored, label_average_precision
+from nuswide.metrics import Metrics, Predictions, label_average_precision
 from nuswide.reporting import plots
 from nuswide.reporting.report import galleries as pictures
 from nuswide.reporting.report import tables as columns
@@ -61,7 +61,7 @@ class Report:
 def make_report(subject: Subject) -> Report:
     """Make everything that a report shows; draws no page and writes no file."""
     sample = looked_at(subject, MOST_ENTRIES)
-    figures = columns.figures_of(sample)
+    figures = columns.metrics_of(sample)
     samples = subject.data.manifest
     confusions = find_confusions(samples, subject.scores, subject.thresholds)
     galleries = pictures.mistakes(subject)
@@ -69,7 +69,7 @@ def make_report(subject: Subject) -> Report:
         "headline": columns.headline(subject, figures),
         "thresholds": columns.two_thresholds(sample),
         "per_label": columns.per_label(sample),
-        "calibration": columns.calibration(sample.scored),
+        "calibration": columns.calibration(sample.predictions),
         "confusions": columns.confusions(subject, confusions),
         "pictured": columns.pictured(
             subject, {kind: [card.entry for card in cards] for kind, cards in galleries.items()}
@@ -106,10 +106,12 @@ def _label_ap(part: Part) -> NDArray[np.float64]:
     samples = part.data.manifest
     rows = some_rows(part.scores, MOST_ENTRIES)
     known = None if samples.known is None else samples.known[rows]
-    return label_average_precision(Scored(samples.targets[rows], part.scores[rows], known=known))
+    return label_average_precision(
+        Predictions(samples.targets[rows], part.scores[rows], known=known)
+    )
 
 
-def findings(sample: Sample, figures: Figures, tables: dict[str, Columns]) -> list[str]:
+def findings(sample: Sample, figures: Metrics, tables: dict[str, Columns]) -> list[str]:
     """What a reader must know, a sentence each."""
     subject = sample.subject
     n_images, n_labels = subject.scores.shape
@@ -135,7 +137,7 @@ def _sampling(sample: Sample) -> list[str]:
     ]
 
 
-def _standing(subject: Subject, figures: Figures) -> list[str]:
+def _standing(subject: Subject, figures: Metrics) -> list[str]:
     """How good it is, how sure that is, and how good no model is."""
     if np.isnan(figures["map"]):
         return ["No image has any label, so that there is no average precision."]

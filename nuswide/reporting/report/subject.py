@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuswide.data.dataset import Dataset
-from nuswide.metrics import Figures, Scored
+from nuswide.metrics import Metrics, Predictions
 
 MOST_ENTRIES = 2**23  # of images by labels that curves are made of: 100,000 images by 81 labels
 
@@ -45,8 +45,8 @@ class Subject:
     scores: NDArray[np.float32]
     thresholds: NDArray[np.float32]
     train_positives: NDArray[np.int64]
-    baselines: Mapping[str, Figures] = field(default_factory=dict)
-    figures: Figures | None = None
+    baselines: Mapping[str, Metrics] = field(default_factory=dict)
+    figures: Metrics | None = None
     intervals: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     held_out: Part | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -76,23 +76,23 @@ class Sample:
     rows: NDArray[np.int64]
 
     @cached_property
-    def scored(self) -> Scored:
+    def predictions(self) -> Predictions:
         """Their targets and scores at the subject's thresholds."""
         return self._at(self.subject.thresholds)
 
     @cached_property
-    def at_half(self) -> Scored:
+    def at_half(self) -> Predictions:
         """The same at 0.5 for every label."""
         return self._at(np.full_like(self.subject.thresholds, 0.5))
 
-    def _at(self, thresholds: NDArray[np.float32]) -> Scored:
+    def _at(self, thresholds: NDArray[np.float32]) -> Predictions:
         samples, rows = self.subject.data.manifest, self.rows
         if self.is_all:  # copies nothing
             known, targets, scores = samples.known, samples.targets, self.subject.scores
         else:
             known = None if samples.known is None else samples.known[rows]
             targets, scores = samples.targets[rows], self.subject.scores[rows]
-        return Scored(targets, scores, thresholds, known, self.subject.train_positives)
+        return Predictions(targets, scores, thresholds, known, self.subject.train_positives)
 
     @property
     def is_all(self) -> bool:

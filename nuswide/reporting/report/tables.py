@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nuswide.data.manifest import Manifest
-from nuswide.metrics import METRICS, Figures, Scored, all_figures, per_label_table
+from nuswide.metrics import METRICS, Metrics, Predictions, all_metrics, per_label_table
 from nuswide.metrics.calibration import BINS, bin_sums
 from nuswide.metrics.predictions import Bools
 from nuswide.reporting.report.entries import Confusions, Entry
@@ -30,17 +30,17 @@ _PAIRS = 25  # confusions in theirs
 _Z = 1.959964  # standard deviations of a 95 % interval
 
 
-def figures_of(sample: Sample) -> Figures:
+def metrics_of(sample: Sample) -> Metrics:
     """The figures that were given, or those of the sample."""
     if sample.subject.figures is not None:
         return sample.subject.figures
-    s = sample.scored
-    return all_figures(
+    s = sample.predictions
+    return all_metrics(
         s.targets, s.scores, s.thresholds, s.known, train_positives=s.train_positives
     )
 
 
-def headline(subject: Subject, figures: Figures) -> Columns:
+def headline(subject: Subject, figures: Metrics) -> Columns:
     """Each headline figure, its interval, and the baselines'; None for what is not defined."""
     names = [name for name in HEADLINE if name in figures]
     nothing = (np.nan, np.nan, np.nan)
@@ -54,7 +54,9 @@ def headline(subject: Subject, figures: Figures) -> Columns:
 
 def two_thresholds(sample: Sample) -> Columns:
     """Figures at the subject's thresholds and at 0.5, side by side."""
-    own, half = (_decision_figures(scored) for scored in (sample.scored, sample.at_half))
+    own, half = (
+        _decision_figures(predictions) for predictions in (sample.predictions, sample.at_half)
+    )
     return {
         "figure": list(_AT_THRESHOLDS),
         "at its thresholds": [own[name] for name in _AT_THRESHOLDS],
@@ -62,17 +64,19 @@ def two_thresholds(sample: Sample) -> Columns:
     }
 
 
-def _decision_figures(scored: Scored) -> Figures:
-    figures: Figures = {}
+def _decision_figures(predictions: Predictions) -> Metrics:
+    figures: Metrics = {}
     for name in _DECISIONS:
-        figures |= METRICS[name](scored)
+        figures |= METRICS[name](predictions)
     return figures
 
 
 def per_label(sample: Sample) -> Columns:
     """The figures of each label with its images in train and its F1 at 0.5; frequent ones first."""
-    labels, scored = sample.subject.labels, sample.scored
-    table = per_label_table(labels, scored.targets, scored.scores, scored.thresholds, scored.known)
+    labels, predictions = sample.subject.labels, sample.predictions
+    table = per_label_table(
+        labels, predictions.targets, predictions.scores, predictions.thresholds, predictions.known
+    )
     half = _f1(sample.at_half)
     place = {label: i for i, label in enumerate(labels)}
     order = [place[label] for label in table["label"]]
@@ -81,9 +85,11 @@ def per_label(sample: Sample) -> Columns:
     return table
 
 
-def _f1(scored: Scored) -> Any:
-    hits = (scored.predicted & scored.true).sum(axis=0)
-    return 2 * hits / np.maximum(scored.predicted.sum(axis=0) + scored.true.sum(axis=0), 1)
+def _f1(predictions: Predictions) -> Any:
+    hits = (predictions.predicted & predictions.true).sum(axis=0)
+    return (
+        2 * hits / np.maximum(predictions.predicted.sum(axis=0) + predictions.true.sum(axis=0), 1)
+    )
 
 
 def confusions(subject: Subject, found: Confusions) -> Columns:
@@ -163,13 +169,13 @@ def reason(target: int, ap: float) -> str:
     return f"{said}; the model is {trust} at it (AP {ap:.2f})"
 
 
-def calibration(scored: Scored) -> Columns:
+def calibration(predictions: Predictions) -> Columns:
     """Bins of equal width over all known entries: how many, mean score, and the share that is true.
 
     The interval is Wilson's, as if entries were independent; a bin without entries has none.
     """
-    score_sums, positives = (sums.sum(axis=0) for sums in bin_sums(scored))
-    counts = _bin_counts(scored)
+    score_sums, positives = (sums.sum(axis=0) for sums in bin_sums(predictions))
+    counts = _bin_counts(predictions)
     n = np.where(counts, counts, np.nan)
     share = positives / n
     middle = (share + _Z**2 / 2 / n) / (1 + _Z**2 / n)
@@ -182,9 +188,13 @@ def calibration(scored: Scored) -> Columns:
     }  # fmt: skip
 
 
-def _bin_counts(scored: Scored) -> Any:
+def _bin_counts(predictions: Predictions) -> Any:
     """Known entries in each bin; (BINS,). Counted as bin_sums does."""
-    known = scored.scores.ravel() if scored.known is None else scored.scores[scored.known]
+    known = (
+        predictions.scores.ravel()
+        if predictions.known is None
+        else predictions.scores[predictions.known]
+    )
     bins = np.minimum((known * np.float64(BINS)).astype(np.int32), BINS - 1)
     return np.bincount(bins, minlength=BINS)
 

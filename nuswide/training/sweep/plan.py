@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from nuswide.config import Config, load_config, pick, read_yaml, unknown_name
+from nuswide.config import Config, load_config, lookup, read_yaml, unknown_name
 from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
 from nuswide.models.networks import BACKBONES
@@ -246,7 +246,7 @@ def _check(plan: Plan) -> None:
         names = _NAMES.get(dimension.name)
         for value in dimension.values if names else ():
             if not str(value).startswith("timm/"):
-                pick(names or {}, dimension.name, str(value))
+                lookup(names or {}, dimension.name, str(value))
     corners = itertools.product(*(dimension.ends for dimension in plan.search))
     for corner in itertools.islice(corners, _MOST_CORNERS):
         config = plan.config(dict(zip((d.name for d in plan.search), corner, strict=True)))

@@ -55,7 +55,7 @@ class Store:
         return self.url.get_backend_name() == "sqlite"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive_lock(self) -> Iterator[None]:
         """Keep the study's other workers out; a worker that dies lets go of it."""
         if self.is_local:
             with Path(f"{self._file}.lock").open("w") as lock:

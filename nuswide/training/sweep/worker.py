@@ -105,7 +105,7 @@ class Worker:
         """
         self.plan, self.store = plan, store
         self._was_waiting = self._is_given_up = False
-        with store.alone():
+        with store.exclusive_lock():
             digest = load_manifest(str(plan.config(plan.corner).data)).digest
             self.study = store.open_study(create_pruner(plan))
             self.plan = agree(self.study, plan, digest)
@@ -143,7 +143,7 @@ class Worker:
     def do_one(self) -> bool:
         """Do the next trial; gives whether there was one to begin."""
         with ExitStack() as lock:
-            lock.enter_context(self.store.alone())
+            lock.enter_context(self.store.exclusive_lock())
             self.parent.set_status("RUNNING")
             take_stock(self.study)
             if (place := queue_next(self.study, self.plan)) is None:
@@ -174,7 +174,7 @@ class Worker:
 
     def conclude(self) -> bool:
         """If all trials are done, end the record, and print it; gives whether they are."""
-        with self.store.alone():
+        with self.store.exclusive_lock():
             self.plan = replace(self.plan, trials=self.study.user_attrs["trials"])
             trials = read_trials(self.study)
             if len([trial for trial in trials if trial.is_done]) < self.plan.trials:
@@ -198,7 +198,7 @@ class Worker:
     def _leave(self, status: str) -> None:
         """Record what there is; end the parent unless another worker is at it."""
         try:
-            with self.store.alone():
+            with self.store.exclusive_lock():
                 trials = read_trials(self.study)
                 if any(trial.state == "running" for trial in trials):
                     return
@@ -271,7 +271,7 @@ class Worker:
 
     def _tell_of(self, place: int) -> None:
         """Record and print what became of a trial, and make room on the disk."""
-        with self.store.alone():
+        with self.store.exclusive_lock():
             trials = read_trials(self.study)
             self.parent.log_progress(self.plan, trials)
         trial, best = next(t for t in trials if t.place == place), best_of(trials)
@@ -295,7 +295,7 @@ def _is_resumable(folder: Path) -> bool:
     if not (folder / "about.json").exists():
         return False
     try:
-        with run_folder.alone(folder):
+        with run_folder.exclusive_lock(folder):
             return True
     except click.ClickException:
         return False
