@@ -16,7 +16,7 @@ import pytest
 from conftest import Registered
 from PIL import Image
 from serving import Server, free_port, serving
-from test_serve_gate import KEY, photo, scores_of
+from test_serve_limits import KEY, photo, scores_of
 
 from nuswide.tagger import Tagger
 

@@ -19,7 +19,7 @@ from conftest import Registered
 from hostile import Hostile, requests
 from hypothesis import HealthCheck, given, settings
 from serving import JPEG, Server, serving
-from test_serve_gate import photo, scores_of
+from test_serve_limits import photo, scores_of
 
 from nuswide.deployment.serve.server import _listen, read_key
 from nuswide.deployment.serve.settings import Settings

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from safetensors.torch import load_file
-from test_train import Recorder
+from test_loop import Recorder
 
 from nuswide.config import Config
 from nuswide.data.dataset import Dataset, load_manifest
