@@ -1,7 +1,7 @@
 """Claim: the strong recipe beats the article's on Corel5k in less time; and what the others do.
 
     python benchmarks/study.py --data DIR [--seeds 0,1,2] [--only strong,asl] [-- FIELD=VALUE ...]
-    python benchmarks/study.py --readme
+    python benchmarks/study.py --docs
 
 Trains each recipe of experiments/ that has a place in the study, with each seed, into the MLflow
 experiment `study`, or that of another --name, such as `study_images`: from scratch, with resnet18
@@ -9,8 +9,9 @@ at 64 px and in few epochs, which two cores can do in an hour, unless FIELD=VALU
 What differs from the files is in the params. What is there already is not trained again, so that
 the study can be interrupted, and be done by several processes with different --seeds.
 
---readme compares all that is there against the study's first recipe (`nuswide compare --out`),
-into experiments/study (or --name), and puts the table between the README's comments of that name.
+--docs compares all recorded runs with the study's first recipe (`nuswide compare --out`), writes
+the result to experiments/study (or --name), and the table between the comments of that name in
+docs/results.md.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from nuswide.evaluation.compare import compare_runs
 from nuswide.training.pipeline import train_and_register
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENTS, README = ROOT / "experiments", ROOT / "README.md"
+EXPERIMENTS, RESULTS = ROOT / "experiments", ROOT / "docs" / "results.md"
 SMALL = {
     "backbone": "resnet18", "weights": "none", "image_size_px": "64", "epochs": "8",
     "precision": "bf16",
@@ -75,16 +76,16 @@ def train(
         train_and_register(config, name=f"{name} seed={seed}", tags={"study.recipe": name})
 
 
-def update_readme(study: str) -> None:
-    """Compare what is there, and put the table where the README has its place."""
+def update_docs(study: str) -> None:
+    """Compare the recorded runs, and write the table to docs/results.md."""
     out = EXPERIMENTS / study
     compare_runs(study, baseline=next(iter(recipes(study))), out=out)
     table = (out / "comparison.md").read_text(encoding="utf-8").strip()
-    text = README.read_text(encoding="utf-8")
+    text = RESULTS.read_text(encoding="utf-8")
     begin, end = f"<!-- {study} -->", f"<!-- /{study} -->"
     block = f"{begin}\n{table}\n{end}"
     text = re.sub(f"{begin}.*{end}", lambda _: block, text, flags=re.DOTALL)
-    README.write_text(text, encoding="utf-8")
+    RESULTS.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -94,17 +95,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", help="recipes, parted by commas; else all of the study")
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--docs", action="store_true")
     parser.add_argument("changes", nargs="*", metavar="FIELD=VALUE")
     options = parser.parse_args()
-    if options.readme:
-        update_readme(options.name)
+    if options.docs:
+        update_docs(options.name)
     elif options.data:
         changes = dict(change.split("=", 1) for change in options.changes)
         names = options.only.split(",") if options.only else list(recipes(options.name))
         train(options.name, options.data, names, options.seeds.split(","), changes)
     else:
-        parser.error("give --data DIR, or --readme")
+        parser.error("give --data DIR, or --docs")
 
 
 if __name__ == "__main__":

@@ -235,6 +235,6 @@ def test_training_with_any_head_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("registry", [LOSSES, HEADS, networks.BACKBONES])
-def test_the_readme_names_every_choice(registry: dict[str, Any]) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [name for name in registry if f"`{name}`" not in readme] == []
+def test_the_docs_name_every_choice(registry: dict[str, Any]) -> None:
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert [name for name in registry if f"`{name}`" not in page] == []
