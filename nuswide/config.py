@@ -17,18 +17,32 @@ import click
 T = TypeVar("T")
 
 
+Role = Literal["recipe", "split", "seed", "hardware", "data", "record"]
+Relation = Literal["resume", "compare", "sweep", "reproduce"]
+
+# Between which runs the fields of a role may differ. recipe: sets the weights and the metrics.
+# split: selects the images of each split, or the split that selects the weights. hardware: changes
+# no more than rounding. data: where the images are; the digest of the data tells other images.
+_MAY_DIFFER: Mapping[Relation, tuple[Role, ...]] = {
+    "resume": ("hardware", "data", "record"),  # an interrupted run and its continuation
+    "compare": ("seed", "hardware", "data", "record"),  # runs pooled as seeds of one recipe
+    "sweep": ("recipe", "seed", "hardware"),  # trials of one study
+    "reproduce": ("data", "record"),  # a recorded run and its repetition
+}
+
+
 def _field(
     default: Any,
     help: str,
     *,
+    role: Role = "recipe",
     low: float | None = None,
     high: float | None = None,
     open_low: bool = False,
 ) -> Any:
     """Declare a config field; `low` and `high` are inclusive unless `open_low`."""
-    return field(
-        default=default, metadata={"help": help, "low": low, "high": high, "open_low": open_low}
-    )
+    metadata = {"help": help, "role": role, "low": low, "high": high, "open_low": open_low}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -36,35 +50,35 @@ class Config:
     """Every choice that defines an experiment; raises ValueError when a field is out of range."""
 
     # Data
-    data: str = _field("sample", "Prepared folder, annotations with their pictures, or `sample`.")
+    data: str = _field(
+        "sample", "Prepared folder, folder of annotations and images, or `sample`.", role="data"
+    )
     val_fraction: float = _field(
-        0.15, "Share of train set aside as val; 0 for none.", low=0, high=0.5
-    )
+        0.15, "Fraction of the training split held out as val; 0 for none.", role="split",
+        low=0, high=0.5,
+    )  # fmt: skip
     split_seed: int = _field(
-        0, "Seed of the choice of val, apart from `seed`, so that runs share it.", low=0
+        0, "Seed that selects the val images, independent of `seed`.", role="split", low=0
     )
-    cache: str = _field("data/cache", "Folder for decoded pictures.")
-    skip_rejected: bool = _field(False, "Leave out pictures that can't be read, and count them.")
-    image_size_px: int = _field(
-        256, "Side of the square that pictures are resized to.", low=32, high=1024
+    cache: str = _field("data/cache", "Folder of the cache of decoded images.", role="data")
+    skip_rejected: bool = _field(
+        False, "Leave out images that cannot be decoded, and count them.", role="data"
     )
+    image_size_px: int = _field(256, "Side of the square images, in pixels.", low=32, high=1024)
     start_size_px: int = _field(
-        0, "Side in the first epoch, a multiple of 32 that grows to image_size_px; 0 for that.",
-        low=0, high=1024,
-    )  # fmt: skip
+        0, "Side in the first epoch, a multiple of 32; 0: image_size_px.", low=0, high=1024
+    )
     growing_share: float = _field(
-        0.75, "Share of the epochs in which start_size_px grows; the rest are of full size.",
-        low=0, high=1,
-    )  # fmt: skip
+        0.75, "Fraction of the epochs in which start_size_px grows to image_size_px.", low=0, high=1
+    )
     sampling: Literal["uniform", "class_aware", "repeat_factor"] = _field(
         "uniform",
-        "Of an epoch's images: uniform, each once; class_aware, each label as often as any; "
-        "repeat_factor, those of rare labels more often.",
+        "Images of an epoch: uniform, each once; class_aware, each label equally often; "
+        "repeat_factor, images of rare labels repeated.",
     )
     repeat_threshold: float = _field(
-        0.1, "repeat_factor repeats images of labels that fewer than this share of train have.",
-        low=0, high=1,
-    )  # fmt: skip
+        0.1, "repeat_factor: frequency in train below which a label is rare.", low=0, high=1
+    )
 
     # Model
     backbone: str = _field(
@@ -73,21 +87,19 @@ class Config:
         "efficientnet_v2_s, mobilenet_v3_large, mobilenet_v3_small, swin_t, or timm/NAME.",
     )
     head: str = _field("linear", "linear, max_pool, csra, gcn or ml_decoder.")
-    dropout: float = _field(
-        0.2, "Dropout before the last layer of linear and max_pool.", low=0, high=0.95
-    )
+    dropout: float = _field(0.2, "Dropout before the last layer.", low=0, high=0.95)
     weights: str = _field(
         "none",
-        "none, imagenet (torchvision's IMAGENET1K_V1 or timm's), models:/NAME@ALIAS or /VERSION, "
-        "or a .safetensors or .pth file.",
+        "Initial weights: none, imagenet (torchvision's IMAGENET1K_V1 or timm's), "
+        "models:/NAME@ALIAS or /VERSION, or a .safetensors or .pth file.",
     )
-    csra_heads: int = _field(1, "Attentions of csra, each of another sharpness.", low=1, high=8)
-    csra_lambda: float = _field(0.1, "Share of the attention in csra's logits.", low=0)
+    csra_heads: int = _field(1, "csra: attention heads, one temperature each.", low=1, high=8)
+    csra_lambda: float = _field(0.1, "Weight of the attention term in csra's logits.", low=0)
     gcn_vectors: str = _field(
-        "pmi", "Of gcn's labels: onehot, learned, pmi (train's), or a file of word vectors."
+        "pmi", "Label vectors of gcn: onehot, learned, pmi (of train), or a file of word vectors."
     )
     gcn_threshold: float = _field(
-        0.4, "gcn links a label to what it comes with this often.", low=0, high=1
+        0.4, "gcn links two labels whose conditional probability is at least this.", low=0, high=1
     )
 
     # Optimization
@@ -96,126 +108,112 @@ class Config:
         "bce, weighted_bce, focal, asl, class_balanced, distribution_balanced, two_way, zlpr, hill "
         "or splc.",
     )
-    label_smoothing: float = _field(
-        0.0, "Share of the way to 0.5 that targets are moved, for any loss.", low=0, high=0.9
-    )
-    weighted_bce_cap: float = _field(20.0, "Greatest weight of a positive.", low=1)
-    focal_gamma: float = _field(2.0, "Power that discounts what is easy.", low=0, high=10)
-    asl_gamma_neg: float = _field(4.0, "Power that discounts easy negatives.", low=0, high=10)
-    asl_gamma_pos: float = _field(1.0, "Power that discounts easy positives.", low=0, high=10)
-    asl_clip: float = _field(0.05, "Score below which negatives don't count.", low=0, high=0.5)
+    label_smoothing: float = _field(0.0, "Weight of 0.5 in the smoothed targets.", low=0, high=0.9)
+    weighted_bce_cap: float = _field(20.0, "weighted_bce: maximum weight of a positive.", low=1)
+    focal_gamma: float = _field(2.0, "focal: exponent that reduces easy entries.", low=0, high=10)
+    asl_gamma_neg: float = _field(4.0, "asl: exponent that reduces easy negatives.", low=0, high=10)
+    asl_gamma_pos: float = _field(1.0, "asl: exponent that reduces easy positives.", low=0, high=10)
+    asl_clip: float = _field(0.05, "asl: score below which negatives are ignored.", low=0, high=0.5)
     class_balanced_beta: float = _field(
-        0.999, "0 for equal weights; near 1 for weights by rarity.", low=0, high=0.999999
+        0.999, "0 for equal weights; near 1 for weights by inverse frequency.", low=0, high=0.999999
     )
-    distribution_balanced_mu: float = _field(
-        0.2, "Rarity among an image's labels at which weights rise.", low=0, high=1
-    )
-    distribution_balanced_lambda: float = _field(
-        2.0, "Sharpness of negatives.", low=0, open_low=True
-    )
-    two_way_t_pos: float = _field(4.0, "Temperature of positives.", low=0, open_low=True)
-    two_way_t_neg: float = _field(1.0, "Temperature of negatives.", low=0, open_low=True)
-    hill_lambda: float = _field(1.5, "Height of the hill for negatives.", low=1)
-    splc_threshold: float = _field(
-        0.6, "Score above which a negative counts as a positive.", low=0, high=1
-    )
-    splc_from_epoch: int = _field(1, "First epoch that does so, counted from 0.", low=0)
-    epochs: int = _field(35, "Passes over train.", low=1)
-    batch_size: int = _field(32, "Images a process takes at once.", low=2)
-    accumulate: int = _field(1, "Batches whose gradients make one step.", low=1)
+    distribution_balanced_mu: float = _field(0.2, "Rarity at the sigmoid's centre.", low=0, high=1)
+    distribution_balanced_lambda: float = _field(2.0, "Scale of negatives.", low=0, open_low=True)
+    two_way_t_pos: float = _field(4.0, "two_way: temperature of positives.", low=0, open_low=True)
+    two_way_t_neg: float = _field(1.0, "two_way: temperature of negatives.", low=0, open_low=True)
+    hill_lambda: float = _field(1.5, "hill: lambda of the loss of negatives.", low=1)
+    splc_threshold: float = _field(0.6, "splc: score of a presumed positive.", low=0, high=1)
+    splc_from_epoch: int = _field(1, "splc: first epoch of the correction, from 0.", low=0)
+    epochs: int = _field(35, "Passes over the training split.", low=1)
+    batch_size: int = _field(32, "Images per batch and process.", low=2)
+    accumulate: int = _field(1, "Batches whose gradients are accumulated into one step.", low=1)
     optimizer: str = _field("adam", "adam, adamw or sgd.")
     lr: float = _field(1e-4, "Learning rate.", low=0, open_low=True)
     momentum: float = _field(0.9, "Momentum of sgd.", low=0, high=0.999)
-    weight_decay: float = _field(0.0, "Decay of weights, not of biases and norms.", low=0)
-    schedule: str = _field("constant", "Of the learning rate: constant, cosine or one_cycle.")
-    warmup_epochs: float = _field(0.0, "Epochs in which the learning rate rises to lr.", low=0)
-    head_epochs: int = _field(0, "First epochs that train the head alone.", low=0)
-    clip_norm: float = _field(0.0, "Greatest norm of the gradients; 0 for any.", low=0)
-    ema_epochs: float = _field(
-        0.0, "Epochs that a moving average of the weights spans; 0 for none.", low=0
-    )
-    seed: int = _field(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    weight_decay: float = _field(0.0, "Weight decay; biases and norms are exempt.", low=0)
+    schedule: str = _field("constant", "Learning rate schedule: constant, cosine or one_cycle.")
+    warmup_epochs: float = _field(0.0, "Epochs of linear warm-up to lr.", low=0)
+    head_epochs: int = _field(0, "First epochs, which train the head only.", low=0)
+    clip_norm: float = _field(0.0, "Maximum norm of the gradients; 0 for no clipping.", low=0)
+    ema_epochs: float = _field(0.0, "Span of the weights' moving average; 0 for none.", low=0)
+    seed: int = _field(0, "Seed of all randomness.", role="seed", low=0, high=2**31 - 1)
 
-    # Hardware
+    # Hardware; precision and sync_batchnorm change the network's numbers: they are of the recipe
     device: Literal["auto", "cpu", "cuda"] = _field(
-        "auto", "auto takes the GPU where there is one."
+        "auto", "auto uses a GPU if there is one.", role="hardware"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
-        "auto", "Of the network; auto takes bf16 on a GPU that has it, else fp32."
+        "auto", "Precision of the network; auto uses bf16 on GPUs that support it, else fp32."
     )
     compile: Literal["auto", "on", "off"] = _field(
-        "auto", "torch.compile; auto takes it for long training on a GPU."
+        "auto", "torch.compile; auto uses it for long training on a GPU.", role="hardware"
     )
     cuda_graph: bool = _field(
         False,
-        "Launch the network as one CUDA graph, on one GPU, where accumulate is 1, all images are "
-        "of one size and nothing is compiled.",
+        "Launch the network as one CUDA graph; needs one GPU, accumulate=1, images of one size "
+        "and no compilation.",
+        role="hardware",
     )
-    sync_batchnorm: bool = _field(
-        False, "Statistics of batch normalisation over all processes; needs GPUs."
-    )
+    sync_batchnorm: bool = _field(False, "Synchronize batch normalization; needs GPUs.")
     feed: Literal["auto", "resident", "blocks"] = _field(
-        "auto", "Pictures on the device all at once or block by block; auto by its free memory."
+        "auto",
+        "Images on the device: resident, all of them; blocks, one block at a time; auto chooses "
+        "by free memory.",
+        role="hardware",
     )
 
     # Augmentation, drawn per image
     hflip: float = _field(0.5, "Probability of a horizontal flip.", low=0, high=1)
-    rotate_deg: float = _field(20.0, "Rotation drawn from +- this.", low=0, high=180)
-    translate: float = _field(0.2, "Shift drawn from +- this share of the side.", low=0, high=1)
-    scale_min: float = _field(0.5, "Least zoom.", low=0, open_low=True)
-    scale_max: float = _field(1.5, "Greatest zoom.", low=0, open_low=True)
-    brightness: float = _field(0.0, "Brightness is multiplied by 1 +- this.", low=0)
-    contrast: float = _field(0.0, "Contrast is multiplied by 1 +- this.", low=0)
-    saturation: float = _field(0.0, "Saturation is multiplied by 1 +- this.", low=0)
-    hue: float = _field(0.0, "Hue is shifted by +- this share of a turn.", low=0, high=0.5)
+    rotate_deg: float = _field(20.0, "Maximum rotation either way, in degrees.", low=0, high=180)
+    translate: float = _field(0.2, "Maximum shift, as a fraction of the side.", low=0, high=1)
+    scale_min: float = _field(0.5, "Minimum zoom factor.", low=0, open_low=True)
+    scale_max: float = _field(1.5, "Maximum zoom factor.", low=0, open_low=True)
+    brightness: float = _field(0.0, "Brightness factor is drawn from 1 +- this.", low=0)
+    contrast: float = _field(0.0, "Contrast factor is drawn from 1 +- this.", low=0)
+    saturation: float = _field(0.0, "Saturation factor is drawn from 1 +- this.", low=0)
+    hue: float = _field(0.0, "Hue shift is drawn from +- this fraction of a turn.", low=0, high=0.5)
     erase: float = _field(0.0, "Probability that a rectangle is erased.", low=0, high=1)
-    mixup: float = _field(0.0, "Alpha of mixup, the blending of two images; 0 for none.", low=0)
-    cutmix: float = _field(0.0, "Alpha of CutMix, pasting from another image; 0 for none.", low=0)
+    mixup: float = _field(0.0, "Alpha of mixup, which blends two images; 0 for none.", low=0)
+    cutmix: float = _field(0.0, "Alpha of CutMix, which pastes images; 0 for none.", low=0)
     auto_augment: Literal["none", "randaugment", "trivialaugment"] = _field(
-        "none", "Operations drawn from 14, before all else: none, randaugment or trivialaugment."
+        "none", "Operations drawn from 14, before the others: none, randaugment or trivialaugment."
     )
-    randaugment_number: int = _field(2, "Operations of randaugment on an image.", low=1, high=8)
-    randaugment_magnitude: int = _field(9, "Their strength, of 30.", low=0, high=30)
+    randaugment_number: int = _field(2, "randaugment: operations per image.", low=1, high=8)
+    randaugment_magnitude: int = _field(9, "randaugment: magnitude, of 30.", low=0, high=30)
 
     # Evaluation and selection
-    threshold: float = _field(
-        0.5, "Score at which a label is predicted while training, and where none is fitted.",
-        low=0, high=1,
-    )  # fmt: skip
+    threshold: float = _field(0.5, "Threshold of scores where none is fitted.", low=0, high=1)
     thresholds: Literal["auto", "fixed", "global", "label"] = _field(
         "auto",
-        "Fitted on val for the best F1: one global, or one a label; auto takes one a label where "
-        "there is a val split, else the fixed one.",
+        "Thresholds of the model: fixed; global, one fitted on val for micro F1; label, one per "
+        "label for its F1; auto: label if there is a val split, else fixed.",
     )
     calibration: Literal["none", "platt", "temperature"] = _field(
-        "none", "Fitted on val for each label, so that scores are probabilities."
+        "none", "Calibration of scores, fitted on val per label: none, platt or temperature."
     )
     select_on: Literal["val", "test", "last"] = _field(
         "val",
-        "Split whose mAP chooses the best weights; `test` is not honest, `last` chooses none.",
+        "Split whose mAP selects the best weights; test biases the test metrics, last keeps the "
+        "final weights.",
+        role="split",
     )
-    test_flips: bool = _field(
-        False,
-        "Score by the mean of an image's and its mirror image's scores, served or not.",
-    )
-    test_freq: int = _field(0, "Evaluate on test every so many steps; 0 for the end only.", low=0)
+    test_flips: bool = _field(False, "Average the scores of an image and its mirror image.")
+    test_freq: int = _field(0, "Steps between evaluations on test; 0 for one at the end.", low=0)
 
     # Record
     resume: str = _field(
-        "none", "none; auto, the last run of this configuration; or the ID of a run to continue."
-    )
-    checkpoints: str = _field("data/checkpoints", "Folder for the state of runs.")
+        "none", "none; auto, the latest unfinished run of this configuration; or the ID of a run.",
+        role="record",
+    )  # fmt: skip
+    checkpoints: str = _field("data/checkpoints", "Folder of checkpoints.", role="record")
     checkpoint_minutes: float = _field(
-        10.0, "Save the state so often, and after each epoch.", low=0, open_low=True
+        10.0, "Minutes between checkpoints within an epoch.", role="record", low=0, open_low=True
     )
     upload_minutes: float = _field(
-        10.0,
-        "Send the state to the run's artifacts so often, and when interrupted.",
-        low=0,
-        open_low=True,
+        10.0, "Minutes between uploads of the checkpoint.", role="record", low=0, open_low=True
     )
     registered_model: str = _field(
-        "nuswide-tagger", "Name in the model registry; `none` to leave it out."
+        "nuswide-tagger", "Name in the model registry; `none` to register no model.", role="record"
     )
 
     def __post_init__(self) -> None:
@@ -270,6 +268,16 @@ def _check_range(name: str, value: Any, meta: Mapping[str, Any], choices: tuple[
         below = f"at most {high}" if high is not None else ""
         allowed = " and ".join(filter(None, [above, below, "finite" if infinite else ""]))
         raise ValueError(f"{name}={value} is out of range; it must be {allowed}")
+
+
+def may_differ(relation: Relation) -> frozenset[str]:
+    """Return the names of the fields in which two runs of a relation may differ."""
+    return frozenset(f.name for f in fields(Config) if f.metadata["role"] in _MAY_DIFFER[relation])
+
+
+def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete recorded fields by the defaults of fields that were added since."""
+    return {f.name: f.default for f in fields(Config)} | dict(recorded)
 
 
 def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import pytest
 
-from nuswide.config import Config, load_config, lookup, unknown_name
+from nuswide.config import Config, load_config, lookup, may_differ, unknown_name, with_defaults
 from nuswide.models.losses import LOSSES
 from nuswide.models.networks import BACKBONES, HEADS
 
@@ -234,6 +234,51 @@ def test_every_field_has_a_sentence_of_help() -> None:
     for field in fields(Config):
         help_text = field.metadata["help"]
         assert len(help_text) > 1 and help_text.endswith("."), field.name
+
+
+ROLES = {
+    "split": {"val_fraction", "split_seed", "select_on"},
+    "seed": {"seed"},
+    "hardware": {"device", "compile", "cuda_graph", "feed"},
+    "data": {"data", "cache", "skip_rejected"},
+    "record": {"resume", "checkpoints", "checkpoint_minutes", "upload_minutes", "registered_model"},
+}  # fmt: skip
+NAMES = {field.name for field in fields(Config)}
+ROLES["recipe"] = NAMES - set().union(*ROLES.values())
+
+
+def test_every_field_has_the_role_that_it_is_meant_to_have() -> None:
+    for field in fields(Config):
+        assert field.name in ROLES[field.metadata["role"]]
+    assert {"lr", "loss", "batch_size", "precision", "sync_batchnorm"} < ROLES["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("role", "resume", "compare", "sweep", "reproduce"),
+    [
+        ("recipe", False, False, True, False),
+        ("split", False, False, False, False),
+        ("seed", False, True, True, False),
+        ("hardware", True, True, True, False),
+        ("data", True, True, False, True),
+        ("record", True, True, False, True),
+    ],
+)
+def test_a_role_says_between_which_runs_its_fields_may_differ(
+    role: str, resume: bool, compare: bool, sweep: bool, reproduce: bool
+) -> None:
+    names = ROLES[role]
+    for relation, expected in (
+        (may_differ("resume"), resume), (may_differ("compare"), compare),
+        (may_differ("sweep"), sweep), (may_differ("reproduce"), reproduce),
+    ):  # fmt: skip
+        assert relation & names == (names if expected else set())
+
+
+def test_fields_that_a_record_does_not_have_are_the_defaults() -> None:
+    completed = with_defaults({"lr": "0.5", "digest": "abc"})
+    assert (completed["lr"], completed["digest"]) == ("0.5", "abc")
+    assert completed["test_flips"] is False and NAMES < completed.keys()
 
 
 @pytest.mark.parametrize(

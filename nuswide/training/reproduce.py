@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from nuswide.config import Config, load_config
+from nuswide.config import Config, load_config, may_differ
 from nuswide.data.dataset import read_manifest
 from nuswide.data.manifest import carve_val
 from nuswide.tracking.reader import WEIGHTS
@@ -29,8 +29,6 @@ from nuswide.training.pipeline import train_and_register
 REPRODUCES_TAG = "nuswide.reproduces"
 _TIMED = {"train/images_per_s", "train/seconds", "run/seconds"}
 _COMMIT, _CHANGES = "mlflow.source.git.commit", "git.uncommitted_changes"
-# Where a run keeps its things: they may be elsewhere now, and change no figure.
-_PLACES = ("cache", "checkpoints", "data")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,9 @@ def _configuration(run: RecordedRun, changes: Mapping[str, str]) -> tuple[Config
         if name not in recorded
     ]
     kept = {name: value for name, value in recorded.items() if name in known}
-    config = load_config(None, kept | {k: v for k, v in changes.items() if k in _PLACES})
+    config = load_config(
+        None, kept | {k: v for k, v in changes.items() if k in may_differ("reproduce")}
+    )
     return replace(config, resume="none", registered_model="none"), checks
 
 

@@ -15,24 +15,23 @@ from typing import Any
 
 import click
 
-from nuswide.config import Config
+from nuswide.config import Config, may_differ, with_defaults
 from nuswide.core import distributed
 from nuswide.data.manifest import Manifest
 from nuswide.tracking.run import fetch_checkpoint, is_open
 from nuswide.training.checkpoint import LAST, State, load
 
 _ABOUT = "about.json"
-# Fields that change neither the weights nor the figures, or that the data's digest stands for.
-FREE = {
-    "resume", "checkpoints", "checkpoint_minutes", "upload_minutes", "cache", "skip_rejected",
-    "data", "device", "compile", "cuda_graph", "feed", "registered_model",
-}  # fmt: skip
 
 
 def describe(config: Config, data: Manifest) -> dict[str, Any]:
     """What must be the same for a run to be gone on with."""
-    fields = {k: v for k, v in asdict(config).items() if k not in FREE}
-    return fields | {"digest": data.digest, "processes": distributed.world_size()}
+    return _fixed(asdict(config)) | {"digest": data.digest, "processes": distributed.world_size()}
+
+
+def _fixed(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a resumed run must share."""
+    return {k: v for k, v in fields.items() if k not in may_differ("resume")}
 
 
 def write_about(folder: Path, config: Config, data: Manifest, *, is_recorded: bool) -> None:
@@ -94,8 +93,10 @@ def _load_asked(place: Path, config: Config, data: Manifest) -> State | None:
     else:
         assert state is not None
         state["mark"] = 0  # the spool stayed on the other machine
-        own = {k: v for k, v in state["config"].items() if k not in FREE}
-        same = own | {"digest": state["digest"], "processes": state["world_size"]}
+        same = _fixed(state["config"]) | {
+            "digest": state["digest"],
+            "processes": state["world_size"],
+        }
     if changed := _differences(same, describe(config, data)):
         raise click.UsageError(
             f"run {place.name} can't be resumed with another configuration: "
@@ -105,7 +106,11 @@ def _load_asked(place: Path, config: Config, data: Manifest) -> State | None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name what differs, unless it only makes training longer."""
+    """Name what differs, unless it only makes training longer.
+
+    before: as recorded, perhaps by a version that did not have all the fields of today.
+    """
+    before = _fixed(with_defaults(before))
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
     follows_epochs = now["schedule"] != "constant" or now["start_size_px"]  # of the whole training
     if not follows_epochs and now["epochs"] > before["epochs"]:

@@ -207,6 +207,20 @@ def test_a_seed_that_was_run_twice_counts_once(ids: dict[str, str], tmp_path: Pa
     assert [run.info.run_id for run in pooled.runs] == [ids["good 1"], again]
 
 
+def test_seeds_are_pooled_whatever_they_ran_on_and_with_those_recorded_before_a_field_existed(
+    ids: dict[str, str], tmp_path: Path
+) -> None:
+    hardware = {"device": "cuda", "compile": "on", "feed": "blocks", "cuda_graph": "True"}
+    elsewhere = record(tmp_path, 2.0, seed=4, head="csra", **hardware)
+    newer = record(tmp_path, 2.0, seed=5, head="csra", test_flips="False")
+    other = record(tmp_path, 2.0, seed=6, head="csra", test_flips="True")
+    named = [ids["good 0"], elsewhere, newer, other]
+    entrants = find_entrants(",".join(named), pool_seeds=True)
+    pooled, alone = sorted(entrants, key=lambda entrant: -len(entrant.runs))
+    assert [run.info.run_id for run in pooled.runs] == [ids["good 0"], elsewhere, newer]
+    assert [run.info.run_id for run in alone.runs] == [other]
+
+
 def test_seeds_can_be_compared_apart(ids: dict[str, str]) -> None:
     named = f"{ids['good 0']},{ids['good 1']}"
     assert len(find_entrants(named, pool_seeds=False)) == 2

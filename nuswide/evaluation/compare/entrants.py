@@ -7,7 +7,6 @@ Reads no scores.
     place, why = choose_baseline(entrants, None)
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,16 +16,12 @@ import numpy as np
 from mlflow.entities import Run as RecordedRun
 from mlflow.exceptions import MlflowException
 
+from nuswide.config import may_differ, with_defaults
 from nuswide.tracking import reader, registry
 from nuswide.tracking.run import JOB_TAG
 
 COSTS = ("train/images_per_s", "train/seconds", "model.parameters")
 _SPLIT = "test"
-# What differs between runs of one recipe: the seed, and where things are or how a run was started.
-_NOT_RECIPE = {
-    "seed", "resume", "checkpoints", "checkpoint_minutes", "upload_minutes", "cache",
-    "registered_model", "experiment", "data", "feed", "skip_rejected",
-}  # fmt: skip
 _MOST_SHOWN = 6  # values of a param within an entrant
 
 
@@ -161,7 +156,10 @@ def _recipe(entrant: Entrant) -> object:
     is_version = any(given.startswith("models:/") for given in entrant.given)
     if is_version or run.data.tags.get(JOB_TAG) != "train" or "seed" not in run.data.params:
         return run.info.run_id
-    params = {k: as_number(v) for k, v in run.data.params.items() if k not in _NOT_RECIPE}
+    # `mlflow run` records the experiment file too, whose fields are params of their own.
+    ignored = may_differ("compare") | {"experiment"}
+    recorded = with_defaults(run.data.params)
+    params = {k: as_number(str(v)) for k, v in recorded.items() if k not in ignored}
     data = run.data.tags.get("data.digest"), entrant.digest, entrant.has_scores
     return tuple(sorted(params.items(), key=lambda item: item[0])), data
 
@@ -184,7 +182,8 @@ def _with_names(entrants: Sequence[Entrant]) -> list[Entrant]:
         kept = [
             word
             for word in own
-            if not ("=" in word and word in common) and not (is_pooled and re.match(r"seed=", word))
+            if "=" not in word
+            or not (word in common or (is_pooled and word.split("=")[0] in may_differ("compare")))
         ]
         named.append(replace(entrant, name=" ".join(kept or own)))
     names = [entrant.name for entrant in named]

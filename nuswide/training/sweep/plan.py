@@ -15,12 +15,11 @@ from typing import Any
 
 import click
 
-from nuswide.config import Config, load_config, lookup, read_yaml, unknown_name
+from nuswide.config import Config, load_config, lookup, may_differ, read_yaml, unknown_name
 from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
 from nuswide.models.networks import BACKBONES
 from nuswide.models.optim import OPTIMIZERS, SCHEDULES
-from nuswide.training.run_folder import FREE
 
 Value = str | int | float | bool
 Params = dict[str, Value]
@@ -32,11 +31,6 @@ _RANGE_KEYS = ("low", "high", "log", "points")
 _TRIALS = 20
 _MOST_CORNERS = 4096  # combinations of extreme values that are tried on Config
 _DIGITS = 4  # of a drawn value: what can be read, and typed again
-# Each trial has to be measured on the same images, and each keeps its own record.
-_UNSEARCHABLE = {
-    "data", "val_fraction", "split_seed", "select_on", "skip_rejected", "resume", "checkpoints",
-    "cache", "registered_model",
-}  # fmt: skip
 _NAMES: Mapping[str, Mapping[str, Any]] = {
     "backbone": BACKBONES, "head": HEADS, "loss": LOSSES, "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
@@ -133,7 +127,9 @@ class Plan:
         own = {k: str(getattr(self, k)) for k in ("sampler", "pruner", "seed", "heartbeat_s")}
         own |= {f"search {d.name}": str(d) for d in self.search}
         same = self.changed(self.corner).items()
-        return own | {k: str(v) for k, v in same if k not in FREE and k not in self.corner}
+        return own | {
+            k: str(v) for k, v in same if k not in may_differ("resume") and k not in self.corner
+        }
 
 
 def read_plan(path: Path, overrides: Mapping[str, str], *, trials: int | None) -> Plan:
@@ -181,7 +177,7 @@ def _read_dimension(name: str, what: Any, base: Mapping[str, Any], sampler: str)
     known = {f.name: f for f in fields(Config)}
     if name not in known:
         raise click.UsageError(unknown_name("field", name, known))
-    if name in _UNSEARCHABLE:
+    if name not in may_differ("sweep"):
         raise click.UsageError(
             f"{name} can't be searched: trials of other val images or records can't be compared"
         )

@@ -1,0 +1,65 @@
+"""Which run is resumed, decided by what its folder records."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+
+from nuswide.config import Config
+from nuswide.data.manifest import Manifest
+from nuswide.training import run_folder
+from nuswide.training.run_folder import find, write_about
+
+DATA = Manifest(
+    Path(), ("a.jpg", "b.jpg"), ("sky",), np.eye(2, 1, dtype=np.uint8), np.array(["train"] * 2)
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Of a run `old`, which was killed before its first checkpoint."""
+    monkeypatch.setattr(run_folder, "is_open", lambda run_id: True)
+    config = Config(checkpoints=str(tmp_path), device="cpu", resume="auto")
+    write_about(tmp_path / "old", config, DATA, is_recorded=False)
+    return config
+
+
+def test_a_run_is_resumed_on_other_hardware(config: Config) -> None:
+    moved = replace(config, device="cuda", compile="on", feed="blocks", cuda_graph=True)
+    assert find(moved, DATA) == ("old", None)
+
+
+@pytest.mark.parametrize("other", [{"lr": 0.5}, {"seed": 1}, {"precision": "bf16"}])
+def test_a_run_of_another_recipe_is_not_resumed(config: Config, other: dict[str, object]) -> None:
+    assert find(replace(config, **other), DATA) is None
+
+
+def test_a_run_recorded_before_a_field_existed_has_its_default(config: Config) -> None:
+    path = Path(config.checkpoints) / "old" / "about.json"
+    about = json.loads(path.read_text())
+    del about["same"]["test_flips"], about["config"]["cuda_graph"]
+    path.write_text(json.dumps(about))
+    assert find(config, DATA) == ("old", None)
+    assert find(replace(config, test_flips=True), DATA) is None
+
+
+def test_a_fetched_checkpoint_without_a_field_of_today_is_resumed(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {f: v for f, v in vars(config).items() if f not in ("cuda_graph", "test_flips")}
+    state = {"config": before, "digest": DATA.digest, "world_size": 1, "mark": 7}
+
+    def fetch(run_id: str, folder: Path) -> None:
+        folder.mkdir()
+        torch.save(state, folder / "last.pt")
+
+    monkeypatch.setattr(run_folder, "fetch_checkpoint", fetch)
+    monkeypatch.setattr(run_folder, "load", lambda path: torch.load(path, weights_only=True))
+    run_id, found = find(replace(config, resume="remote"), DATA) or ("", None)
+    assert run_id == "remote" and found and found["mark"] == 0
+    with pytest.raises(click.UsageError, match="test_flips was False, is True"):
+        find(replace(config, resume="remote2", test_flips=True), DATA)
