@@ -1,151 +1,89 @@
-"""A headless Chromium that tests open pages with, press keys in and ask questions of.
+"""Headless Chromium for tests of pages, driven by Selenium with the installed chromedriver."""
 
-Speaks the DevTools protocol over pipes, so that no driver is needed and no port is opened.
-"""
-
-import base64
-import itertools
 import json
-import os
 import shutil
-import subprocess
-import tempfile
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
-BINARY = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-needs_chromium = pytest.mark.skipif(
-    not BINARY, reason="needs Chromium: apt-get install chromium-driver"
-)
+BINARY, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
-class Chromium:
-    """One page in one browser, closed with the `with` block."""
+class Browser(webdriver.Chrome):
+    """Chromium with the questions that tests ask. Selenium looks for nothing on the network."""
 
-    def __init__(self, width: int = 1200, height: int = 900, *, scripts: bool = True) -> None:
-        assert BINARY
-        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        commands, self._write = os.pipe()
-        self._read, answers = os.pipe()
-        # The shell puts the pipes where Chromium looks for them.
-        command = f'exec "$@" 3<&{commands} 4>&{answers}'
-        options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                   "--remote-debugging-pipe", f"--user-data-dir={self._folder.name}",
-                   f"--window-size={width},{height}", "about:blank")  # fmt: skip
-        self._process = subprocess.Popen(
-            ["bash", "-c", command, "bash", str(BINARY), *options], pass_fds=(commands, answers),
-            stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(commands)
-        os.close(answers)
-        self._numbers = itertools.count(1)
-        self._rest = b""
-        self.events: list[dict[str, Any]] = []
-        self._session: str | None = None
-        pages = self.send("Target.getTargets")["targetInfos"]
-        target = next(page["targetId"] for page in pages if page["type"] == "page")
-        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Log", "Network", "Runtime"):
-            self.send(f"{domain}.enable")
-        if not scripts:
-            self.send("Emulation.setScriptExecutionDisabled", value=True)
+    def __init__(self) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(BINARY)
+        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        options.ignore_local_proxy_environment_variables()
+        super().__init__(options, webdriver.ChromeService(DRIVER))
 
-    def __enter__(self) -> "Chromium":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
-        os.close(self._write)  # Chromium ends with its pipe
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        os.close(self._read)
-        self._folder.cleanup()
-
-    def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """Give a command and wait for its answer."""
-        number = next(self._numbers)
-        message: dict[str, Any] = {"id": number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._receive()
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return dict(answer["result"])
-            self.events.append(answer)
-
-    def _receive(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            more = os.read(self._read, 1 << 20)
-            assert more, "Chromium has closed its pipe"
-            self._rest += more
-        message, _, self._rest = self._rest.partition(b"\0")
-        return dict(json.loads(message))
-
-    def open(self, path: Path) -> None:
-        """Load a file and wait until it is whole."""
-        self.events.clear()
-        self.send("Page.navigate", url=path.resolve().as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._receive())
+    def resize(self, width: int, height: int = 800) -> None:
+        """Set the size of the page, which may be narrower than the narrowest window."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def ask(self, expression: str) -> Any:
-        """The value of an expression of JavaScript in the page."""
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        """Return the value of a JavaScript expression in the page."""
+        return self.execute_script(f"return {expression}")
 
-    def press(self, key: str, code: int, text: str = "") -> None:
-        """Press and release a key, as a keyboard would."""
-        named = {"key": key, "code": key, "windowsVirtualKeyCode": code}
-        self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **named)
-        self.send("Input.dispatchKeyEvent", type="keyUp", **named)
+    def press(self, key: str) -> None:
+        """Press a key on whatever has the focus."""
+        ActionChains(self).send_keys(key).perform()
 
-    def click(self, selector: str) -> None:
-        """Click with the mouse into the middle of an element."""
-        box = self.ask(
-            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
-            f" return [b.x + b.width / 2, b.y + b.height / 2] }})"
-            f"(document.querySelector({json.dumps(selector)}))"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left",
-                      clickCount=1)  # fmt: skip
+    def click(self, css: str) -> None:
+        """Click on an element."""
+        self.find_element(By.CSS_SELECTOR, css).click()
 
-    def complaints(self) -> list[str]:
-        """What the browser has logged: blocked scripts, missing files, errors."""
-        logged = [
-            e["params"]["entry"]["text"] for e in self.events if e["method"] == "Log.entryAdded"
-        ]
-        thrown = [str(e) for e in self.events if e["method"] == "Runtime.exceptionThrown"]
-        return logged + thrown
+    def type(self, css: str, text: str) -> None:
+        """Type text into an element; for a file input, choose the file of that path."""
+        self.find_element(By.CSS_SELECTOR, css).send_keys(text)
+
+    def wait_for_text(self, css: str, words: str) -> str:
+        """Wait until an element's text contains some words, and return the text."""
+
+        def text(_: webdriver.Chrome) -> str | None:
+            found = self.find_element(By.CSS_SELECTOR, css).text
+            return found if words in found else None
+
+        return WebDriverWait(self, 60).until(text, f"no {words!r} in {css}")
+
+    def console(self) -> list[str]:
+        """Return the console's new messages, such as errors and violations of the page's policy."""
+        return [entry["message"] for entry in self.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """The addresses that the page asked for, data in the page aside."""
-        sent = [e["params"]["request"]["url"] for e in self.events
-                if e["method"] == "Network.requestWillBeSent"]  # fmt: skip
-        return [url for url in sent if not url.startswith("data:")]
+        """Return the URLs that pages have requested since the last call, except data: URLs."""
+        events: list[Any] = [
+            json.loads(e["message"])["message"] for e in self.get_log("performance")
+        ]
+        sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return [e["request"]["url"] for e in sent if not e["request"]["url"].startswith("data:")]
 
-    def screenshot(self, path: Path, *, dark: bool = False) -> None:
-        """Save the whole page as a PNG."""
-        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.send("Emulation.setEmulatedMedia", features=features)
-        shot = self.send("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
 
-    def print(self, path: Path) -> None:
-        """Save the page as a PDF."""
-        printed = self.send("Page.printToPDF", printBackground=False)
-        path.write_bytes(base64.b64decode(printed["data"]))
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """One Chromium for all tests of a process; they take `browser`."""
+    if not (BINARY and DRIVER):
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium-driver")
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """A new tab, with the logs empty."""
+    first = chromium.current_window_handle
+    chromium.switch_to.new_window("tab")
+    chromium.console(), chromium.requests()
+    yield chromium
+    chromium.close()
+    chromium.switch_to.window(first)

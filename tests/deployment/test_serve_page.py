@@ -1,106 +1,19 @@
-"""The try-it page in headless Chromium, driven by WebDriver's own protocol over HTTP."""
+"""The try-it page in headless Chromium."""
 
 import base64
 import io
-import json
-import shutil
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from chromium import Browser
 from conftest import Registered
 from PIL import Image
-from serving import Server, free_port, serving
+from selenium.webdriver.common.keys import Keys
+from serving import Server, serving
 from test_serve_limits import KEY, photo, scores_of
 
 from nuswide.tagger import Tagger
-
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element, by the standard
-OPTIONS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
-pytestmark = pytest.mark.skipif(
-    bool(missing), reason=f"needs {', '.join(missing)}: apt-get install chromium-driver"
-)
-
-
-class Browser:
-    """One window of Chromium."""
-
-    def __init__(self, port: int) -> None:
-        self.base = f"http://127.0.0.1:{port}"
-        chrome = {"args": OPTIONS, "binary": shutil.which("chromium")}
-        wanted = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
-        made = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self.base += f"/session/{made['sessionId']}"
-
-    def call(self, method: str, path: str, content: Any = None) -> Any:
-        body = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(self.base + path, body, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=180) as answer:
-                return json.load(answer)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()[:800]) from None
-
-    def open(self, url: str) -> None:
-        self.call("POST", "/url", {"url": url})
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
-
-    def cdp(self, command: str, **params: Any) -> Any:
-        return self.call("POST", "/goog/cdp/execute", {"cmd": command, "params": params})
-
-    def type(self, css: str, text: str) -> None:
-        found = self.call("POST", "/element", {"using": "css selector", "value": css})
-        self.call("POST", f"/element/{found[ELEMENT]}/value", {"text": text})
-
-    def press(self, key: str) -> None:
-        """Press a key on whatever has the focus."""
-        presses = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
-        self.call("POST", "/actions", {"actions": [{"type": "key", "id": "k", "actions": presses}]})
-
-    def wait_for_status(self, words: str) -> str:
-        end = time.monotonic() + 60
-        while words not in (text := self.run("return document.getElementById('status').innerText")):
-            assert time.monotonic() < end, text
-            time.sleep(0.1)
-        return str(text)
-
-    def complaints(self) -> list[str]:
-        """What the browser's console holds, such as breaches of the page's policy."""
-        return [entry["message"] for entry in self.call("POST", "/se/log", {"type": "browser"})]
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[int]:
-    port = free_port()
-    process = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5)
-                break
-            except OSError:
-                assert time.monotonic() < end
-                time.sleep(0.2)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@pytest.fixture
-def browser(driver: int) -> Iterator[Browser]:
-    browser = Browser(driver)
-    yield browser
-    browser.call("DELETE", "")
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +29,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-SHOWN = """
-return [...document.querySelectorAll('#labels li')].map(item => ({
+SHOWN = """[...document.querySelectorAll('#labels li')].map(item => ({
   name: item.querySelector('.name').innerText,
   text: item.innerText.replace(/\\s+/g, ' ').trim() ,
   spoken: item.querySelector('.aside').textContent,
@@ -133,13 +45,13 @@ def test_an_uploaded_photo_gets_bars_with_scores_and_thresholds(
     tagger = Tagger.load(registered.folder / "artifacts" / "bundle")
     expected = scores_of(tagger, file.read_bytes())
     thresholds = dict(zip(tagger.labels, tagger.thresholds, strict=True))
-    browser.open(f"http://127.0.0.1:{server.port}/")
-    browser.wait_for_status("No photo yet.")
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    browser.wait_for_text("#status", "No photo yet.")
     browser.type("#file", str(file))
     predicted = {label for label in expected if expected[label] >= thresholds[label]}
     words = f"{len(predicted)} of 5 labels" if predicted else "No label reaches"
-    assert file.name in browser.wait_for_status(words)
-    bars = {bar["name"]: bar for bar in browser.run(SHOWN)}
+    assert file.name in browser.wait_for_text("#status", words)
+    bars = {bar["name"]: bar for bar in browser.ask(SHOWN)}
     assert set(bars) == set(tagger.labels)
     assert {name for name, bar in bars.items() if bar["yes"]} == predicted
     for name, bar in bars.items():
@@ -147,8 +59,8 @@ def test_an_uploaded_photo_gets_bars_with_scores_and_thresholds(
         assert bar["mark"] == pytest.approx(100 * thresholds[name], abs=0.01)
         assert f"{100 * expected[name]:.0f} %" in bar["text"]
         assert f"threshold of {100 * thresholds[name]:.0f} %" in bar["spoken"]
-    assert browser.run("return document.getElementById('preview').naturalWidth") == 300
-    assert browser.complaints() == []
+    assert browser.ask("document.getElementById('preview').naturalWidth") == 300
+    assert browser.console() == []
 
 
 def test_a_photo_can_be_pasted_and_dropped(server: Server, browser: Browser, file: Path) -> None:
@@ -159,41 +71,41 @@ def test_a_photo_can_be_pasted_and_dropped(server: Server, browser: Browser, fil
     window.dispatchEvent(arguments[1] === 'dropped.jpg'
       ? new DragEvent('drop', {dataTransfer: data, cancelable: true})
       : new ClipboardEvent('paste', {clipboardData: data}))"""
-    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.get(f"http://127.0.0.1:{server.port}/")
     for name in ("pasted.jpg", "dropped.jpg"):
-        browser.run(script, base64.b64encode(file.read_bytes()).decode(), name)
-        browser.wait_for_status(f"for {name}")
-        assert len(browser.run(SHOWN)) == 5
+        browser.execute_script(script, base64.b64encode(file.read_bytes()).decode(), name)
+        browser.wait_for_text("#status", f"for {name}")
+        assert len(browser.ask(SHOWN)) == 5
 
 
 def test_a_file_that_is_no_picture_is_told_in_the_status(
     server: Server, browser: Browser, tmp_path: Path
 ) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
-    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.get(f"http://127.0.0.1:{server.port}/")
     browser.type("#file", str(tmp_path / "text.jpg"))
-    browser.wait_for_status("not a readable picture")
-    assert browser.run(SHOWN) == []
+    browser.wait_for_text("#status", "not a readable picture")
+    assert browser.ask(SHOWN) == []
 
 
 def test_the_page_can_be_used_by_keyboard_and_read_aloud(
     server: Server, browser: Browser, file: Path
 ) -> None:
-    browser.open(f"http://127.0.0.1:{server.port}/")
-    browser.press("\ue004")  # Tab
-    assert browser.run("return document.activeElement.id") == "file"
-    outline = "return getComputedStyle(document.getElementById('drop')).outlineStyle"
-    assert browser.run(outline) == "solid"
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    browser.press(Keys.TAB)
+    assert browser.ask("document.activeElement.id") == "file"
+    outline = "getComputedStyle(document.getElementById('drop')).outlineStyle"
+    assert browser.ask(outline) == "solid"
     browser.type("#file", str(file))
-    browser.wait_for_status(f"for {file.name}")
-    tree = browser.cdp("Accessibility.getFullAXTree")["nodes"]
+    browser.wait_for_text("#status", f"for {file.name}")
+    tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     named = {(n.get("role", {}).get("value"), n.get("name", {}).get("value")) for n in tree}
     assert ("heading", "Try the tagger") in named and ("region", "Labels") in named
     assert {"status", "main", "banner", "list", "listitem"} <= {role for role, _ in named}
     assert ("image", f"The photo: {file.name}") in named
     (status,) = [n for n in tree if n.get("role", {}).get("value") == "status"]
     assert {p["name"]: p["value"].get("value") for p in status["properties"]}["live"] == "polite"
-    assert browser.run("return document.documentElement.lang") == "en"
+    assert browser.ask("document.documentElement.lang") == "en"
 
 
 CONTRAST = """
@@ -217,22 +129,17 @@ return seen"""
 def test_text_has_contrast_and_nothing_overflows(
     server: Server, browser: Browser, file: Path, scheme: str, width: int
 ) -> None:
-    browser.cdp(
-        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
-    )
-    browser.cdp(
-        "Emulation.setDeviceMetricsOverride",
-        width=width, height=800, deviceScaleFactor=1, mobile=False,
-    )  # fmt: skip
-    browser.open(f"http://127.0.0.1:{server.port}/")
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.resize(width)
+    browser.get(f"http://127.0.0.1:{server.port}/")
     browser.type("#file", str(file))
-    browser.wait_for_status(f"for {file.name}")
-    measured = browser.run(CONTRAST)
+    browser.wait_for_text("#status", f"for {file.name}")
+    measured = browser.execute_script(CONTRAST)
     assert len(measured) > 12
     assert not [pair for pair in measured if pair[1] < 4.5]  # WCAG 2.2, level AA
-    assert browser.run("return document.documentElement.scrollWidth") <= width
-    shot = base64.b64decode(browser.call("GET", "/screenshot"))
-    ground = Image.open(io.BytesIO(shot)).convert("L").getpixel((2, 2))
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    ground = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("L").getpixel((2, 2))
     assert (ground > 128) == (scheme == "light")
 
 
@@ -241,13 +148,13 @@ def test_a_server_with_a_key_asks_for_it(
 ) -> None:
     env = registered.workspace.env | {"NUSWIDE_API_KEY": KEY}
     with serving(registered.workspace.folder, env) as server:
-        browser.open(f"http://127.0.0.1:{server.port}/")
-        browser.wait_for_status("asks for a key")
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        browser.wait_for_text("#status", "asks for a key")
         browser.type("#key", "a-wrong-key-of-some-length\n")
-        browser.wait_for_status("not the server's")
-        browser.run("document.getElementById('key').value = ''")
+        browser.wait_for_text("#status", "not the server's")
+        browser.execute_script("document.getElementById('key').value = ''")
         browser.type("#key", KEY + "\n")
-        browser.wait_for_status("No photo yet.")
+        browser.wait_for_text("#status", "No photo yet.")
         browser.type("#file", str(file))
-        browser.wait_for_status(f"for {file.name}")
+        browser.wait_for_text("#status", f"for {file.name}")
         assert KEY not in server.output.read_text()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium import Chromium, needs_chromium
+from chromium import Browser
 from conftest import REAL, needs_real
 
 from nuswide.data.dataset import Dataset
@@ -340,23 +340,20 @@ def test_the_pieces_are_there_as_pictures_and_columns(whole: tuple[Report, str])
         assert len({len(values) for values in columns.values()}) == 1
 
 
-@needs_chromium
 def test_chromium_opens_the_page_without_network_or_complaint_and_sorts_labels(
-    whole: tuple[Report, str], tmp_path: Path
+    whole: tuple[Report, str], tmp_path: Path, browser: Browser
 ) -> None:
     report, page = whole
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
-    with Chromium(width=400) as browser:
-        browser.open(tmp_path / "report.html")
-        assert browser.requests() == [(tmp_path / "report.html").as_uri()]
-        assert browser.complaints() == []
-        assert browser.ask("[...document.images].every(i => i.naturalWidth > 0)")
-        assert browser.ask("document.documentElement.scrollWidth <= window.innerWidth")
-        browser.ask("document.querySelectorAll('table.sortable')[0].id = 'labels'")
-        browser.click("#labels th:nth-child(2) button")
-        shown = browser.ask(
-            "[...document.querySelectorAll('#labels tbody th')].map(e => e.innerText)"
-        )
+    browser.resize(400)
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.requests() == [(tmp_path / "report.html").as_uri()]
+    assert browser.console() == []
+    assert browser.ask("[...document.images].every(i => i.naturalWidth > 0)")
+    assert browser.ask("document.documentElement.scrollWidth <= window.innerWidth")
+    browser.ask("document.querySelectorAll('table.sortable')[0].id = 'labels'")
+    browser.click("#labels th:nth-child(2) button")
+    shown = browser.ask("[...document.querySelectorAll('#labels tbody th')].map(e => e.innerText)")
     table = report.tables["per_label"]
     order = sorted(range(4), key=lambda i: -table["ap"][i])
     assert shown == [table["label"][i] for i in order]
