@@ -245,7 +245,12 @@ def limited_protocol(settings: Settings) -> type[H11Protocol]:
 
 
 class Supervisor:
-    """The parent: starts workers, starts them anew when they die, and passes signals on."""
+    """The parent process: starts workers, replaces those that die, and forwards signals.
+
+    uvicorn.supervisors.Multiprocess (0.54) does not replace it: its workers outlive a killed
+    parent, a worker that dies on starting is restarted without end instead of ending the server
+    with an error, and it waits without limit for a worker that does not stop.
+    """
 
     def __init__(self, work: Work, listener: socket.socket, settings: Settings) -> None:
         self._work = work
