@@ -281,11 +281,12 @@ def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """Read an experiment file, put `overrides` on top, and check the whole.
+    """Read an experiment file, let `overrides` take precedence, and check the result.
 
     Raises click.UsageError naming the field, the value and what is allowed.
     """
-    values = {**(read_yaml(experiment) if experiment else {}), **overrides}
+    own = build_on(read_yaml(experiment), experiment) if experiment else {}
+    values = {**own, **overrides}
     known = {f.name: f for f in fields(Config)}
     for name in values:
         if name not in known:
@@ -294,6 +295,25 @@ def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config
         return Config(**{n: _convert(n, v, known[n].type) for n, v in values.items()})
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def build_on(own: Mapping[str, Any], path: Path, builders: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Complete the fields of a file by those of the experiment file that its `experiment` names.
+
+    own: fields as read; they take precedence. path: their file, which the name is relative to.
+    builders: resolved paths of the files that build on it. Raises click.UsageError if a named file
+    cannot be read, or builds on itself.
+    """
+    if "experiment" not in own:
+        return dict(own)
+    base, builders = path.parent / str(own["experiment"]), (*builders, path.resolve())
+    if base.resolve() in builders:
+        raise click.UsageError(f"{path} builds on {base}, which builds on itself; remove one")
+    try:
+        fields = build_on(read_yaml(base), base, builders)
+    except click.UsageError as error:
+        raise click.UsageError(f"{path} builds on {base}: {error.message}") from error
+    return fields | {name: value for name, value in own.items() if name != "experiment"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

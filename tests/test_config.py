@@ -230,6 +230,38 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     assert str(path) in error_of({}, path)
 
 
+def test_a_file_builds_on_another_named_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "losses").mkdir()
+    write(tmp_path, "lr: 0.01\nepochs: 3\nloss: focal\n")
+    path = write(tmp_path / "losses", "experiment: ../experiment.yaml\nloss: asl\n")
+    config = load_config(path, {"epochs": 4})
+    assert config == Config(lr=0.01, epochs=4, loss="asl")
+    again = tmp_path / "again.yaml"
+    again.write_text("experiment: losses/experiment.yaml\nlr: 0.02\n")
+    assert load_config(again, {}) == Config(lr=0.02, epochs=3, loss="asl")
+
+
+@pytest.mark.parametrize("name", ["experiment.yaml", "./experiment.yaml", "../a/experiment.yaml"])
+def test_a_file_that_builds_on_itself_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").mkdir()
+    assert "which builds on itself" in error_of({}, write(tmp_path / "a", f"experiment: {name}\n"))
+
+
+def test_files_that_build_on_each_other_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "experiment: other.yaml\n")
+    (tmp_path / "other.yaml").write_text("experiment: experiment.yaml\n")
+    assert "which builds on itself" in error_of({}, path)
+
+
+@pytest.mark.parametrize("name", ["none.yaml", "7", "[a.yaml, b.yaml]", ".", "null"])
+def test_a_base_that_cannot_be_read_is_named_together_with_its_file(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path, f"experiment: {name}\n")
+    message = error_of({}, path)
+    assert f"{path} builds on {tmp_path}" in message and "cannot read the experiment" in message
+
+
 def test_every_field_has_a_sentence_of_help() -> None:
     for field in fields(Config):
         help_text = field.metadata["help"]

@@ -2,10 +2,11 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nuswide.config import load_config
+from nuswide.config import Config, load_config
 from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
 
@@ -13,6 +14,39 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = [
     path for path in sorted((ROOT / "experiments").rglob("*.yaml")) if path.parent.name != "sweeps"
 ]
+# What each file gave when it still repeated the strong recipe, as differences from the defaults.
+STRONG: dict[str, Any] = {
+    "weights": "imagenet", "epochs": 30, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05,
+    "schedule": "one_cycle", "ema_epochs": 1.0, "rotate_deg": 10.0, "translate": 0.1,
+    "scale_min": 0.8, "scale_max": 1.25, "thresholds": "label",
+}  # fmt: skip
+ON_STRONG: dict[str, dict[str, Any]] = {
+    "strong": {}, "few_gpus": {"lr": 0.002, "sync_batchnorm": True},
+    "combination": {"loss": "two_way", "head": "gcn"},
+    **{f"losses/{name}": {"loss": name} for name in (
+        "asl", "class_balanced", "distribution_balanced", "focal", "hill", "splc", "two_way",
+        "weighted_bce", "zlpr")},
+    **{f"heads/{name}": {"head": name} for name in ("csra", "gcn", "max_pool", "ml_decoder")},
+    **{f"images/{name}": {"sampling": name} for name in ("class_aware", "repeat_factor")},
+    **{f"images/{name}": {"auto_augment": name} for name in ("randaugment", "trivialaugment")},
+    "images/growing_sizes": {"start_size_px": 128}, "images/test_flips": {"test_flips": True},
+}  # fmt: skip
+DIFFERENCES: dict[str, dict[str, Any]] = {
+    "sample": {"image_size_px": 64, "epochs": 10, "batch_size": 8, "rotate_deg": 5.0,
+               "translate": 0.05, "scale_min": 0.9, "scale_max": 1.1},
+    "article": {"val_fraction": 0.0, "weights": "imagenet", "seed": 2020, "thresholds": "fixed",
+                "select_on": "test", "test_freq": 200},
+    "article_val": {"weights": "imagenet", "thresholds": "fixed"},
+    **{name: STRONG | own for name, own in ON_STRONG.items()},
+}  # fmt: skip
+
+
+def test_each_shipped_experiment_is_its_recorded_difference_from_the_defaults() -> None:
+    folder = ROOT / "experiments"
+    loaded = {
+        str(path.relative_to(folder).with_suffix("")): load_config(path, {}) for path in EXPERIMENTS
+    }
+    assert loaded == {name: Config(**own) for name, own in DIFFERENCES.items()}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)

@@ -43,7 +43,7 @@ def database() -> Iterator[str]:
 def test_a_shipped_sweep_loads_and_gives_its_command(path: Path) -> None:
     plan = read_plan(path, {}, trials=None)
     assert plan.trials <= plan.size
-    assert f"python -m nuswide sweep experiments/sweeps/{path.name}" in path.read_text()
+    assert f"  nuswide sweep experiments/sweeps/{path.name}" in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,8 @@ def test_a_trial_is_the_experiment_with_its_params_on_top(tmp_path: Path) -> Non
     config = plan.config({"lr": 2e-4})
     assert (config.epochs, config.lr, config.batch_size) == (7, 2e-4, 4)
     assert plan.trials == 5 and plan.search[0].low == 1e-5  # which YAML reads as text
+    path.write_text("experiment: {experiment: ../base.yaml, epochs: 8}\nsearch: {lr: [0.1, 0.2]}\n")
+    assert read_plan(path, {}, trials=None).base == {"epochs": 8, "lr": "1e-3"}
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(plan.changed({"lr": 2e-4})))
     assert load_config(again, {}) == config

@@ -15,7 +15,15 @@ from typing import Any
 
 import click
 
-from nuswide.config import Config, load_config, lookup, may_differ, read_yaml, unknown_name
+from nuswide.config import (
+    Config,
+    build_on,
+    load_config,
+    lookup,
+    may_differ,
+    read_yaml,
+    unknown_name,
+)
 from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
 from nuswide.models.networks import BACKBONES
@@ -142,7 +150,9 @@ def read_plan(path: Path, overrides: Mapping[str, str], *, trials: int | None) -
     for key in content:
         if key not in _KEYS:
             raise click.UsageError(f"{path}: {unknown_name('key', key, dict.fromkeys(_KEYS))}")
-    base = {**_read_base(path, content.get("experiment", {})), **overrides}
+    experiment = content.get("experiment", {})
+    fields_or_name = experiment if isinstance(experiment, dict) else {"experiment": experiment}
+    base = {**build_on(fields_or_name, path), **overrides}
     search = content.get("search")
     if not isinstance(search, dict) or not search:
         raise click.UsageError(f"{path} needs `search`, with a line for each field to search")
@@ -164,13 +174,6 @@ def read_plan(path: Path, overrides: Mapping[str, str], *, trials: int | None) -
     )
     _check(plan)
     return plan
-
-
-def _read_base(path: Path, experiment: Any) -> dict[str, Any]:
-    """The fields of an experiment that is named, beside the sweep's file, or written in it."""
-    if isinstance(experiment, dict):
-        return experiment
-    return read_yaml(path.parent / str(experiment))
 
 
 def _read_dimension(name: str, what: Any, base: Mapping[str, Any], sampler: str) -> Dimension:
