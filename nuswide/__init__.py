@@ -1,3 +1,3 @@
 """Experiment-tracked training, evaluation, comparison and serving of multi-label image taggers."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mlflow.projects import _project_spec
 
-from nuswide import cli
+from nuswide import __version__, cli
 from nuswide.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,3 +175,15 @@ def test_the_readmes_results_are_those_of_the_study() -> None:
 def test_the_study_tables_are_those_on_file(study: str) -> None:
     table = (ROOT / "experiments" / study / "comparison.md").read_text(encoding="utf-8").strip()
     assert f"<!-- {study} -->\n{table}\n<!-- /{study} -->" in PAGES["docs/results.md"]
+
+
+def test_the_version_is_one() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in declared["project"]
+    assert declared["tool"]["hatch"]["version"]["path"] == "nuswide/__init__.py"
+    assert (ROOT / "nuswide/py.typed").exists()
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    released = re.findall(r"^## (\d\S+) - (\d{4}-\d\d-\d\d)$", changes, flags=re.MULTILINE)
+    assert released[0] == (__version__, str(citation["date-released"]))
+    assert citation["version"] == __version__

@@ -6,11 +6,12 @@ have the commands, and import the rest late, so that `--help` is instant.
 
 import click
 
+from nuswide import __version__
 from nuswide.cli import data, models, training
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="nuswide")
+@click.version_option(__version__, prog_name="nuswide")
 def main() -> None:
     """Train, evaluate, compare and serve taggers of images, with MLflow as the record."""
 
