@@ -6,7 +6,6 @@ Draws photograph-like JPEG files of 500x375 px, decodes them by a bare Pillow lo
 by open_cache on all, in turn, three times; then gathers shuffled batches of 256 px from the cache.
 """
 
-import os
 import statistics
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from nuswide.core.machine import available_cores
 from nuswide.data.cache import open_cache
 from nuswide.data.dataset import open_dataset
 from nuswide.data.manifest import Manifest
@@ -66,7 +66,7 @@ def gather_rate(manifest: Manifest, folder: Path) -> float:
 def main() -> None:
     """Time them in turn, and print what came out."""
     n_pictures = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = draw_pictures(folder, n_pictures)

@@ -1,10 +1,11 @@
 """One line on what a benchmark ran on."""
 
-import os
 import platform
 from pathlib import Path
 
 import torch
+
+from nuswide.core.machine import available_cores
 
 
 def describe() -> str:
@@ -15,7 +16,7 @@ def describe() -> str:
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     return f"{cpu}, {cores} cores{gpu}, {versions}"
 

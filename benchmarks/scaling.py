@@ -22,6 +22,8 @@ import torch
 from hardware import describe, device
 from own_store import own_store
 
+from nuswide.core.machine import available_cores
+
 BATCH, LABELS, LEAST = 32, 27, 1000
 
 
@@ -81,7 +83,7 @@ def train(path: Path, size_px: int, backbone: str) -> None:
 
 def measure(path: Path, processes: int) -> float:
     """Images/s of training on a file of pictures."""
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = max(1, available_cores() // processes)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
         [sys.executable, *launcher, __file__, *sys.argv[1:], "--alone", str(path)],
@@ -103,7 +105,7 @@ def main() -> None:
         train(given.alone, given.size_px, given.backbone)
         return
     print(f"{describe()}; {given.backbone} at {given.size_px} px, batch {BATCH} a process")
-    most = torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    most = torch.cuda.device_count() or available_cores()
     speeds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         paths = {times: Path(temporary) / f"{times}.npy" for times in (1, 4, 16)}

@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 from serve_setup import environment, photo, register_model, serving
 
-from nuswide.deployment.serve.settings import usable_cores
+from nuswide.core.machine import available_cores
 from nuswide.tagger import Tagger, decode_image
 
 SIZE_PX = 256
@@ -44,7 +44,7 @@ def milliseconds(call: Callable[[], object], seconds: float) -> list[float]:
 
 def compare_sessions(bundle: Path, image: np.ndarray, seconds: float) -> None:
     """Print the median of a bare call under several session options."""
-    cores = usable_cores()
+    cores = available_cores()
     options: dict[str, Callable[[onnxruntime.SessionOptions], None]] = {
         "as the tagger opens it": lambda o: setattr(o, "intra_op_num_threads", cores),
         "ONNX Runtime's defaults": lambda o: None,
@@ -156,7 +156,7 @@ def main() -> None:
             return compare_sessions(bundle, image, options.seconds)
         decoding = milliseconds(lambda: decode_image(folder / "photo.jpg", SIZE_PX), 1)
         print(
-            f"{options.backbone} at {SIZE_PX} px, {usable_cores()} cores, load average "
+            f"{options.backbone} at {SIZE_PX} px, {available_cores()} cores, load average "
             f"{os.getloadavg()[0]:.1f}; photo of {len(photo()) / 1e3:.0f} kB is decoded in "
             f"{statistics.median(decoding):.1f} ms"
         )
@@ -166,7 +166,7 @@ def main() -> None:
             with serving.serving(folder, environment(folder), *limits) as server:
                 print(f"{workers} worker(s): {server.seconds_to_answer:.1f} s to the first answer")
                 if workers == 1:
-                    tagger = Tagger.load(bundle, usable_cores())
+                    tagger = Tagger.load(bundle, available_cores())
                     bare_ms = one_caller(server, tagger, image, options.seconds)
                     del tagger
                 for callers in (1, 8, 32):

@@ -14,15 +14,13 @@ was killed goes on where it was, and a picture that was changed is decoded again
 
 import csv
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nuswide.core.files import atomic_write, exclusive_lock, reserve_bytes, sync_data
+from nuswide.core.machine import available_cores
 from nuswide.data.manifest import Manifest
 from nuswide.tagger import DECODER_VERSION, decode_image
 
@@ -84,7 +84,7 @@ def open_cache(
     place = folder / cache_key(manifest, size_px)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with _alone(place):
+        with _exclusive_lock(place):
             rejected = _Builder(manifest, size_px, place).build()
         (place / _ABOUT).touch()
     except OSError as error:
@@ -106,16 +106,10 @@ def cache_key(manifest: Manifest, size_px: int) -> str:
     return f"{manifest.digest}-{order}-{size_px}px-v{DECODER_VERSION}"
 
 
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Keep other processes out of a cache; the lock goes with the process, however it ends."""
-    with (place / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            click.echo(f"another process is decoding into {place}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _exclusive_lock(cache: Path) -> AbstractContextManager[None]:
+    """Keep other processes out of a cache; wait until they have left it."""
+    busy = f"another process is decoding into {cache}; waiting for it"
+    return exclusive_lock(cache / _LOCK, busy=busy, wait=True)
 
 
 class _Builder:
@@ -159,19 +153,20 @@ class _Builder:
         # Fingerprints last: without a whole file of them nothing counts as decoded.
         decoded.unlink(missing_ok=True)
         with pixels.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, total)
+            reserve_bytes(file, total)
         about = {
             "source": str(self.manifest.root), "images": len(self.manifest),
             "size_px": self.size_px,
         }  # fmt: skip
-        _replace(self.place / _ABOUT, json.dumps(about))
+        with atomic_write(self.place / _ABOUT) as file:
+            json.dump(about, file)
         decoded.write_bytes(bytes(8 * len(self.manifest)))
 
     def _decode(self, todo: NDArray[np.int64]) -> None:
         blocks = np.array_split(todo, range(_BLOCK, len(todo), _BLOCK))
         with (
             (self.place / _PIXELS).open("r+b", buffering=0) as pixels,
-            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Pillow lets go of the GIL
+            ThreadPoolExecutor(available_cores()) as pool,  # Pillow lets go of the GIL
             tqdm(total=len(todo), desc="decoding", unit="image", disable=None, leave=False) as bar,
         ):
             futures = {pool.submit(self._decode_block, pixels.fileno(), b): b for b in blocks}
@@ -203,7 +198,7 @@ class _Builder:
 
     def _save(self, pixels: int, waiting: list[NDArray[np.int64]]) -> None:
         """Mark blocks as decoded, once their pixels are on disk."""
-        os.fdatasync(pixels)
+        sync_data(pixels)
         self._write_rejected()
         for rows in waiting:
             self.decoded[rows] = self.fingerprints[rows]
@@ -220,10 +215,8 @@ class _Builder:
     def _write_rejected(self) -> None:
         lines = [("row", "image", "reason")]
         lines += [(str(r), self.manifest.names[r], w) for r, w in sorted(self.rejected.items())]
-        temporary = self.place / f"{_REJECTED}.new"
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with atomic_write(self.place / _REJECTED) as file:
             csv.writer(file, lineterminator="\n").writerows(lines)
-        temporary.replace(self.place / _REJECTED)
 
 
 def _fingerprints(manifest: Manifest) -> NDArray[np.uint64]:
@@ -238,13 +231,6 @@ def _fingerprints(manifest: Manifest) -> NDArray[np.uint64]:
         return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest()) or 1
 
     return np.fromiter((of(name) for name in manifest.names), np.uint64, len(manifest))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a text so that the file is never found half written."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _disk_error(error: OSError, folder: Path) -> str:
@@ -280,5 +266,5 @@ def remove_cache(folder: Path, key: str) -> None:
         raise click.ClickException(
             f"there is no cache {key} in {folder}; `nuswide cache` lists them"
         )
-    with _alone(folder / key):
+    with _exclusive_lock(folder / key):
         shutil.rmtree(folder / key)

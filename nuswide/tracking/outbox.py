@@ -22,6 +22,8 @@ import mlflow
 from mlflow.entities import Metric
 from PIL import Image
 
+from nuswide.core.files import atomic_write
+
 _LINES, _SENT, _FILES = "spool.jsonl", "sent", "outbox"
 _BATCH = 1000  # the most metrics that one call takes
 _LONGEST_WAIT_S = 10.0
@@ -138,7 +140,8 @@ class Outbox:
                 [Metric(e["key"], e["value"], e["time_ms"], e["step"]) for e in new],
             )
         self._sent = end
-        _write_number(self._folder / _SENT, end)
+        with atomic_write(self._folder / _SENT) as file:
+            file.write(str(end))
 
     def _files(self) -> list[Path]:
         return [path for path in (self._folder / _FILES).rglob("*") if path.is_file()]
@@ -188,9 +191,3 @@ def _now_ms() -> int:
 
 def _read_number(path: Path) -> int:
     return int(path.read_text()) if path.exists() else 0
-
-
-def _write_number(path: Path, number: int) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(str(number))
-    temporary.replace(path)

@@ -8,7 +8,6 @@ Owns their form and the writing beside training. Never decides when.
 """
 
 import errno
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from typing import Any, Self
 import click
 import torch
 from torch import Tensor
+
+from nuswide.core.files import atomic_write
 
 LAST = "last.pt"
 State = dict[str, Any]
@@ -33,18 +34,10 @@ def save(path: Path, state: State) -> None:
 
     Raises click.ClickException if the disk does not take it; the old file stays.
     """
-    temporary = path.with_name(f"{path.name}.new")
     try:
-        with temporary.open("wb") as file:
+        with atomic_write(path, "wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name, too, is to outlast a power cut
-        os.close(folder)
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
         raise click.ClickException(_cannot_save(path, error)) from error
 
 

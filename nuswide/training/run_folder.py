@@ -5,10 +5,8 @@ Owns the folder's about.json and last.pt, and the choice of what to resume. Neve
     place, state = begin(config, data)  # state is None for a new run
 """
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import click
 
 from nuswide.config import Config, may_differ, with_defaults
-from nuswide.core import distributed
+from nuswide.core import distributed, files
 from nuswide.data.manifest import Manifest
 from nuswide.tracking.run import fetch_checkpoint, is_open
 from nuswide.training.checkpoint import LAST, State, load
@@ -41,9 +39,8 @@ def write_about(folder: Path, config: Config, data: Manifest, *, is_recorded: bo
         "config": asdict(config), "same": describe(config, data), "launch": distributed.launch(),
         "recorded": is_recorded,
     }  # fmt: skip
-    temporary = folder / f"{_ABOUT}.new"
-    temporary.write_text(json.dumps(about, indent=1))
-    temporary.replace(folder / _ABOUT)
+    with files.atomic_write(folder / _ABOUT) as file:
+        json.dump(about, file, indent=1)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -118,15 +115,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{k} was {before.get(k)}, is {now.get(k)}" for k in sorted(changed)]
 
 
-@contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> AbstractContextManager[None]:
     """Keep other processes from training the same run."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise click.ClickException(
-                f"another process is training run {folder.name}; wait for it, or stop it"
-            ) from None
-        yield
+    busy = f"another process is training run {folder.name}; wait for it, or stop it"
+    return files.exclusive_lock(folder / "lock", busy=busy)

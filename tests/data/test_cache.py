@@ -265,7 +265,7 @@ def test_a_second_builder_says_that_it_waits_and_goes_on_when_it_may(tmp_path: P
     manifest = draw_manifest(tmp_path / "pictures", 3)
     place = tmp_path / "cache" / cache_key(manifest, SIZE)
     place.mkdir(parents=True)
-    with cache_module._alone(place):
+    with cache_module._exclusive_lock(place):
         builder = start_build(tmp_path, pause=0)
         assert builder.stdout is not None
         assert "another process is decoding into" in builder.stdout.readline()

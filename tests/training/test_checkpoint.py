@@ -26,7 +26,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_one_and_says_what_to_free(tmp_path: Path) -> None:
     save(tmp_path / LAST, state(1))
-    (tmp_path / f"{LAST}.new").symlink_to("/dev/full")
+    (tmp_path / f"_{LAST}.new").symlink_to("/dev/full")
     with pytest.raises(click.ClickException, match="no room .* is as it was; free some there"):
         save(tmp_path / LAST, state(2))
     assert load(tmp_path / LAST)["progress"]["steps"] == 1

@@ -5,13 +5,13 @@ Owns the order of things. Imports pyspark only for the engine of that name.
     summary = tag("models:/nuswide-tagger@champion", "photos/", "tags.parquet", all_scores=True)
 """
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nuswide.core.machine import available_cores
 from nuswide.deployment.batch.local import tag_here
 from nuswide.deployment.batch.parts import LISTED, REJECTED, Parts, describe, exclusive_lock
 from nuswide.deployment.batch.pictures import list_pictures
@@ -45,7 +45,7 @@ def tag(
     for name, value in {"master": master, "partition_by": partition_by}.items():
         if value:
             raise click.UsageError(f"--{name} is for --engine spark")
-    return _tag_here(model, source, Path(out), chosen, workers or len(os.sched_getaffinity(0)))
+    return _tag_here(model, source, Path(out), chosen, workers or available_cores())
 
 
 def _tag_here(model: Model, source: str, out: Path, options: Options, workers: int) -> Summary:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nuswide.core.machine import available_cores
 from nuswide.deployment.batch.decode import decode_file
 from nuswide.deployment.batch.parts import Parts, Rejected
 from nuswide.deployment.batch.pictures import read_chunks
@@ -82,7 +83,7 @@ def _write(parts: Parts, number: int, part: Sequence[tuple[list[str], ScoredBloc
 @contextmanager
 def _pool(bundle: Path, batch_size: int, workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; the death of one, or of this process, ends them all."""
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, available_cores() // workers)
     # spawn: a fork would copy the threads' locks of whoever called, in whatever state they are.
     pool = ProcessPoolExecutor(
         workers,

@@ -9,9 +9,7 @@ its pictures were rejected, so that no kill can part the two.
 """
 
 import csv
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,10 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from nuswide.core import files
+from nuswide.core.files import atomic_write, temporary_path
 from nuswide.deployment.batch.pictures import Listing
 from nuswide.deployment.batch.request import Model, Options
 
 ABOUT, REJECTED, LISTED = "_tagging.json", "_rejected.csv", "_pictures.list"
+_LOCK = "_lock"
 _PREFIX = "nuswide."
 Rejected = list[tuple[str, str]]
 
@@ -93,7 +94,8 @@ class Parts:
         if about.exists():
             self._require_same(json.loads(about.read_text(encoding="utf-8")), about)
         else:
-            _replace(about, json.dumps(self.about, indent=1, ensure_ascii=False).encode())
+            with atomic_write(about) as file:
+                json.dump(self.about, file, indent=1, ensure_ascii=False)
         for path in sorted(self.folder.glob("part-*.parquet")):
             self.done.add(self._check(path))
 
@@ -142,13 +144,13 @@ class Parts:
         table = pa.table(columns).replace_schema_metadata(metadata)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        _replace(self.path(number), sink.getvalue())
+        with atomic_write(self.path(number), "wb") as file:
+            file.write(sink.getvalue())
         self.done.add(number)
 
     def finish(self) -> int:
         """List the rejected pictures of all parts in one file; gives how many there are."""
-        temporary = self.folder / f"{REJECTED}.new"
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with atomic_write(self.folder / REJECTED) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "reason"])
             count = 0
@@ -156,7 +158,6 @@ class Parts:
                 rejected = read_about(pq.read_metadata(self.path(number)).metadata)["rejected"]
                 writer.writerows(rejected)
                 count += len(rejected)
-        temporary.replace(self.folder / REJECTED)
         (self.folder / LISTED).unlink(missing_ok=True)
         return count
 
@@ -179,31 +180,25 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            others = {path.name for path in folder.iterdir()} - {LISTED, f"_{ABOUT}.new"}
-            if others and ABOUT not in others:
-                raise click.ClickException(
-                    f"{folder} holds something else ({min(others)}); give another --out"
-                )
-            yield
-        except BlockingIOError:
-            raise click.ClickException(f"another process is tagging into {folder}") from None
-        finally:
-            os.close(held)
+        lock, busy = folder / _LOCK, f"another process is tagging into {folder}"
+        with files.exclusive_lock(lock, busy=busy):
+            try:
+                _require_own(folder)
+                yield
+            finally:
+                lock.unlink()
     except OSError as error:
         raise click.ClickException(f"{error.filename or folder}: {error.strerror}") from error
 
 
-def _replace(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file so that it is never found half written, not even after a loss of power."""
-    temporary = path.with_name(f"_{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _require_own(folder: Path) -> None:
+    """Refuse a folder that holds anything other than a tagging."""
+    own = {LISTED, _LOCK, temporary_path(folder / ABOUT).name}
+    others = {path.name for path in folder.iterdir()} - own
+    if others and ABOUT not in others:
+        raise click.ClickException(
+            f"{folder} holds something else ({min(others)}); give another --out"
+        )
 
 
 def _brief(value: Any) -> str:

@@ -1,15 +1,15 @@
 """The limits of the server: a frozen dataclass of flat fields.
 
-Owns defaults, units and ranges. Imports nothing of the package, so that `--help` is instant.
+Owns defaults, units and ranges. Imports nothing heavy, so that `--help` is instant.
 
     settings = Settings(workers=2)
 """
 
 import math
-import os
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
+
+from nuswide.core.machine import available_cores
 
 MIB = 2**20
 
@@ -69,23 +69,10 @@ class Settings:
     @property
     def threads_of_a_worker(self) -> int:
         """How many threads score one picture."""
-        return self.threads or max(1, usable_cores() // self.workers)
+        return self.threads or max(1, available_cores() // self.workers)
 
     @property
     def host_names(self) -> frozenset[str]:
         """The names that a Host header may hold, beside addresses."""
         names = (name.strip().lower() for name in self.allowed_hosts.split(","))
         return frozenset({"localhost", *names} - {""})
-
-
-def usable_cores() -> int:
-    """The cores that this process may use: its affinity, and a container's quota of time."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # there is none on macOS
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control groups, or "max"
-        return cores

@@ -3,11 +3,10 @@
 Owns the connection, the lock that one worker at a time holds, and the heartbeat. Knows no trial.
 
     store = Store("postgresql://user@host/sweeps", name="losses", heartbeat_s=30)
-    with store.alone():
+    with store.exclusive_lock():
         study = store.open_study(pruner)
 """
 
-import fcntl
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
+
+from nuswide.core import files
 
 _GRACE = 4  # heartbeats that a worker may miss before its trial is given to another
 _PATIENCE_S = 60
@@ -58,8 +59,7 @@ class Store:
     def exclusive_lock(self) -> Iterator[None]:
         """Keep the study's other workers out; a worker that dies lets go of it."""
         if self.is_local:
-            with Path(f"{self._file}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with files.exclusive_lock(Path(f"{self._file}.lock"), wait=True):
                 yield
             return
         digest = hashlib.sha256(f"nuswide sweep {self.name}".encode()).digest()
