@@ -23,7 +23,9 @@ EXTRA_OF = {
     "benchmarks": "dev",
 }
 PROVIDED_BY = packages_distributions()
-OURS = {"nuswide"} | {path.stem for path in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]}
+OURS = {"nuswide"} | {
+    path.stem for path in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+}
 
 
 def declared(extra: str | None) -> set[str]:
