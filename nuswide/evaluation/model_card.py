@@ -7,13 +7,13 @@ Owns the text that travels with a model. Computes no figure that a lower module 
 Source of its parts: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv:1810.03993.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from nuswide import metrics
 from nuswide.config import Config
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.evaluation.evaluate import Evaluation
+from nuswide.reporting.table import make_table, to_markdown
 
 _FIGURES = ("map", "micro/ap", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "lrap")
 _FEW = 20  # positives in train, or in test, with which nothing is sure
@@ -69,7 +69,7 @@ def _figures(evaluations: Sequence[Evaluation]) -> str:
     )
     sizes = (f"{e.split}, {len(e.samples)} images" for e in evaluations)
     return (
-        f"{_table(['figure', *sizes], rows)}\n\n"
+        f"{to_markdown(make_table(('figure', *sizes), rows))}\n\n"
         "In brackets, 95 % intervals over images; another seed would differ, too. Nothing "
         "was chosen on test unless it says so above."
     )
@@ -126,15 +126,4 @@ def _labels(manifest: Manifest, test: Evaluation) -> str:
         [label, in_train[label], *(table[name][i] for name in columns)]
         for i, label in enumerate(table["label"])
     )
-    return _table(["label", "in train", *columns[:-1], f"in {test.split}"], rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return "-" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+    return to_markdown(make_table(("label", "in train", *columns[:-1], f"in {test.split}"), rows))

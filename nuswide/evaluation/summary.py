@@ -8,7 +8,6 @@ the terminal. Computes no figure that a lower module has.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from nuswide.evaluation.evaluate import HEADLINE, Evaluation, baseline_key
 from nuswide.metrics import Metrics, baseline_figures
 from nuswide.reporting import plots
 from nuswide.reporting.report import Part, Subject, make_report, to_html
+from nuswide.reporting.table import Column, Table, make_table, to_markdown, to_text
 from nuswide.tracking.run import Run
 
 Rows = dict[str, Metrics]  # what was measured on which split -> figures
@@ -37,8 +37,8 @@ def record_baselines(run: Run, train: Manifest, test: Evaluation) -> Rows:
     for name, values in baselines.items():
         run.log_metrics({baseline_key(name, k): values[k] for k in HEADLINE}, step=0)
     rows = {_OWN: test.figures, **{f"baseline {k}": v for k, v in baselines.items()}}
-    columns: dict[str, list[Any]] = {k: [round(v[k], 4) for v in rows.values()] for k in HEADLINE}
-    run.log_table({"on test": list(rows), **columns}, "test/baselines.json")
+    columns = {k: [round(v[k], 4) for v in rows.values()] for k in HEADLINE}
+    run.log_table({"on test": list(rows)} | columns, "test/baselines.json")
     bars = {name: {k: values[k] for k in HEADLINE} for name, values in rows.items()}
     run.log_picture(plots.to_image(plots.metric_bars(bars, "on test")), "test/baselines.png")
     return {f"{name}, test": values for name, values in rows.items() if name != _OWN}
@@ -79,8 +79,8 @@ def record_report(
     for name, image in report.images.items():
         run.log_picture(image, f"{split}/report/{name}.png")
     for name in ("suspects", "confusions"):
-        if report.tables.get(name):
-            run.log_table(report.tables[name], f"{split}/{name}.json")
+        if name in report.tables:
+            run.log_table(report.tables[name].as_dict(), f"{split}/{name}.json")
 
 
 def choice(config: Config, best_steps: int, steps: int) -> str:
@@ -99,13 +99,11 @@ def note(
 ) -> str:
     """The run's description: what came out, on what, at what cost. The page shows its start."""
     bound = rows["baseline top_k, test"]
-    header = f"| | {' | '.join(HEADLINE)} |\n|---|{'---|' * len(HEADLINE)}"
-    lines = (f"| {name} | {_cells(values, ' | ')} |" for name, values in rows.items())
     sizes = ", ".join(f"{len(manifest.indices(s))} {s}" for s in SPLITS)
     return "\n".join([
         f"**On test: {with_intervals(test)}** "
         f"(always the same labels: {bound['map']:.3f} and {bound['micro/f1']:.3f})", "",
-        outcome, "", header, *lines, "",
+        outcome, "", to_markdown(_table(rows)), "",
         f"Data: {sizes} images, {len(manifest.labels)} labels, protocol {manifest.protocol}, "
         f"images without a label: {manifest.unlabelled}, unreadable pictures left out: "
         f"{manifest.rejected}, digest `{manifest.digest}`. "
@@ -123,10 +121,11 @@ def with_intervals(evaluation: Evaluation, names: Sequence[str] = ("map", "micro
 
 
 def summary(rows: Rows) -> str:
-    """The rows as a table for the terminal."""
-    header = f"{'':26s}" + "  ".join(f"{name:>10s}" for name in HEADLINE)
-    return "\n".join([header, *(f"{name:26s}{_cells(v, '  ', 10)}" for name, v in rows.items())])
+    """Write the rows as a table for the terminal."""
+    return to_text(_table(rows))
 
 
-def _cells(values: Metrics, separator: str, width: int = 0) -> str:
-    return separator.join(f"{values[name]:{width}.3f}" for name in HEADLINE)
+def _table(rows: Rows) -> Table:
+    columns = (Column(name, ".3f") for name in HEADLINE)
+    cells = ((name, *(values[key] for key in HEADLINE)) for name, values in rows.items())
+    return make_table(("", *columns), cells)

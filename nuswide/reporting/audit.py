@@ -7,16 +7,14 @@ which pictures are there twice, and whether the first rows are like the rest. Me
     write_audit(audit, Path("audit"))
 """
 
-import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,8 +22,10 @@ from nuswide.data.dataset import Dataset
 from nuswide.data.duplicates import Pair, find_duplicates
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.reporting import html, plots
+from nuswide.reporting.table import Column, Table, make_table, to_csv
+from nuswide.reporting.table import to_html as table_html
+from nuswide.reporting.table import to_text as table_text
 
-Rows = Sequence[tuple[str, ...]]
 # By the words' meaning; in NUS-WIDE the second of each is often missing.
 IMPLIED = tuple(
     (label, whole)
@@ -87,8 +87,8 @@ class Audit:
 
     @cached_property
     def images(self) -> dict[str, Image.Image]:
-        """The figures, each drawn once for the page and the files; name -> picture."""
-        return {name: plots.to_image(figure) for name, figure in _figures(self).items()}
+        """The plots, each drawn once for the page and the files; name -> picture."""
+        return _plots(self)
 
 
 def make_audit(
@@ -155,85 +155,82 @@ def find_bias(manifest: Manifest, n_first: int) -> Bias | None:
 # What is shown of it
 
 
-def summary_rows(audit: Audit) -> Rows:
-    """Counts of each split, with a header."""
-    header = ("split", "images", "labels an image", "most", "without a label", "unknown entries")
+def splits_table(audit: Audit) -> Table:
+    """Return the counts of each split."""
+    columns = ("split", "images", Column("labels an image", ".2f"), "most", "without a label",
+               "unknown entries")  # fmt: skip
     groups = {s: audit.manifest.of(s) for s in SPLITS} | {"all": audit.manifest}
-    return [header, *(_summary_row(name, m) for name, m in groups.items() if len(m))]
+    return make_table(columns, [_split_row(name, m) for name, m in groups.items() if len(m)])
 
 
-def _summary_row(name: str, samples: Manifest) -> tuple[str, ...]:
+def _split_row(name: str, samples: Manifest) -> tuple[str | float, ...]:
     per_image = samples.targets.sum(axis=1, dtype=np.int64)
     bare = int((per_image == 0).sum())
     unknown = 0 if samples.known is None else int((~samples.known).sum())
     return (
-        name, f"{len(samples):,}", f"{per_image.mean():.2f}", f"{per_image.max()}",
-        f"{bare:,} ({bare / len(samples):.1%})", f"{unknown:,}",
+        name, len(samples), float(per_image.mean()), int(per_image.max()),
+        f"{bare:,} ({bare / len(samples):.1%})", unknown,
     )  # fmt: skip
 
 
-def label_rows(audit: Audit) -> Rows:
-    """Images and their share for each label and split, with a header, most frequent first."""
+def labels_table(audit: Audit) -> Table:
+    """Return each label's images and their share in each split, most frequent first."""
     manifest = audit.manifest
     parts = {s: manifest.of(s) for s in SPLITS if len(manifest.indices(s))}
-    counts = {split: part.positives for split, part in parts.items()}
-    header = ("label", *(f"{split}{kind}" for split in parts for kind in ("", " share")))
-    order = np.argsort(-sum(counts.values()), kind="stable")
-    return [header] + [
-        (
-            manifest.labels[i],
-            *(
-                cell
-                for split, part in parts.items()
-                for cell in (f"{counts[split][i]}", f"{counts[split][i] / len(part):.4f}")
-            ),
-        )
-        for i in order
-    ]
+    order = np.argsort(-sum(part.positives for part in parts.values()), kind="stable")
+    columns: list[Column] = [Column("label")]
+    values: list[list[Any]] = [[manifest.labels[i] for i in order]]
+    for split, part in parts.items():
+        positives = part.positives[order]
+        columns += [Column(split), Column(f"{split} share", ".4f")]
+        values += [positives.tolist(), (positives / len(part)).tolist()]
+    return make_table(columns, zip(*values, strict=True))
 
 
-def gap_rows(audit: Audit) -> Rows:
-    """The gaps, with a header."""
-    header = ("label", "implies", "images", "missing", "share", "why", "examples")
-    return [header] + [
+def gaps_table(audit: Audit) -> Table:
+    """Return the labels that are missing by implication."""
+    columns = ("label", "implies", "images", "missing", Column("share", ".1%"), "why", "examples")
+    rows = [
         (
-            gap.label, gap.implied, f"{gap.images:,}", f"{gap.missing:,}",
-            f"{gap.missing / gap.images:.1%}", "meaning" if gap.by_meaning else "habit",
-            " ".join(gap.examples),
+            gap.label, gap.implied, gap.images, gap.missing, gap.missing / gap.images,
+            "meaning" if gap.by_meaning else "habit", " ".join(gap.examples),
         )
         for gap in audit.gaps
     ]  # fmt: skip
+    return make_table(columns, rows)
 
 
-def bias_rows(audit: Audit) -> Rows:
-    """Each label's share in the first rows and in the rest, with a header, furthest apart first."""
+def bias_table(audit: Audit) -> Table:
+    """Return each label's share in the first rows and in the rest, furthest apart first."""
     bias = audit.bias
     if bias is None:
-        return []
-    apart = bias.first - bias.rest
-    order = np.argsort(-np.abs(apart) / np.maximum(bias.margin, 1e-12), kind="stable")
-    header = ("label", f"first {bias.n_first}", "rest", "difference", "margin", "beyond chance")
-    return [header] + [
+        return make_table((), ())
+    difference = bias.first - bias.rest
+    order = np.argsort(-np.abs(difference) / np.maximum(bias.margin, 1e-12), kind="stable")
+    columns = ("label", Column(f"first {bias.n_first}", ".4f"), Column("rest", ".4f"),
+               Column("difference", "+.4f"), Column("margin", ".4f"), "beyond chance")  # fmt: skip
+    rows = [
         (
-            audit.manifest.labels[i], f"{bias.first[i]:.4f}", f"{bias.rest[i]:.4f}",
-            f"{apart[i]:+.4f}", f"{bias.margin[i]:.4f}", "yes" if bias.is_off[i] else "no",
+            audit.manifest.labels[i], float(bias.first[i]), float(bias.rest[i]),
+            float(difference[i]), float(bias.margin[i]), "yes" if bias.is_off[i] else "no",
         )
         for i in order
     ]  # fmt: skip
+    return make_table(columns, rows)
 
 
-def pair_rows(audit: Audit) -> Rows:
-    """The duplicates, with a header."""
+def duplicates_table(audit: Audit) -> Table:
+    """Return the pairs of pictures that are equal or nearly so."""
     manifest = audit.manifest
-    header = ("first", "split", "second", "split", "kind", "bits", "labels")
-    return [header] + [
+    rows = [
         (
             manifest.names[p.first], str(manifest.splits[p.first]),
             manifest.names[p.second], str(manifest.splits[p.second]),
-            "exact" if p.is_exact else "near", f"{p.bits}", _agreement(manifest, p),
+            "exact" if p.is_exact else "near", p.bits, _agreement(manifest, p),
         )
         for p in audit.pairs or ()
     ]  # fmt: skip
+    return make_table(("first", "split", "second", "split", "kind", "bits", "labels"), rows)
 
 
 def _agreement(manifest: Manifest, pair: Pair) -> str:
@@ -277,24 +274,22 @@ def findings(audit: Audit) -> list[str]:
     return said
 
 
-def _figures(audit: Audit) -> dict[str, Figure]:
+def _plots(audit: Audit) -> dict[str, Image.Image]:
     manifest = audit.manifest
-    counts = {s: manifest.of(s).positives for s in SPLITS}
-    shown = {s: n for s, n in counts.items() if len(manifest.indices(s))}
+    counts = {s: manifest.of(s).positives for s in SPLITS if len(manifest.indices(s))}
     drawn = {
-        "label_distribution": plots.label_distribution(manifest.labels, shown),
+        "label_distribution": plots.label_distribution(manifest.labels, counts),
         "co_occurrence": plots.co_occurrence(manifest.labels, audit.together),
     }
-    if audit.bias is not None:
+    if audit.bias is not None and audit.bias.is_off.any():
         off = np.flatnonzero(audit.bias.is_off)
         order = off[np.argsort(-audit.bias.rest[off])]
-        if len(order):
-            drawn["first_rows"] = plots.prevalence_change(
-                [manifest.labels[i] for i in order], audit.bias.rest[order],
-                audit.bias.first[order], ("the other rows", f"the first {audit.bias.n_first:,}"),
-            )  # fmt: skip
+        drawn["first_rows"] = plots.prevalence_change(
+            [manifest.labels[i] for i in order], audit.bias.rest[order],
+            audit.bias.first[order], ("the other rows", f"the first {audit.bias.n_first:,}"),
+        )  # fmt: skip
     if audit.pairs and audit.pictures:
-        # Those across splits first: they do harm.
+        # Pairs across splits come first: they do harm.
         worst = sorted(audit.pairs, key=lambda pair: not _is_across(audit, pair))[:_SHOWN_PAIRS]
         rows = np.array([[pair.first, pair.second] for pair in worst])
         captions = [
@@ -305,7 +300,7 @@ def _figures(audit: Audit) -> dict[str, Figure]:
         ]
         pictures = audit.pictures.gather(rows.ravel())
         drawn["duplicates"] = plots.pair_sheet(pictures[::2], pictures[1::2], captions)
-    return drawn
+    return {name: plots.to_image(plot) for name, plot in drawn.items()}
 
 
 _ALTS = {
@@ -316,16 +311,16 @@ _ALTS = {
 }
 
 
-def tables(audit: Audit) -> dict[str, Rows]:
-    """The tables, each with a header; name -> rows."""
+def tables(audit: Audit) -> dict[str, Table]:
+    """Return the tables that have a row; name -> table."""
     all_tables = {
-        "splits": summary_rows(audit),
-        "labels": label_rows(audit),
-        "gaps": gap_rows(audit),
-        "first_rows": bias_rows(audit),
-        "duplicates": pair_rows(audit),
+        "splits": splits_table(audit),
+        "labels": labels_table(audit),
+        "gaps": gaps_table(audit),
+        "first_rows": bias_table(audit),
+        "duplicates": duplicates_table(audit),
     }
-    return {name: rows for name, rows in all_tables.items() if len(rows) > 1}
+    return {name: table for name, table in all_tables.items() if table.rows}
 
 
 _TITLES = {
@@ -335,7 +330,7 @@ _TITLES = {
     "first_rows": "The first rows of train against the rest",
     "duplicates": "Pictures that are there twice",
 }
-_FIGURES_OF = {
+_PLOTS_OF = {
     "labels": ("label_distribution", "co_occurrence"),
     "first_rows": ("first_rows",),
     "duplicates": ("duplicates",),
@@ -343,7 +338,7 @@ _FIGURES_OF = {
 
 
 def to_html(audit: Audit) -> str:
-    """The whole as one page that needs no network."""
+    """Write the audit as one page that needs no network."""
     manifest, drawn = audit.manifest, audit.images
     parts = [
         html.paragraph(
@@ -352,36 +347,23 @@ def to_html(audit: Audit) -> str:
         ),
         *map(html.paragraph, findings(audit)),
     ]
-    for name, rows in tables(audit).items():
+    for name, table in tables(audit).items():
         parts += [html.heading(_TITLES[name])]
-        parts += [html.picture(drawn[f], _ALTS[f]) for f in _FIGURES_OF.get(name, ()) if f in drawn]
-        parts += [html.table(rows[0], rows[1:])]
+        parts += [html.picture(drawn[p], _ALTS[p]) for p in _PLOTS_OF.get(name, ()) if p in drawn]
+        parts += [table_html(table)]
     return html.page("Audit of a data set", *parts)
 
 
 def to_text(audit: Audit) -> str:
-    """The splits and the findings for a terminal."""
-    rows = summary_rows(audit)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(f"{cell:>{w}s}" for cell, w in zip(row, widths, strict=True)) for row in rows
-    ]
-    return "\n".join([*lines, "", *findings(audit)])
+    """Write the splits and the findings for a terminal."""
+    return "\n".join([table_text(splits_table(audit)), "", *findings(audit)])
 
 
 def write_audit(audit: Audit, folder: Path) -> None:
-    """Write audit.html, a CSV file a table and a PNG file a figure."""
+    """Write audit.html, a CSV file for each table and a PNG file for each plot."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.html").write_text(to_html(audit), encoding="utf-8")
-    for name, rows in tables(audit).items():
-        _write_csv(folder / f"{name}.csv", rows)
+    for name, table in tables(audit).items():
+        (folder / f"{name}.csv").write_text(to_csv(table), encoding="utf-8")
     for name, image in audit.images.items():
         image.save(folder / f"{name}.png")
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [cell.replace(",", "") if cell.replace(",", "").isdecimal() else cell for cell in row]
-            for row in rows
-        )

@@ -1,9 +1,8 @@
 """Self-contained HTML pages: one look, no network, and every text escaped.
 
-Owns the markup, its style and the script that sorts tables. Knows nothing of what the tables and
-figures say.
+Owns the markup, its style and the script that sorts tables. Knows nothing of what the pages say.
 
-    page("Comparison of runs", table(["run", "mAP"], rows), picture(image, "Bars of mAP"))
+    page("Comparison of runs", to_html(table), picture(image, "Bars of mAP"))
 """
 
 import base64
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_COLOURS = 256  # of a figure, which is flat: half the size of all colours
+_COLOURS = 256  # of a plot, which is flat: half the size of all colours
 _QUALITY = 82  # of a photograph
 _SIDE_PX = 256  # of one at most
 
@@ -58,64 +57,6 @@ def points(texts: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{html.escape(text)}' for text in texts)}</ul>"
 
 
-def table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    best: Sequence[frozenset[int]] | None = None,
-    *,
-    caption: str = "",
-    sortable: bool = False,
-    sorted_by: str = "",
-) -> str:
-    """A table whose first column heads the rows; best: for each row the other columns to mark.
-
-    Columns of words stand to the left, others to the right. sortable: by a click or key on a
-    column's head, where scripts may run. sorted_by: the column whose values fall already.
-    """
-    rows = list(rows)
-    words = [_words_class([row[i] for row in rows]) for i in range(len(columns))]
-    head = "".join(
-        f"<th scope=col{' aria-sort=descending' if column == sorted_by else ''}"
-        f"{mark}>{html.escape(column)}</th>"
-        for column, mark in zip(columns, words, strict=True)
-    )
-    body = "\n".join(
-        _row(row, best[place] if best else frozenset(), words) for place, row in enumerate(rows)
-    )
-    start = "<table class=sortable>" if sortable else "<table>"
-    said = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    whole = f"{start}{said}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-    # What scrolls must be reachable by keys.
-    name = html.escape(caption or f"Table by {columns[0] or 'row'}")
-    return f'<div class=wide role=region tabindex=0 aria-label="{name}">{whole}</div>'
-
-
-def _row(row: Sequence[str], best: frozenset[int], words: Sequence[str]) -> str:
-    first, *rest = row
-    cells = (
-        f"<td{' class=best' if i in best else words[i + 1]}>{html.escape(cell)}</td>"
-        for i, cell in enumerate(rest)
-    )
-    return f"<tr><th scope=row>{html.escape(first)}</th>{''.join(cells)}</tr>"
-
-
-def _words_class(cells: Sequence[str]) -> str:
-    """What a column is marked with: nothing if it holds numbers; long words ask for room."""
-    said = [cell for cell in cells if any(c.isalnum() for c in cell)]
-    if not said or any(_is_number(cell) for cell in said):
-        return ""
-    return ' class="words long"' if max(map(len, said)) > 30 else " class=words"
-
-
-def _is_number(cell: str) -> bool:
-    """Whether a cell is a number, with a unit perhaps: 3, 1e-05, 12 (3.4%), nan."""
-    try:
-        float(cell)
-    except ValueError:
-        return not any(c.isalpha() for c in cell)
-    return True
-
-
 def definitions(values: Mapping[str, str]) -> str:
     """Names and what they are, one a line."""
     items = (f"<dt>{html.escape(k)}<dd>{html.escape(v)}" for k, v in values.items())
@@ -123,7 +64,7 @@ def definitions(values: Mapping[str, str]) -> str:
 
 
 def picture(drawn: Image.Image, alt: str, caption: str = "") -> str:
-    """A drawn figure, that knows its dpi, in the page."""
+    """A plot in the page; `drawn` carries its dpi."""
     png = io.BytesIO()
     flat = drawn.quantize(_COLOURS, dither=Image.Dither.NONE)
     flat.save(png, format="png", optimize=True)
@@ -233,8 +174,6 @@ th button::after { content: " \\2195"; color: var(--faint) }
 [aria-sort=ascending] button::after { content: " \\25B2" }
 [aria-sort=descending] button::after { content: " \\25BC" }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
-.best { font-weight: bold; background: var(--mark) }
-.best::after { content: " *" }
 figure { margin: 1rem 0 }
 .chart { overflow-x: auto } .chart img { min-width: 36rem }
 figcaption { color: var(--faint); max-width: 50rem }

@@ -12,13 +12,13 @@ from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.reporting.audit import (
     IMPLIED,
-    bias_rows,
+    bias_table,
     find_bias,
     find_gaps,
     findings,
-    label_rows,
+    labels_table,
     make_audit,
-    summary_rows,
+    splits_table,
     tables,
     to_html,
     to_text,
@@ -45,7 +45,7 @@ def small() -> Manifest:
 
 
 def test_the_splits_are_counted(small: Manifest) -> None:
-    assert summary_rows(make_audit(small))[1:] == [
+    assert splits_table(make_audit(small)).texts() == [
         ("train", "3", "1.67", "2", "0 (0.0%)", "0"),
         ("test", "2", "1.00", "2", "1 (50.0%)", "0"),
         ("all", "5", "1.40", "2", "1 (20.0%)", "0"),
@@ -53,8 +53,10 @@ def test_the_splits_are_counted(small: Manifest) -> None:
 
 
 def test_labels_are_counted_most_frequent_first(small: Manifest) -> None:
-    assert label_rows(make_audit(small)) == [
-        ("label", "train", "train share", "test", "test share"),
+    table = labels_table(make_audit(small))
+    titles = ["label", "train", "train share", "test", "test share"]
+    assert [column.title for column in table.columns] == titles
+    assert table.texts() == [
         ("clouds", "2", "0.6667", "1", "0.5000"),
         ("sky", "2", "0.6667", "1", "0.5000"),
         ("<script>", "1", "0.3333", "0", "0.0000"),
@@ -84,7 +86,7 @@ def test_an_unknown_entry_is_no_gap(small: Manifest) -> None:
     known = np.ones((5, 3), bool)
     known[1, 1] = False
     assert find_gaps(replace(small, known=known)) == ()
-    assert summary_rows(make_audit(replace(small, known=known)))[3][-1] == "1"
+    assert splits_table(make_audit(replace(small, known=known))).texts()[2][-1] == "1"
 
 
 def test_no_label_implies_itself() -> None:
@@ -100,7 +102,7 @@ def test_biased_first_rows_are_found_and_fair_ones_not() -> None:
     off = find_bias(manifest_of(targets, tuple("abcdefghij")), 1000)
     assert off is not None and np.flatnonzero(off.is_off).tolist() == [3]
     audit = make_audit(manifest_of(targets, tuple("abcdefghij")), first_rows=1000)
-    assert bias_rows(audit)[1][0] == "d" and bias_rows(audit)[1][-1] == "yes"
+    assert bias_table(audit).rows[0][0] == "d" and bias_table(audit).rows[0][-1] == "yes"
     assert any("1 of 10 labels" in sentence for sentence in findings(audit))
 
 
@@ -118,7 +120,7 @@ def pictures(small: Manifest) -> Dataset:
 
 def test_duplicates_across_splits_are_told_with_their_labels(pictures: Dataset) -> None:
     audit = make_audit(pictures.manifest, pictures)
-    (row,) = tables(audit)["duplicates"][1:]
+    (row,) = tables(audit)["duplicates"].texts()
     assert row == ("1.jpg", "train", "4.jpg", "test", "exact", "0", "differ")
     assert "1 pairs of pictures are equal and 0 nearly so; 1 of these lie across" in to_text(audit)
 

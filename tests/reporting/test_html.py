@@ -7,6 +7,7 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
 from nuswide.reporting import html
+from nuswide.reporting.table import make_table, to_html
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -27,7 +28,7 @@ def test_every_kind_of_text_is_escaped() -> None:
         html.paragraph(HOSTILE),
         html.points([HOSTILE]),
         html.definitions({HOSTILE: HOSTILE}),
-        html.table([HOSTILE], [[HOSTILE]], caption=HOSTILE),
+        to_html(make_table([HOSTILE], [[HOSTILE]]), caption=HOSTILE),
         html.picture(drawn_at(100), HOSTILE, HOSTILE),
         html.gallery([html.photograph(image, HOSTILE, [HOSTILE, HOSTILE])]),
     )
@@ -43,15 +44,15 @@ def test_contents_point_at_the_headings() -> None:
 
 def test_columns_of_words_are_told_from_columns_of_numbers() -> None:
     rows = [["a", "1e-05", "7.jpg", "3 (4%)", "–"], ["b", "", "sky", "nan", "-0.5"]]
-    page = html.table(["name", "lr", "image", "share", "ap"], rows)
+    page = to_html(make_table(["name", "lr", "image", "share", "ap"], rows))
     assert "<th scope=col class=words>image" in page and "<td class=words>7.jpg" in page
     assert "<td>1e-05" in page and "<td>3 (4%)" in page and "<td>–" in page
 
 
 def test_only_a_page_with_a_sortable_table_has_a_script() -> None:
-    plain = html.page("t", html.table(["a"], [["1"]]))
+    plain = html.page("t", to_html(make_table(["a"], [["1"]])))
     assert "<script" not in plain and "Security-Policy" not in plain
-    sortable = html.page("t", html.table(["a"], [["1"]], sortable=True))
+    sortable = html.page("t", to_html(make_table(["a"], [["1"]]), sortable=True))
     assert sortable.count("<script") == 1 and "default-src 'none'" in sortable
 
 
@@ -71,7 +72,7 @@ def table_page() -> str:
         ["sky", "0.9", "1,200"], ["ärmel", "–", "300"], ["boat", "0.10", "20"],
         ["Car", "0.2", "3"],
     ]  # fmt: skip
-    table = html.table(["label", "AP", "n"], rows, sortable=True, sorted_by="n")
+    table = to_html(make_table(["label", "AP", "n"], rows), sortable=True, sorted_by="n")
     return html.page("t", html.paragraph("above"), table)
 
 

@@ -132,7 +132,7 @@ def test_unknown_entries_are_no_mistake_no_suspect_and_in_no_caption() -> None:
     assert not report.galleries["may_be_missing"] and not report.tables["suspects"]["rank"]
     (hit,) = report.galleries["best_hits"]
     assert not any("sand" in line for line in hit.lines) and "sand" not in hit.alt
-    assert not report.tables["confusions"]["images"]
+    assert not report.tables["confusions"].rows
     assert "1 of 4 entries are unknown: no figure has them." in report.findings
     assert sum(report.tables["calibration"]["entries"]) == 3
 
@@ -142,7 +142,7 @@ def test_unknown_entries_are_no_mistake_no_suspect_and_in_no_caption() -> None:
 
 def test_confusions_count_images_where_one_is_missed_and_another_wrong(small: Subject) -> None:
     table = make_report(small).tables["confusions"]
-    assert table == {
+    assert table.as_dict() == {
         "missed": ["sea"], "predicted instead": ["sand"], "images": [1],
         "share of the missed": [0.5], "share of all images": [0.25],
     }  # fmt: skip
@@ -200,7 +200,7 @@ def test_headline_shows_the_figures_intervals_and_baselines_that_it_was_given(
         replace(small, figures=figures, intervals={"map": interval}, baselines=baselines)
     )
     table = report.tables["headline"]
-    row = {name: values[table["figure"].index("map")] for name, values in table.items()}
+    row = {name: values[table["figure"].index("map")] for name, values in table.as_dict().items()}
     assert (row["value"], row["low"], row["high"]) == interval
     assert row["all_labels"] == baselines["all_labels"]["map"]
     assert row["top_k"] == baselines["top_k"]["map"]
@@ -337,7 +337,7 @@ def test_the_pieces_are_there_as_pictures_and_columns(whole: tuple[Report, str])
         "may_be_missing", "may_be_wrong",
     }  # fmt: skip
     for columns in report.tables.values():
-        assert len({len(values) for values in columns.values()}) == 1
+        assert len({len(values) for values in columns.as_dict().values()}) == 1
 
 
 def test_chromium_opens_the_page_without_network_or_complaint_and_sorts_labels(

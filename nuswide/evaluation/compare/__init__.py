@@ -13,9 +13,10 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from nuswide.evaluation.compare import figures, report, tables
+from nuswide.evaluation.compare import plots, report, tables
 from nuswide.evaluation.compare.entrants import choose_baseline, find_entrants, require_one_test_set
 from nuswide.evaluation.compare.paired import Comparison, measure
+from nuswide.reporting.table import Table, to_csv
 from nuswide.tracking.run import Run, start_run
 
 __all__ = ["compare_runs"]
@@ -61,7 +62,7 @@ def compare_runs(
 class _Made:
     """What is written of a comparison, by name: tables, files of text, and drawings."""
 
-    tables: dict[str, tables.Table]
+    tables: dict[str, Table]
     texts: dict[str, str]
     drawn: dict[str, Image.Image]
 
@@ -73,8 +74,8 @@ def _make(comparison: Comparison) -> _Made:
         "labels": tables.labels(comparison),
     }
     found = {name: table for name, table in found.items() if table.rows}
-    drawn = figures.draw_all(comparison)
-    texts = {f"{name}.csv": tables.to_csv(table) for name, table in found.items()}
+    drawn = plots.draw_all(comparison)
+    texts = {f"{name}.csv": to_csv(table) for name, table in found.items()}
     texts["comparison.md"] = tables.to_markdown(comparison)
     texts["comparison.html"] = report.to_html(comparison, drawn)
     return _Made(found, texts, drawn)
@@ -96,7 +97,7 @@ def _record(run: Run, comparison: Comparison, made: _Made) -> None:
     ids = [r.info.run_id for entrant in comparison.entrants for r in entrant.runs]
     run.set_tags({"compared": ",".join(ids)[:4000]})
     for name, table in made.tables.items():
-        run.log_table(tables.columns_of(table), f"{name}.json")
+        run.log_table(table.as_dict(), f"{name}.json")
     for name, text in made.texts.items():
         run.log_text(text, name)
     for name, image in made.drawn.items():

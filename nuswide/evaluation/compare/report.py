@@ -5,18 +5,19 @@ Owns its order and its words. Computes no statistic and draws nothing.
     html = to_html(comparison, draw_all(comparison))
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
 from PIL import Image
 
 from nuswide.evaluation.compare import tables
-from nuswide.evaluation.compare.entrants import COSTS, Entrant
-from nuswide.evaluation.compare.figures import MOST_DETAILED, MOST_ENTRANTS, top_labels
-from nuswide.evaluation.compare.paired import FIGURES, Comparison, Result
+from nuswide.evaluation.compare.entrants import COSTS
+from nuswide.evaluation.compare.paired import Comparison, Result
+from nuswide.evaluation.compare.plots import MOST_DETAILED, MOST_ENTRANTS
 from nuswide.evaluation.compare.tables import MARKS
 from nuswide.evaluation.evaluate import HEADLINE
 from nuswide.reporting import html
+from nuswide.reporting.table import to_html as table_html
 
 _LISTED = 10  # labels in a table, and entrants among the findings
 _STYLE = """<style>
@@ -47,13 +48,14 @@ td { print-color-adjust: exact }
 
 def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
     """Write the page. drawn: kind/what -> picture."""
+    differing = tables.params(comparison.entrants)
     title = f"{len(comparison.entrants)} taggers compared on test"
     parts = [_STYLE, html.paragraph(tables.introduction(comparison)), _findings(comparison)]
     if any(result.differences for result in comparison.results):
         parts += [
             html.heading("Differences from the baseline"),
             html.paragraph(f"With 95 % intervals. {tables.LEGEND}"),
-            _panels(drawn, "differences"), _differences(comparison),
+            _panels(drawn, "differences"), table_html(tables.shown_differences(comparison)),
         ]  # fmt: skip
     parts += [
         html.heading("Figures on test"),
@@ -62,10 +64,10 @@ def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
             "the seeds. The baseline is first, the others follow by their mAP on val."
         ),
         _panels(drawn, "figures"),
-        _figures(comparison),
+        table_html(tables.shown_results(comparison)),
         *_labels(comparison, drawn),
         html.heading("What differs in their params"),
-        _params(comparison.entrants),
+        table_html(differing) if differing.rows else html.paragraph("Nothing."),
     ]
     if any(name.startswith("curves/") for name in drawn):
         parts += [
@@ -76,7 +78,7 @@ def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
     if costs := [key for key in COSTS if any(e.values(key) for e in comparison.entrants)]:
         parts += [
             html.heading("Quality and cost"),
-            _panels(drawn, "cost"), _costs(costs, comparison.entrants),
+            _panels(drawn, "cost"), table_html(tables.shown_costs(costs, comparison.entrants)),
         ]  # fmt: skip
     parts += [html.heading("How to read this"), *map(html.paragraph, _reading(comparison))]
     return html.page(title, *parts)
@@ -116,52 +118,6 @@ def _panels(drawn: Mapping[str, Image.Image], kind: str) -> str:
     return f"<div class=panels>{''.join(f'<div>{picture}</div>' for picture in pictures)}</div>"
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are markup already; a cell may bring its own <td ...>."""
-    head = "".join(f"<th scope=col>{escape(column)}</th>" for column in columns)
-    body = "\n".join(
-        f"<tr><th scope=row>{row[0]}</th>"
-        + "".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    whole = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-    return f"<div class=wide>{whole}</div>"
-
-
-def _two_lines(text: str) -> str:
-    """The value, and its interval below."""
-    value, bracket, interval = text.partition(" [")
-    return f"{value}<small>[{interval}</small>" if bracket else value
-
-
-def _figures(comparison: Comparison) -> str:
-    rows = []
-    for entrant, result in zip(comparison.entrants, comparison.results, strict=True):
-        cells = [_two_lines(tables.estimate_text(result.estimates.get(name))) for name in FIGURES]
-        is_baseline = entrant.name == comparison.baseline
-        name = escape(entrant.name) + (" <small>(baseline)</small>" if is_baseline else "")
-        rows.append([name, str(len(entrant.runs)), *cells])
-    for name, values in tables.trivial(comparison).items():
-        rows.append([name, "", *(f"{values[f]:.3f}" if f in values else "" for f in FIGURES)])
-    return _table(("", "runs", *FIGURES), rows)
-
-
-def _differences(comparison: Comparison) -> str:
-    rows = []
-    for entrant, result in zip(comparison.entrants, comparison.results, strict=True):
-        cells = []
-        for compared in (result.differences or {}).values():
-            text = f"{MARKS[compared.verdict]} {tables.difference_text(compared)}"
-            p = escape(tables.p_text(compared.corrected))
-            cells.append(
-                f"<td class={compared.verdict}>{_two_lines(text)}<small>p {p}</small></td>"
-            )
-        if cells:
-            rows.append([escape(entrant.name), *cells])
-    return _table(("", *FIGURES), rows)
-
-
 def _labels(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> list[str]:
     """The labels that differ most, for the first entrants: a drawing and a table each."""
     pairs = zip(comparison.entrants, comparison.results, strict=True)
@@ -180,38 +136,13 @@ def _labels(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> list[st
              "unknown": "with too few positives to say"}  # fmt: skip
     for place, (name, found) in enumerate(shown[:MOST_DETAILED], start=1):
         counts = [f"{sum(c.verdict == v for c in found)} {word}" for v, word in words.items()]
-        rows = [
-            [
-                escape(label), str(positives),
-                f"<td class={c.verdict}>{MARKS[c.verdict]} "
-                f"{_two_lines(tables.difference_text(c))}</td>",
-                *(escape(tables.p_text(p)) for p in (c.p_value, c.corrected)),
-            ]
-            for label, positives, c in top_labels(comparison, found, _LISTED)
-        ]  # fmt: skip
         picture = html.picture(drawn[f"labels/{place}"], f"Differences by label of {name}")
-        table = _table(("label", "positives", "difference", "p", "p by Holm"), rows)
+        table = table_html(tables.shown_labels(comparison, found, _LISTED))
         parts += [
             html.paragraph(f"{name}: of {len(found)} labels {', '.join(counts)}."),
             f"<div class=panels><div>{picture}</div><div>{table}</div></div>",
         ]
     return parts
-
-
-def _params(entrants: Sequence[Entrant]) -> str:
-    differing = tables.params(entrants)
-    if not differing.rows:
-        return html.paragraph("Nothing.")
-    rows = ([escape(str(cell)) for cell in row] for row in differing.rows)
-    return _table(("", *differing.columns[1:]), rows)
-
-
-def _costs(keys: Sequence[str], entrants: Sequence[Entrant]) -> str:
-    rows = [
-        [escape(e.name), *(f"{m:,.0f}" if (m := e.mean(k)) is not None else "" for k in keys)]
-        for e in entrants
-    ]
-    return _table(("", *keys), rows)
 
 
 def _reading(comparison: Comparison) -> list[str]:

@@ -1,4 +1,4 @@
-"""A comparison as tables: for a terminal, as CSV, and for MLflow.
+"""A comparison as tables and texts.
 
 Owns the columns and the words for numbers. Computes no statistic.
 
@@ -6,16 +6,17 @@ Owns the columns and the words for numbers. Computes no statistic.
     csv = to_csv(differences(comparison))
 """
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
 
 from nuswide.evaluation.compare.entrants import COSTS, Entrant, as_number
 from nuswide.evaluation.compare.paired import ALPHA, FIGURES, Compared, Comparison, Estimate
 from nuswide.evaluation.evaluate import HEADLINE, baseline_key
+from nuswide.reporting import table
+from nuswide.reporting.table import Cell, Column, Table, make_table
 
 MARKS = {"better": "▲", "worse": "▼", "tie": "=", "unknown": "?"}
 LEGEND = (
@@ -23,24 +24,15 @@ LEGEND = (
     f"by Holm's method, is above {ALPHA:g}), ? too few positives to say."
 )
 TRIVIAL = {"all_labels": "always all labels", "top_k": "always the same few"}
-_NAME_WIDTH, _LEAST_NAME = 32, 12
-Cell = str | float | int | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Named columns and rows of cells."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+_MOST_LABELS = 20
 
 
 def overview(comparison: Comparison) -> Table:
     """A column an entrant; what differs in params, figures with intervals, costs."""
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple] = [
         ("runs", *(" ".join(r.info.run_id[:8] for r in e.runs) for e in comparison.entrants)),
         ("n", *(len(e.runs) for e in comparison.entrants)),
-        *(row for row in params(comparison.entrants).rows),
+        *params(comparison.entrants).rows,
     ]
     for name in FIGURES:
         found = [result.estimates.get(name) for result in comparison.results]
@@ -53,7 +45,7 @@ def overview(comparison: Comparison) -> Table:
         means = [entrant.mean(key) for entrant in comparison.entrants]
         if any(mean is not None for mean in means):
             rows.append((key, *means))
-    return Table(("", *(e.name for e in comparison.entrants)), tuple(rows))
+    return make_table(("", *(e.name for e in comparison.entrants)), rows)
 
 
 def params(entrants: Sequence[Entrant]) -> Table:
@@ -65,7 +57,7 @@ def params(entrants: Sequence[Entrant]) -> Table:
     keys = sorted({key for own in found for key in own})
     rows = [(key, *(own.get(key, "") for own in found)) for key in keys]
     kept = [row for row in rows if len({as_number(cell) for cell in row[1:]}) > 1]
-    return Table(("param", *(entrant.name for entrant in entrants)), tuple(kept))
+    return make_table(("param", *(entrant.name for entrant in entrants)), kept)
 
 
 def _tag(entrant: Entrant, key: str) -> str:
@@ -80,7 +72,7 @@ def differences(comparison: Comparison) -> Table:
         for name, compared in (result.differences or {}).items()
     ]
     head = ("entrant", "baseline", "figure", "difference", "low", "high", "p_value", "p_holm")
-    return Table((*head, "verdict"), tuple(rows))
+    return make_table((*head, "verdict"), rows)
 
 
 def labels(comparison: Comparison) -> Table:
@@ -94,7 +86,7 @@ def labels(comparison: Comparison) -> Table:
         )
     ]  # fmt: skip
     head = ("entrant", "baseline", "label", "positives", "difference", "low", "high", "p_value")
-    return Table((*head, "p_holm", "verdict"), tuple(rows))
+    return make_table((*head, "p_holm", "verdict"), rows)
 
 
 def trivial(comparison: Comparison) -> dict[str, dict[str, float]]:
@@ -115,47 +107,33 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def columns_of(table: Table) -> dict[str, list[Any]]:
-    """The table's columns, as text where they are mixed."""
-    lists = zip(*table.rows, strict=True)
-    found = {}
-    for name, cells in zip(table.columns, lists, strict=True):
-        kinds = {type(cell) for cell in cells if cell is not None}
-        mixed = len(kinds) > 1
-        found[name or "row"] = [str(c) if mixed and c is not None else c for c in cells]
-    return found
-
-
-def to_csv(table: Table) -> str:
-    """Write a table as CSV, numbers with six significant digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    for row in table.rows:
-        writer.writerow([f"{c:.6g}" if isinstance(c, float) else "" if c is None else c
-                         for c in row])  # fmt: skip
-    return text.getvalue()
-
-
-def estimate_text(estimate: Estimate | None) -> str:
+def _estimate_cell(estimate: Estimate | None) -> Cell | None:
     """`0.512 [0.490, 0.534]`, with ± and the deviation between seeds where there are several."""
     if estimate is None:
-        return ""
+        return None
     deviation = f" ±{estimate.deviation:.3f}" if math.isfinite(estimate.deviation) else ""
-    return f"{estimate.value:.3f}{deviation}{_interval(estimate.low, estimate.high, '.3f')}"
+    return Cell(f"{estimate.value:.3f}{deviation}", _interval(estimate.low, estimate.high, ".3f"))
+
+
+def _difference_cell(compared: Compared, *, with_p: bool = True) -> Cell:
+    """`▲ +0.012 [+0.003, +0.021]`, noted with its p-value, and of the class of its verdict."""
+    mark, value = MARKS[compared.verdict], _minus(f"{compared.value:+.3f}")
+    p = p_text(compared.corrected)
+    note = f"p {p}" if p and with_p else ""
+    interval = _interval(compared.low, compared.high, "+.3f")
+    return Cell(f"{mark} {value}", interval, note, compared.verdict)
 
 
 def difference_text(compared: Compared) -> str:
     """`+0.012 [+0.003, +0.021]`."""
-    interval = _interval(compared.low, compared.high, "+.3f")
-    return minus(f"{compared.value:+.3f}{interval}")
+    return str(_difference_cell(compared)).partition(" ")[2]
 
 
 def _interval(low: float, high: float, form: str) -> str:
-    return f" [{low:{form}}, {high:{form}}]" if math.isfinite(low) else ""
+    return _minus(f"[{low:{form}}, {high:{form}}]") if math.isfinite(low) else ""
 
 
-def minus(text: str) -> str:
+def _minus(text: str) -> str:
     """Numbers with a minus sign that is as wide as a plus."""
     return text.replace("-", "−")
 
@@ -165,6 +143,56 @@ def p_text(p_value: float) -> str:
     if math.isnan(p_value):
         return ""
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def shown_results(comparison: Comparison, names: Sequence[str] = FIGURES) -> Table:
+    """A row for each entrant and each trivial tagger: its runs, and its metrics with intervals."""
+    rows: list[tuple] = [
+        (
+            Cell(entrant.name, note="(baseline)" if entrant.name == comparison.baseline else ""),
+            len(entrant.runs), *(_estimate_cell(result.estimates.get(name)) for name in names),
+        )
+        for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
+    ]  # fmt: skip
+    for name, values in trivial(comparison).items():
+        rows.append((name, None, *(values.get(metric) for metric in names)))
+    return make_table(("on test", "runs", *(Column(name, ".3f") for name in names)), rows)
+
+
+def shown_differences(comparison: Comparison) -> Table:
+    """A row for each entrant that is paired with the baseline: how much higher its metrics are."""
+    rows = [
+        (entrant.name, *map(_difference_cell, result.differences.values()))
+        for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
+        if result.differences
+    ]
+    return make_table(("difference", *FIGURES), rows)
+
+
+def top_labels(
+    comparison: Comparison, found: Sequence[Compared], most: int = _MOST_LABELS
+) -> list[tuple[str, int, Compared]]:
+    """The labels of the greatest differences with their positives, the highest first."""
+    rows = list(zip(comparison.labels, comparison.positives.tolist(), found, strict=True))
+    known = [row for row in rows if np.isfinite(row[2].low)]
+    chosen = sorted(known, key=lambda row: -abs(row[2].value))[:most]
+    return sorted(chosen, key=lambda row: -row[2].value)
+
+
+def shown_labels(comparison: Comparison, found: Sequence[Compared], most: int) -> Table:
+    """A row for each of the labels of the greatest differences."""
+    rows = [
+        (label, positives, _difference_cell(c, with_p=False), p_text(c.p_value),
+         p_text(c.corrected))
+        for label, positives, c in top_labels(comparison, found, most)
+    ]  # fmt: skip
+    return make_table(("label", "positives", "difference", "p", "p by Holm"), rows)
+
+
+def shown_costs(keys: Sequence[str], entrants: Sequence[Entrant]) -> Table:
+    """A row for each entrant: its mean costs."""
+    rows = [(entrant.name, *map(entrant.mean, keys)) for entrant in entrants]
+    return make_table(("cost", *(Column(key, ",.0f") for key in keys)), rows)
 
 
 def introduction(comparison: Comparison) -> str:
@@ -178,95 +206,30 @@ def introduction(comparison: Comparison) -> str:
 
 
 def to_text(comparison: Comparison, width: int) -> str:
-    """Write the figures and differences for a terminal `width` characters wide, in blocks."""
-    names = [_counted(entrant, _most_name(width)) for entrant in comparison.entrants]
-    cells = [[estimate_text(result.estimates.get(f)) for f in FIGURES]
-             for result in comparison.results]  # fmt: skip
-    for name, values in trivial(comparison).items():
-        names.append(name)
-        cells.append([f"{values[f]:.3f}" if f in values else "" for f in FIGURES])
-    lines = [introduction(comparison), "", *_blocks("on test", names, cells, width)]
-    paired = [
-        (entrant.name, [f"{difference_text(result.differences[f])} "
-                        f"{MARKS[result.differences[f].verdict]}" for f in FIGURES])
-        for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
-        if result.differences
-    ]  # fmt: skip
-    if paired:
-        lines += _blocks("difference", [name for name, _ in paired], [c for _, c in paired], width)
-        lines.append(LEGEND)
-    if (differing := params(comparison.entrants)).rows:
-        heads, *by_entrant = ([str(cell) for cell in c] for c in zip(*differing.rows, strict=True))
-        entrants = [entrant.name for entrant in comparison.entrants]
-        lines += ["", *_blocks("params", entrants, by_entrant, width, heads)]
-    return "\n".join(
-        part for line in [*lines, *comparison.remarks] for part in _wrapped(line, width)
-    )
+    """Write metrics and differences for a terminal `width` characters wide."""
+    parts = [introduction(comparison), table.to_text(shown_results(comparison), width)]
+    if (differing := shown_differences(comparison)).rows:
+        parts += [f"{table.to_text(differing, width)}\n{_wrapped(LEGEND, width)}"]
+    if (unlike := params(comparison.entrants)).rows:
+        keys, *columns = zip(*unlike.rows, strict=True)
+        names = [entrant.name for entrant in comparison.entrants]
+        rows = [(name, *column) for name, column in zip(names, columns, strict=True)]
+        parts.append(table.to_text(make_table(("params", *keys), rows), width))
+    parts[0] = _wrapped(parts[0], width)
+    return "\n\n".join([*parts, *(_wrapped(remark, width) for remark in comparison.remarks)])
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Write the headline figures, and mAP's difference from the baseline, for a README."""
-    rows = []
-    for entrant, result in zip(comparison.entrants, comparison.results, strict=True):
-        cells = [estimate_text(result.estimates.get(name)) for name in HEADLINE]
-        compared = (result.differences or {}).get("map")
-        cells.append(f"{MARKS[compared.verdict]} {difference_text(compared)}" if compared else "")
-        rows.append([entrant.name, str(len(entrant.runs)), *cells])
-    for name, values in trivial(comparison).items():
-        rows.append([name, "", *(f"{values[f]:.3f}" if f in values else "" for f in HEADLINE), ""])
-    head = ["", "runs", *HEADLINE, "map less the baseline's"]
-    lines = [head, ["---"] * len(head), *rows]
-    table = "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
-    return f"{introduction(comparison)} In brackets 95 % intervals. {LEGEND}\n\n{table}\n"
-
-
-def _counted(entrant: Entrant, width: int) -> str:
-    """The name with the number of seeds, which is not lost where the name is cut."""
-    count = f" ×{len(entrant.runs)}" if len(entrant.runs) > 1 else ""
-    return _cut(entrant.name, width - len(count)) + count
-
-
-def _most_name(width: int) -> int:
-    return max(_LEAST_NAME, min(_NAME_WIDTH, width // 3))
-
-
-def _blocks(
-    title: str, names: Sequence[str], cells: Sequence[Sequence[str]], width: int,
-    heads: Sequence[str] = FIGURES,
-) -> Iterator[str]:  # fmt: skip
-    """Rows of cells under heads, as many columns at once as fit."""
-    name_width = min(_most_name(width), max(map(len, [title, *names])))
-    room = max(8, width - name_width - 2)
-    columns = list(zip(heads, *cells, strict=False))
-    widths = [min(room, max(map(len, column))) for column in columns]
-    start = 0
-    while start < len(columns):
-        end, used = start, 0
-        while end < len(columns) and (end == start or used + widths[end] + 2 <= room + 2):
-            used += widths[end] + 2
-            end += 1
-        for i, name in enumerate([title, *names]):
-            shown = (c[i] if i < len(c) else "" for c in columns[start:end])
-            fitted = (f"  {_cut(cell, w):{w}s}" for cell, w in zip(shown, widths[start:end],
-                                                                   strict=True))  # fmt: skip
-            yield (f"{_cut(name, name_width):{name_width}s}" + "".join(fitted)).rstrip()
-        yield ""
-        start = end
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _wrapped(line: str, width: int) -> list[str]:
-    """Sentences in lines that fit; rows of tables fit already."""
-    if len(line) <= width:
-        return [line]
-    lines, current = [], ""
-    for word in line.split(" "):
-        if current and len(current) + 1 + len(word) > width:
-            lines.append(current)
-            current = word
-        else:
-            current = f"{current} {word}" if current else word
-    return [*lines, current]
+    """Write the headline metrics, and mAP's difference from the baseline, for a README."""
+    shown = shown_results(comparison, HEADLINE)
+    compared = [(result.differences or {}).get("map") for result in comparison.results]
+    cells = [_difference_cell(found) if found else None for found in compared]
+    cells += [None] * (len(shown.rows) - len(cells))
+    rows = [(*row, cell) for row, cell in zip(shown.rows, cells, strict=True)]
+    whole = make_table((*shown.columns, "map less the baseline's"), rows)
+    legend = f"In brackets 95 % intervals. {LEGEND}"
+    return f"{introduction(comparison)} {legend}\n\n{table.to_markdown(whole)}\n"

@@ -20,7 +20,7 @@ from nuswide.metrics.ranking import FEW, MANY, average_precision
 from nuswide.reporting import plots
 from nuswide.reporting.report.entries import Confusions
 from nuswide.reporting.report.subject import Sample
-from nuswide.reporting.report.tables import Columns
+from nuswide.reporting.table import Table
 
 _MOST_BARS = 40  # labels in the distribution
 _PANELS = 11  # labels with curves of their own, beside all labels together
@@ -45,7 +45,7 @@ class Drawing:
 
 
 def make_drawings(
-    sample: Sample, tables: dict[str, Columns], confusions: Confusions
+    sample: Sample, tables: dict[str, Table], confusions: Confusions
 ) -> dict[str, Drawing]:
     """Every figure that there is something to show for; name -> drawing."""
     rising = sample.predictions.true.any()  # without a positive no curve rises
@@ -61,7 +61,7 @@ def make_drawings(
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
 
 
-def _headline(table: Columns, baselines: Any) -> Drawing:
+def _headline(table: Table, baselines: Any) -> Drawing:
     rows = zip(*(table[name] for name in ("figure", "value", "low", "high")), strict=True)
     # Without an interval the value stands alone.
     intervals = {
@@ -95,7 +95,7 @@ def _distribution(sample: Sample) -> Drawing:
     )
 
 
-def _by_frequency(table: Columns) -> Drawing:
+def _by_frequency(table: Table) -> Drawing:
     kept = [i for i, ap in enumerate(table["ap"]) if ap is not None]
     names = [table["label"][i] for i in kept]
     positives = np.array([table["in train"][i] for i in kept])
@@ -204,7 +204,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 26 else f"{name[:25]}…"
 
 
-def _calibration(table: Columns) -> Drawing:
+def _calibration(table: Table) -> Drawing:
     columns = {
         name: np.array([np.nan if v is None else v for v in table[name]])
         for name in ("mean score", "share true", "low", "high")

@@ -5,27 +5,15 @@ Owns the order of the sections, their headings and their words. Computes nothing
     Path("report.html").write_text(to_html(report), encoding="utf-8")
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 from nuswide.reporting import html
 from nuswide.reporting.report.galleries import Card
 from nuswide.reporting.report.make import Report
-from nuswide.reporting.report.tables import Columns
+from nuswide.reporting.table import table_of
+from nuswide.reporting.table import to_html as table_html
 
 _MOST_ROWS = 500  # of a table; a page of thousands would be slow to open and to sort
-_NONE = "–"
-_MEANINGS = {
-    "map": "mean over the labels of their average precision",
-    "micro/ap": "average precision of all labels' entries in one ranking",
-    "micro/f1": "F1 of all entries together",
-    "macro/f1": "mean of the labels' F1",
-    "samples/f1": "mean of the images' F1",
-    "cf1": "harmonic mean of the labels' mean precision and mean recall",
-    "of1": "as micro/f1, by its name beside cf1",
-    "lrap": "how far up an image's own labels are in its ranking",
-}
 _PICTURES = (
     "Pictures are as the model saw them: squashed to a square of its input's size. In each group a "
     "picture is shown once, and a label at most twice if there are many. Some mistakes are the "
@@ -58,13 +46,10 @@ def to_html(report: Report) -> str:
 
 
 def _short(report: Report) -> list[str]:
-    table = report.tables["headline"]
-    meant = {"meaning": [_MEANINGS.get(name, "") for name in table["figure"]]}
-    rows = _rows(table | meant)
     return [
         html.points(report.findings),
         _drawn(report, "headline"),
-        html.table([*table, "meaning"], rows, caption="Headline figures, with 95 % intervals"),
+        table_html(report.tables["headline"], caption="Headline figures, with 95 % intervals"),
     ]
 
 
@@ -84,23 +69,23 @@ def _per_label(report: Report) -> list[str]:
         "support": f"images in {report.split}", "in train": "images in train",
         "threshold": "threshold", "f1 at 0.5": "F1 at 0.5",
     }  # fmt: skip
-    table = {head: report.tables["per_label"][name] for name, head in wanted.items()}
-    n_labels = len(table["label"])
+    table = table_of({head: report.tables["per_label"][name] for name, head in wanted.items()})
+    n_labels = len(table.rows)
     cut = f", the {_MOST_ROWS} most frequent of {n_labels:,}" if n_labels > _MOST_ROWS else ""
     return [
         html.paragraph(
             "Precision, recall and F1 are at the label's threshold. A label that no image has is "
-            f"without AP ({_NONE})."
+            "without AP (–)."
         ),
-        html.table(
-            list(table), _rows(table), caption=f"Figures of each label{cut}", sortable=True,
+        table_html(
+            table.first(_MOST_ROWS), caption=f"Figures of each label{cut}", sortable=True,
             sorted_by=f"images in {report.split}",
         ),
     ]  # fmt: skip
 
 
 def _confusions(report: Report) -> list[str]:
-    if not report.tables["confusions"]["images"]:
+    if not report.tables["confusions"].rows:
         return [html.paragraph("In no image is one label missed and another predicted wrongly.")]
     return [
         _drawn(report, "co_confusion"),
@@ -164,32 +149,14 @@ def _drawn(report: Report, name: str) -> str:
 
 
 def _table(report: Report, name: str, caption: str, sortable: bool = False) -> str:
-    columns = report.tables[name]
-    return html.table(list(columns), _rows(columns), caption=caption, sortable=sortable)
+    return table_html(report.tables[name].first(_MOST_ROWS), caption=caption, sortable=sortable)
 
 
 def _costs(report: Report) -> list[str]:
-    columns = report.tables["costs"]
-    return [html.table(list(columns), _rows(columns))] if columns["name"] else []
+    table = report.tables["costs"]
+    return [table_html(table)] if table.rows else []
 
 
 def _facts(report: Report) -> list[str]:
-    columns = report.tables["facts"]
-    facts = dict(zip(columns["name"], columns["value"], strict=True))
-    return [html.definitions(facts)] if facts else []
-
-
-def _rows(columns: Columns) -> list[list[str]]:
-    rows = zip(*(values[:_MOST_ROWS] for values in columns.values()), strict=True)
-    return [[cell_text(cell) for cell in row] for row in rows]
-
-
-def cell_text(cell: Any) -> str:
-    """A value as it is shown: figures with three digits, large numbers whole, nothing as a dash."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return _NONE
-    if isinstance(cell, float) and 0 < abs(cell) < 0.001:
-        return f"{cell:.1g}"
-    if isinstance(cell, float):
-        return f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
-    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+    facts = report.tables["facts"]
+    return [html.definitions(dict(facts.rows))] if facts.rows else []

@@ -29,7 +29,7 @@ from nuswide.reporting.report.subject import (
     looked_at,
     some_rows,
 )
-from nuswide.reporting.report.tables import Columns
+from nuswide.reporting.table import Table, make_table
 
 _LEAST_IMAGES = 10  # of a label, before it is called best or worst
 _RANKED = 50  # suspected labels in their table
@@ -39,7 +39,7 @@ _RANKED = 50  # suspected labels in their table
 class Report:
     """The pieces of a report. held_out: the split that suspected labels are of, or None.
 
-    tables: name -> columns, whole. drawings: name -> figure with its words. galleries: kind ->
+    tables: name -> table, whole. drawings: name -> plot with its words. galleries: kind ->
     pictures with captions. findings: what a reader must know, a sentence each.
     """
 
@@ -47,7 +47,7 @@ class Report:
     split: str
     held_out: str | None
     findings: tuple[str, ...]
-    tables: dict[str, Columns]
+    tables: dict[str, Table]
     drawings: dict[str, Drawing]
     galleries: dict[str, list[Card]]
 
@@ -65,7 +65,7 @@ def make_report(subject: Subject) -> Report:
     samples = subject.data.manifest
     confusions = find_confusions(samples, subject.scores, subject.thresholds)
     galleries = pictures.mistakes(subject)
-    tables: dict[str, Columns] = {
+    tables: dict[str, Table] = {
         "headline": columns.headline(subject, figures),
         "thresholds": columns.two_thresholds(sample),
         "per_label": columns.per_label(sample),
@@ -74,8 +74,8 @@ def make_report(subject: Subject) -> Report:
         "pictured": columns.pictured(
             subject, {kind: [card.entry for card in cards] for kind, cards in galleries.items()}
         ),
-        "costs": {"name": list(subject.costs), "value": list(subject.costs.values())},
-        "facts": {"name": list(subject.facts), "value": list(subject.facts.values())},
+        "costs": make_table(("name", "value"), subject.costs.items()),
+        "facts": make_table(("name", "value"), subject.facts.items()),
     }
     held_out = None
     if subject.held_out is not None and len(subject.held_out.data):
@@ -111,7 +111,7 @@ def _label_ap(part: Part) -> NDArray[np.float64]:
     )
 
 
-def findings(sample: Sample, figures: Metrics, tables: dict[str, Columns]) -> list[str]:
+def findings(sample: Sample, figures: Metrics, tables: dict[str, Table]) -> list[str]:
     """What a reader must know, a sentence each."""
     subject = sample.subject
     n_images, n_labels = subject.scores.shape
@@ -150,13 +150,12 @@ def _standing(subject: Subject, figures: Metrics) -> list[str]:
     return [f"{text}."]
 
 
-def _cut(table: Columns) -> list[str]:
-    place = table["figure"].index("micro/f1")
-    own, half = table["at its thresholds"][place], table["at 0.5"][place]
+def _cut(table: Table) -> list[str]:
+    own, half = next(values for name, *values in table.rows if name == "micro/f1")
     return [f"micro-F1 is {own:.3f} at the model's thresholds and {half:.3f} at 0.5."]
 
 
-def _labels(table: Columns, split: str) -> list[str]:
+def _labels(table: Table, split: str) -> list[str]:
     """The best and worst label, and those that nothing is known of."""
     names, support = table["label"], table["support"]
     judged = [(ap, i) for i, ap in enumerate(table["ap"]) if support[i] >= _LEAST_IMAGES]

@@ -1,6 +1,6 @@
-"""The tables of a report, as columns of plain values.
+"""The tables of a report.
 
-Owns what is in them and in what order. Never formats a number, nor draws.
+Owns what is in them and in what order. Never draws.
 
     per_label(sample)["ap"]
 """
@@ -16,11 +16,19 @@ from nuswide.metrics.calibration import BINS, bin_sums
 from nuswide.metrics.predictions import Bools
 from nuswide.reporting.report.entries import Confusions, Entry
 from nuswide.reporting.report.subject import Part, Sample, Subject
+from nuswide.reporting.table import Table, make_table, table_of
 
-Columns = dict[str, list[Any]]
-HEADLINE = (
-    "map", "micro/ap", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "lrap",
-)  # fmt: skip
+_MEANINGS = {
+    "map": "mean over the labels of their average precision",
+    "micro/ap": "average precision of all labels' entries in one ranking",
+    "micro/f1": "F1 of all entries together",
+    "macro/f1": "mean of the labels' F1",
+    "samples/f1": "mean of the images' F1",
+    "cf1": "harmonic mean of the labels' mean precision and mean recall",
+    "of1": "as micro/f1, by its name beside cf1",
+    "lrap": "how far up an image's own labels are in its ranking",
+}
+HEADLINE = tuple(_MEANINGS)
 _DECISIONS = ("precision_recall_f1", "six", "hamming_loss")  # of METRICS, these need no ranking
 _AT_THRESHOLDS = (
     "micro/f1", "micro/precision", "micro/recall", "macro/f1", "macro/precision", "macro/recall",
@@ -40,28 +48,27 @@ def metrics_of(sample: Sample) -> Metrics:
     )
 
 
-def headline(subject: Subject, figures: Metrics) -> Columns:
+def headline(subject: Subject, figures: Metrics) -> Table:
     """Each headline figure, its interval, and the baselines'; None for what is not defined."""
     names = [name for name in HEADLINE if name in figures]
     nothing = (np.nan, np.nan, np.nan)
-    columns: Columns = {"figure": names, "value": _cells(figures[name] for name in names)}
-    for place, bound in ((1, "low"), (2, "high")):
-        columns[bound] = _cells(subject.intervals.get(name, nothing)[place] for name in names)
+    columns: dict[str, list[Any]] = {
+        "figure": names, "value": _cells(figures[name] for name in names),
+    }  # fmt: skip
+    for index, bound in ((1, "low"), (2, "high")):
+        columns[bound] = _cells(subject.intervals.get(name, nothing)[index] for name in names)
     for baseline, values in subject.baselines.items():
         columns[baseline] = _cells(values.get(name, np.nan) for name in names)
-    return columns
+    return table_of(columns | {"meaning": [_MEANINGS[name] for name in names]})
 
 
-def two_thresholds(sample: Sample) -> Columns:
+def two_thresholds(sample: Sample) -> Table:
     """Figures at the subject's thresholds and at 0.5, side by side."""
     own, half = (
         _decision_figures(predictions) for predictions in (sample.predictions, sample.at_half)
     )
-    return {
-        "figure": list(_AT_THRESHOLDS),
-        "at its thresholds": [own[name] for name in _AT_THRESHOLDS],
-        "at 0.5": [half[name] for name in _AT_THRESHOLDS],
-    }
+    rows = [(name, own[name], half[name]) for name in _AT_THRESHOLDS]
+    return make_table(("figure", "at its thresholds", "at 0.5"), rows)
 
 
 def _decision_figures(predictions: Predictions) -> Metrics:
@@ -71,7 +78,7 @@ def _decision_figures(predictions: Predictions) -> Metrics:
     return figures
 
 
-def per_label(sample: Sample) -> Columns:
+def per_label(sample: Sample) -> Table:
     """The figures of each label with its images in train and its F1 at 0.5; frequent ones first."""
     labels, predictions = sample.subject.labels, sample.predictions
     table = per_label_table(
@@ -82,7 +89,7 @@ def per_label(sample: Sample) -> Columns:
     order = [place[label] for label in table["label"]]
     table["f1 at 0.5"] = [round(float(half[i]), 4) for i in order]
     table["in train"] = [int(sample.subject.train_positives[i]) for i in order]
-    return table
+    return table_of(table)
 
 
 def _f1(predictions: Predictions) -> Any:
@@ -92,7 +99,7 @@ def _f1(predictions: Predictions) -> Any:
     )
 
 
-def confusions(subject: Subject, found: Confusions) -> Columns:
+def confusions(subject: Subject, found: Confusions) -> Table:
     """The most frequent pairs of a missed label and one wrongly predicted in the same image."""
     order = np.argsort(-found.images, axis=None, kind="stable")[:_PAIRS]
     pairs = [
@@ -100,15 +107,16 @@ def confusions(subject: Subject, found: Confusions) -> Columns:
         for r, c in zip(*np.unravel_index(order, found.images.shape), strict=True)
         if found.images[r, c]
     ]
-    return {
-        "missed": [subject.labels[found.missed[r]] for r, _ in pairs],
-        "predicted instead": [subject.labels[found.wrong[c]] for _, c in pairs],
-        "images": [int(found.images[pair]) for pair in pairs],
-        "share of the missed": [
-            float(found.images[r, c] / found.missed_images[r]) for r, c in pairs
-        ],
-        "share of all images": [float(found.wrong_images[c] / found.n_images) for _, c in pairs],
-    }
+    titles = ("missed", "predicted instead", "images", "share of the missed", "share of all images")
+    rows = [
+        (
+            subject.labels[found.missed[r]], subject.labels[found.wrong[c]],
+            int(found.images[r, c]), float(found.images[r, c] / found.missed_images[r]),
+            float(found.wrong_images[c] / found.n_images),
+        )
+        for r, c in pairs
+    ]  # fmt: skip
+    return make_table(titles, rows)
 
 
 def labels_of(labels: tuple[str, ...], chosen: Bools) -> str:
@@ -116,24 +124,21 @@ def labels_of(labels: tuple[str, ...], chosen: Bools) -> str:
     return "; ".join(labels[i] for i in np.flatnonzero(chosen))
 
 
-def pictured(subject: Subject, groups: Mapping[str, list[Entry]]) -> Columns:
+def pictured(subject: Subject, groups: Mapping[str, list[Entry]]) -> Table:
     """What the pictures of mistakes and hits show; kind of picture -> its entries."""
     samples, labels = subject.data.manifest, subject.labels
-    columns: Columns = {
-        name: [] for name in ("kind", "image", "label", "score", "threshold", "true", "predicted")
-    }
+    rows = []
     for kind, entries in groups.items():
         for entry in entries:
             scores = subject.scores[entry.image]
-            row = (
+            rows.append((
                 kind, samples.names[entry.image], labels[entry.label], float(scores[entry.label]),
                 float(subject.thresholds[entry.label]),
                 labels_of(labels, samples.targets[entry.image] > 0),
                 labels_of(labels, predicted_of(samples, scores, subject.thresholds, entry.image)),
-            )  # fmt: skip
-            for name, cell in zip(columns, row, strict=True):
-                columns[name].append(cell)
-    return columns
+            ))  # fmt: skip
+    titles = ("kind", "image", "label", "score", "threshold", "true", "predicted")
+    return make_table(titles, rows)
 
 
 def predicted_of(samples: Manifest, scores: Any, thresholds: Any, image: int) -> Bools:
@@ -142,22 +147,24 @@ def predicted_of(samples: Manifest, scores: Any, thresholds: Any, image: int) ->
     return predicted if samples.known is None else predicted & samples.known[image]
 
 
-def suspects(part: Part, ranked: list[Entry], label_ap: Any) -> Columns:
+def suspects(part: Part, ranked: list[Entry], label_ap: Any) -> Table:
     """The entries whose label and score are furthest apart, and why each is suspected."""
     samples = part.data.manifest
     targets = [int(samples.targets[e.image, e.label]) for e in ranked]
     scores = [float(part.scores[e.image, e.label]) for e in ranked]
     aps = [label_ap[e.label] for e in ranked]
-    return {
-        "rank": list(range(1, len(ranked) + 1)),
-        "image": [samples.names[e.image] for e in ranked],
-        "label": [samples.labels[e.label] for e in ranked],
-        "labelled": ["yes" if target else "no" for target in targets],
-        "score": scores,
-        "distance": [abs(t - s) for t, s in zip(targets, scores, strict=True)],
-        "AP of the label": [None if np.isnan(ap) else float(ap) for ap in aps],
-        "reason": [reason(*evidence) for evidence in zip(targets, aps, strict=True)],
-    }
+    return table_of(
+        {
+            "rank": list(range(1, len(ranked) + 1)),
+            "image": [samples.names[e.image] for e in ranked],
+            "label": [samples.labels[e.label] for e in ranked],
+            "labelled": ["yes" if target else "no" for target in targets],
+            "score": scores,
+            "distance": [abs(t - s) for t, s in zip(targets, scores, strict=True)],
+            "AP of the label": [None if np.isnan(ap) else float(ap) for ap in aps],
+            "reason": [reason(*evidence) for evidence in zip(targets, aps, strict=True)],
+        }
+    )
 
 
 def reason(target: int, ap: float) -> str:
@@ -169,7 +176,7 @@ def reason(target: int, ap: float) -> str:
     return f"{said}; the model is {trust} at it (AP {ap:.2f})"
 
 
-def calibration(predictions: Predictions) -> Columns:
+def calibration(predictions: Predictions) -> Table:
     """Bins of equal width over all known entries: how many, mean score, and the share that is true.
 
     The interval is Wilson's, as if entries were independent; a bin without entries has none.
@@ -181,11 +188,11 @@ def calibration(predictions: Predictions) -> Columns:
     middle = (share + _Z**2 / 2 / n) / (1 + _Z**2 / n)
     half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / 4 / n**2) / (1 + _Z**2 / n)
     edges = np.linspace(0, 1, BINS + 1)
-    return {
+    return table_of({
         "from": edges[:-1].tolist(), "to": edges[1:].tolist(), "entries": counts.tolist(),
         "mean score": _cells(score_sums / n), "share true": _cells(share),
         "low": _cells(middle - half), "high": _cells(np.minimum(middle + half, 1)),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _bin_counts(predictions: Predictions) -> Any:
