@@ -27,6 +27,7 @@ td, th[scope=row] { white-space: nowrap; vertical-align: top; font-variant-numer
 th[scope=row] { position: sticky; left: 0; background: var(--page); max-width: 16rem;
 white-space: normal; overflow-wrap: break-word }
 thead th { max-width: 16rem; white-space: normal }
+th small { margin-left: .4em; font-weight: normal }
 td small { display: block; color: var(--faint); font-weight: normal }
 td.better { background: var(--mark); font-weight: bold }
 td.worse { background: var(--worse); font-weight: bold }
