@@ -187,3 +187,16 @@ def test_the_version_is_one() -> None:
     released = re.findall(r"^## (\d\S+) - (\d{4}-\d\d-\d\d)$", changes, flags=re.MULTILINE)
     assert released[0] == (__version__, str(citation["date-released"]))
     assert citation["version"] == __version__
+
+
+def test_the_map_has_every_module() -> None:
+    page = PAGES["docs/architecture.md"]
+    shown = set()
+    for folder, table in re.findall(r"### `(nuswide/\w+/)`.*?\n(.*?)(?=\n#)", page, flags=re.DOTALL):
+        shown |= {folder + module for module in re.findall(r"^\| `([\w/]+\.py)` \|", table, re.M)}
+    modules = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("nuswide/*/**/*.py")
+        if path.name != "__init__.py" or len(path.read_text(encoding="utf-8").splitlines()) > 1
+    }
+    assert (sorted(shown - modules), sorted(modules - shown)) == ([], [])
