@@ -192,7 +192,9 @@ def test_the_version_is_one() -> None:
 def test_the_map_has_every_module() -> None:
     page = PAGES["docs/architecture.md"]
     shown = set()
-    for folder, table in re.findall(r"### `(nuswide/\w+/)`.*?\n(.*?)(?=\n#)", page, flags=re.DOTALL):
+    for folder, table in re.findall(
+        r"### `(nuswide/\w+/)`.*?\n(.*?)(?=\n#)", page, flags=re.DOTALL
+    ):
         shown |= {folder + module for module in re.findall(r"^\| `([\w/]+\.py)` \|", table, re.M)}
     modules = {
         str(path.relative_to(ROOT))
