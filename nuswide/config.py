@@ -139,8 +139,8 @@ class Config:
     seed: int = _field(0, "Seed of all randomness.", role="seed", low=0, high=2**31 - 1)
 
     # Hardware; precision and sync_batchnorm change the network's numbers: they are of the recipe
-    device: Literal["auto", "cpu", "cuda"] = _field(
-        "auto", "auto uses a GPU if there is one.", role="hardware"
+    device: Literal["auto", "cpu", "cuda", "mps"] = _field(
+        "auto", "auto uses a CUDA GPU if there is one; mps is an Apple GPU.", role="hardware"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
         "auto", "Precision of the network; auto uses bf16 on GPUs that support it, else fp32."

@@ -150,7 +150,7 @@ def test_a_wrong_type_in_python_is_refused_too() -> None:
 
 
 def test_a_choice_is_refused_with_the_choices() -> None:
-    assert error_of({"device": "tpu"}) == "device='tpu' is not one of auto, cpu, cuda"
+    assert error_of({"device": "tpu"}) == "device='tpu' is not one of auto, cpu, cuda, mps"
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    mean = _gray(images).mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
+    dtype = torch.float32 if images.device.type == "mps" else torch.float64  # mps has no float64
+    mean = _gray(images).mean(dim=(1, 2, 3), keepdim=True, dtype=dtype)
     return _blend(images, mean.float(), factor)
 
 

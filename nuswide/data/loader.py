@@ -40,8 +40,10 @@ def open_feed(data: Dataset, rows: Indices, device: torch.device, kind: str) -> 
 
 
 def _fits(data: Dataset, rows: Indices, device: torch.device) -> bool:
-    if device.type != "cuda":
+    if device.type == "cpu":
         return True  # nothing is copied: the kernel reads pages of the cache as they are needed
+    if device.type != "cuda":
+        return False  # mps shares the machine's memory, so that little is gained by copying all
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return len(rows) * int(np.prod(data.images.shape[1:])) <= _SHARE * free_bytes
 

@@ -118,9 +118,9 @@ def effective_weights(counts: LabelCounts, *, beta: float = 0.999) -> Tensor:
     beta: in [0, 1), 0 for equal weights. The paper tries 0.9, 0.99, 0.999 and 0.9999 (as cited from
     memory). A label without a positive counts as if it had one.
     """
-    n = counts.positives.double().clamp(min=1)
+    n = counts.positives.cpu().double().clamp(min=1)  # Apple's GPUs have no float64
     weights = (1 - beta) / (1 - beta**n)
-    return (weights / weights.mean()).to(counts.positives.dtype)
+    return (weights / weights.mean()).to(counts.positives)
 
 
 def distribution_balanced_loss(

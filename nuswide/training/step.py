@@ -104,10 +104,12 @@ class State:
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn auto, cpu or cuda into a device, this process's own if there are many.
+    """Return the device for auto, cpu, cuda or mps: with many processes, this process's own GPU.
 
     Raises click.ClickException for a missing GPU.
     """
+    if name == "mps":
+        return _apple_gpu()
     if name == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("device=cuda, but torch finds no GPU; give device=auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
@@ -121,9 +123,24 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def _apple_gpu() -> torch.device:
+    if not torch.backends.mps.is_available():
+        raise click.ClickException(
+            "device=mps, but torch finds no Apple GPU; give device=auto or cpu"
+        )
+    if distributed.world_size() > 1:
+        raise click.ClickException("device=mps trains in one process; start it without torchrun")
+    return torch.device("mps")
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turn auto, fp32, bf16 or fp16 into a type that the device computes in."""
+    """Return the type for auto, fp32, bf16 or fp16, if the device computes in it.
+
+    Raises click.ClickException if it does not.
+    """
     on_gpu = device.type == "cuda"
+    if device.type == "mps" and name not in ("auto", "fp32"):
+        raise click.ClickException(f"precision={name} is not for device=mps; give auto or fp32")
     if name == "auto":
         name = "bf16" if on_gpu and torch.cuda.is_bf16_supported(False) else "fp32"
     if name == "fp16" and not on_gpu:

@@ -23,7 +23,7 @@ from nuswide.models.networks import TaggerNet, create_model
 from nuswide.training import step
 from nuswide.training.checkpoint import LAST, Writer, load, save
 from nuswide.training.loop import _Loop, fit
-from nuswide.training.step import Best, State, choose_device
+from nuswide.training.step import Best, State, choose_device, choose_precision
 
 LABELS = ("red", "green", "blue")
 CONFIG = Config(
@@ -425,3 +425,19 @@ def test_a_missing_gpu_is_an_error_and_auto_takes_what_is_there() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(click.ClickException, match="device=auto"):
             choose_device("cuda")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(click.ClickException, match="no Apple GPU; give device=auto or cpu"):
+            choose_device("mps")
+
+
+def test_an_apple_gpu_computes_in_fp32_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device = choose_device("mps")
+    assert device.type == "mps"
+    assert choose_precision("auto", device) == choose_precision("fp32", device) == torch.float32
+    for name in ("bf16", "fp16"):
+        with pytest.raises(click.ClickException, match=f"precision={name} is not for device=mps"):
+            choose_precision(name, device)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(click.ClickException, match="without torchrun"):
+        choose_device("mps")
