@@ -36,6 +36,13 @@ def needs_real(*names: str) -> pytest.MarkDecorator:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count tests of a browser, Spark or PostgreSQL as slow, so that `-m "not slow"` is enough."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("browser", "spark", "postgres")):
+            item.add_marker(pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A folder with its own tracking database, and the commands that use it."""

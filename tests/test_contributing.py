@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import mlflow
+import pytest
 from conftest import ROOT, TINY, Workspace, run_id_of
 
 from nuswide.data.dataset import load_manifest
+
+pytestmark = pytest.mark.slow
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n# (nuswide/\S+\.py)\n(.*?)```", TEXT, flags=re.DOTALL)

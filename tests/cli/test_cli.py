@@ -149,6 +149,7 @@ def test_imagenet_weights_without_a_network_say_what_to_do(
     assert "connect to the network" in error and "weights=FILE" in error
 
 
+@pytest.mark.slow
 def test_a_diverging_run_ends_as_failed_and_names_the_step(tiny_data: Path) -> None:
     error = train_error(tiny_data, lr="1e30", epochs="8")
     assert "at step" in error and "lower lr" in error
@@ -195,6 +196,7 @@ def test_every_config_field_is_an_option_of_train() -> None:
     assert {f.name for f in fields(Config)} | {"experiment"} == options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [(), *((name,) for name in main.commands)])
 def test_help_is_given_without_importing_torch_or_mlflow(command: tuple[str, ...]) -> None:
     code = (
@@ -211,6 +213,7 @@ def test_help_is_given_without_importing_torch_or_mlflow(command: tuple[str, ...
 # prepare, audit and cache
 
 
+@pytest.mark.slow
 def test_what_prepare_makes_trains_and_says_so(tiny_data: Path, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     done = workspace.nuswide("prepare", str(tiny_data), "out", "--labels", "top:5")
@@ -219,6 +222,7 @@ def test_what_prepare_makes_trains_and_says_so(tiny_data: Path, tmp_path: Path) 
     assert said.returncode == 1 and "another folder" in said.stderr and "\n" not in said.stderr[:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -239,6 +243,7 @@ def test_a_mistake_in_prepare_is_one_line(
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_audit_writes_a_page_and_caches_are_listed_and_removed(
     tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +258,7 @@ def test_audit_writes_a_page_and_caches_are_listed_and_removed(
     assert "no caches in data/cache" in workspace.nuswide("cache").stdout
 
 
+@pytest.mark.slow
 def test_annotations_without_pictures_are_audited_if_told(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,labels,split\na.jpg,sky,train\nb.jpg,sea,test\n")
     done = Workspace(tmp_path).nuswide("audit", "--data", ".", "--pictures", "false")

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COUNT_FAULTS = """
 import resource
 from pathlib import Path

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from conftest import Workspace
 
+pytestmark = pytest.mark.slow
+
 PREDICT = """
 import sys, numpy as np, torch
 from pathlib import Path

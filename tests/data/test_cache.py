@@ -237,6 +237,7 @@ def wait_until_decoded(folder: Path, process: subprocess.Popen[str], n: int) -> 
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 600)
     for wanted in (1, 300):
@@ -254,6 +255,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "complete" in str(list_caches(tmp_path / "cache")[0])
 
 
+@pytest.mark.slow
 def test_two_builders_at_once_decode_each_picture_once(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 300)
     builders = [start_build(tmp_path, pause=0.01) for _ in range(2)]
@@ -261,6 +263,7 @@ def test_two_builders_at_once_decode_each_picture_once(tmp_path: Path) -> None:
     assert sorted((tmp_path / "decoded.txt").read_text().split()) == list(manifest.names)
 
 
+@pytest.mark.slow
 def test_a_second_builder_says_that_it_waits_and_goes_on_when_it_may(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 3)
     place = tmp_path / "cache" / cache_key(manifest, SIZE)

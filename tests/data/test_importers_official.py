@@ -205,6 +205,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     return folder, targets
 
 
+@pytest.mark.slow
 @needs_real("nuswide")
 def test_the_whole_of_nus_wide_is_read_back(full: tuple[Path, np.ndarray]) -> None:
     manifest = read_annotations(full[0])
@@ -216,6 +217,7 @@ def test_the_whole_of_nus_wide_is_read_back(full: tuple[Path, np.ndarray]) -> No
     assert sizes == {"official": [161_789, 107_859], "official-labelled": [125_449, 83_898]}
 
 
+@pytest.mark.slow
 @needs_real("nuswide")
 def test_the_whole_in_another_order_is_refused_without_any_second_copy_of_the_labels(
     full: tuple[Path, np.ndarray], tmp_path: Path

@@ -9,7 +9,7 @@ from conftest import REAL, Workspace, needs_real
 from nuswide.data.dataset import load_manifest, open_dataset
 from nuswide.tagger import decode_image
 
-pytestmark = needs_real("corel5k", "coco128")
+pytestmark = [pytest.mark.slow, needs_real("corel5k", "coco128")]
 
 
 @pytest.mark.parametrize(("name", "images"), [("corel5k", 1479), ("coco128", 126)])

@@ -135,6 +135,7 @@ def test_selection_is_best_first_at_or_above_each_threshold(
         assert names == [LABELS[i] for _, i in expected] and values == [-s for s, _ in expected]
 
 
+@pytest.mark.slow
 def test_the_result_has_the_networks_scores_and_says_whose_they_are(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_the_result_has_the_networks_scores_and_says_whose_they_are(
     assert about["data_digest"] == list_pictures(str(photos), tmp_path / "l").data_digest
 
 
+@pytest.mark.slow
 def test_workers_and_batch_sizes_do_not_change_the_result(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +179,7 @@ def test_workers_and_batch_sizes_do_not_change_the_result(
 # pictures that can't be read
 
 
+@pytest.mark.slow
 def test_rejected_pictures_are_listed_with_their_reasons(
     registered: Registered, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +200,7 @@ def test_rejected_pictures_are_listed_with_their_reasons(
     assert strict.exit_code == 1 and strict.output.count("Error:") == 1
 
 
+@pytest.mark.slow
 def test_a_source_of_nothing_but_rejected_pictures_gives_an_empty_table(
     registered: Registered, tmp_path: Path
 ) -> None:
@@ -206,6 +210,7 @@ def test_a_source_of_nothing_but_rejected_pictures_gives_an_empty_table(
     assert list(pd.read_parquet(tmp_path / "out").columns) == ["path", "labels", "scores"]
 
 
+@pytest.mark.slow
 def test_a_file_above_the_limit_is_rejected_unread(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +230,7 @@ def test_the_lossless_form_decodes_to_the_same_pixels(photos: Path) -> None:
 # going on, and not mixing things up
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
@@ -254,6 +260,7 @@ def finished(
     return photos, folder / "one", folder / "other"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -277,6 +284,7 @@ def test_other_options_are_refused(
     assert after == before
 
 
+@pytest.mark.slow
 def test_another_source_another_model_and_changed_pictures_are_refused(
     registered: Registered, finished: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -292,6 +300,7 @@ def test_another_source_another_model_and_changed_pictures_are_refused(
         tag(str(tmp_path / "copy"), str(photos), str(out), part_size=4)
 
 
+@pytest.mark.slow
 def test_a_part_of_another_tagging_or_a_damaged_one_is_refused(
     registered: Registered, finished: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -309,6 +318,7 @@ def test_a_part_of_another_tagging_or_a_damaged_one_is_refused(
             tag_here(registered, photos, tmp_path / "out", part_size=4)
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_left_alone(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
@@ -323,6 +333,7 @@ def test_a_folder_of_something_else_is_left_alone(
         tag_here(registered, photos, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["nowhere", "models:/none@champion", "damaged"])
 def test_a_model_that_is_not_there_is_one_clear_error(
     model: str, registered: Registered, photos: Path, tmp_path: Path
@@ -392,6 +403,7 @@ def wait_until_gone(pids: list[int]) -> Iterator[int]:
     yield from filter(alive, pids)
 
 
+@pytest.mark.slow
 def test_after_kill_9_no_process_stays_and_every_picture_is_tagged_once(
     registered: Registered, many: Path, tmp_path: Path
 ) -> None:
@@ -414,6 +426,7 @@ def test_after_kill_9_no_process_stays_and_every_picture_is_tagged_once(
     assert not list(out.glob("*.new")) and not (out / "_pictures.list").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run_with_one_line(
     registered: Registered, many: Path, tmp_path: Path
 ) -> None:
@@ -427,6 +440,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(
     assert "Traceback" not in words and list(wait_until_gone(workers)) == []
 
 
+@pytest.mark.slow
 def test_tagging_needs_neither_torch_nor_what_else_training_needs(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:

@@ -6,9 +6,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from conftest import Registered
 
 from nuswide.deployment import export
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_image_gets_the_models_few_pinned_requirements_and_no_torch(

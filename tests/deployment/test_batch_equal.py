@@ -26,6 +26,8 @@ from nuswide.deployment.batch.job import tag
 from nuswide.evaluation.evaluate import predict
 from nuswide.tracking.registry import find_version, load_tagger
 
+pytestmark = pytest.mark.slow
+
 _AT_ONCE = 32  # pictures in a request
 
 

@@ -21,9 +21,12 @@ from nuswide.deployment.batch import spark
 from nuswide.deployment.batch.job import tag
 from nuswide.deployment.batch.request import Summary
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("java"), reason="needs Java 17 or later for Spark; .ci/run installs it"
-)
+pytestmark = [
+    pytest.mark.spark,
+    pytest.mark.skipif(
+        not shutil.which("java"), reason="needs Java 17 or later for Spark; .ci/run installs it"
+    ),
+]
 ODD = ("with space.jpg", "ümläut.JPG", "50%25.jpg", "[1]{2}.jpg", "a+b&c.jpg")
 
 

@@ -22,6 +22,8 @@ from nuswide.models.networks import BACKBONES, TaggerNet, create_model
 from nuswide.tagger import Tagger
 from nuswide.tracking.reader import file_digest
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"labels": ["a", "b", "c"], "image_size_px": 32, "config": {}}
 DECISION = Decision(np.array([0.4, 0.5, 0.6], dtype=np.float32))
 TRAIN = TrainLabels(
@@ -126,7 +128,7 @@ def test_resnext_is_exported_with_wide_groups_and_trains_on_with_narrow_ones(
 # The others are exported above.
 @pytest.mark.parametrize(
     ("backbone", "head"),
-    zip(sorted(BACKBONES.keys() - {"resnet18", "resnext50_32x4d"}), itertools.cycle(HEADS)),
+    list(zip(sorted(BACKBONES.keys() - {"resnet18", "resnext50_32x4d"}), itertools.cycle(HEADS))),
 )
 def test_every_backbone_is_exported(backbone: str, head: str, tmp_path: Path) -> None:
     config = Config(backbone=backbone, head=head, image_size_px=64)

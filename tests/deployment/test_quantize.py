@@ -15,6 +15,8 @@ from nuswide.tagger import Tagger
 from nuswide.tracking.reader import fetch_scores
 from nuswide.tracking.registry import fetch_bundle, find_version
 
+pytestmark = pytest.mark.slow
+
 SOURCE = "models:/nuswide-tagger/1"
 
 

@@ -492,6 +492,7 @@ def test_the_page_has_no_outside_resource_and_no_inline_code(app: Gate) -> None:
 PHOTO = photo(33)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )

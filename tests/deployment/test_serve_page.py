@@ -15,6 +15,8 @@ from test_serve_limits import KEY, photo, scores_of
 
 from nuswide.tagger import Tagger
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def server(registered: Registered) -> Iterator[Server]:

@@ -25,6 +25,8 @@ from nuswide.deployment.serve.server import _listen, read_key
 from nuswide.deployment.serve.settings import Settings
 from nuswide.tagger import Tagger
 
+pytestmark = pytest.mark.slow
+
 PHOTO = photo(33)
 REQUEST = (
     b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"

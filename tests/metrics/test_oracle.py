@@ -121,6 +121,7 @@ def slow_calibration_error(true: Array, score: Array) -> float:
 
 def oracle_of_images(true: Array, scores: Array, known: Array) -> Any:
     """scikit-learn's, image by image, as it knows no unknown entries."""
+    scores = scores.astype(np.float64)  # scikit-learn's ranking fails on float32 under SciPy 1.18
     values: dict[str, list[float]] = {"lrap": [], "coverage_error": [], "ranking_loss": []}
     functions = (
         sk.label_ranking_average_precision_score, sk.coverage_error, sk.label_ranking_loss

@@ -37,6 +37,7 @@ def f1_at(target: Array, score: Array, threshold: float) -> float:
 # The scan
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 30), st.sampled_from((2, 5, 1000)), st.integers(0, 9999))
 def test_no_threshold_has_a_better_f1_than_the_fitted_one(n: int, levels: int, seed: int) -> None:

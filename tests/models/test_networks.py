@@ -59,7 +59,11 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
+SMALL = {"resnet18", "mobilenet_v3_small"}
+EACH = [pytest.param(name, marks=[] if name in SMALL else pytest.mark.slow) for name in BACKBONES]
+
+
+@pytest.fixture(scope="module", params=EACH)
 def one_of_each(request: pytest.FixtureRequest) -> tuple[str, TaggerNet]:
     return request.param, build(backbone=request.param, image_size_px=32)
 
@@ -330,7 +334,7 @@ def test_imagenet_weights_without_a_network_are_a_plain_error(
     assert "resnet18" in message and "weights=FILE" in message
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", EACH)
 def test_imagenet_weights_are_asked_for_by_the_backbones_name(
     monkeypatch: pytest.MonkeyPatch, backbone: str
 ) -> None:

@@ -340,6 +340,7 @@ def test_the_pieces_are_there_as_pictures_and_columns(whole: tuple[Report, str])
         assert len({len(values) for values in columns.as_dict().values()}) == 1
 
 
+@pytest.mark.browser
 def test_chromium_opens_the_page_without_network_or_complaint_and_sorts_labels(
     whole: tuple[Report, str], tmp_path: Path, browser: Browser
 ) -> None:
@@ -403,6 +404,7 @@ def test_many_images_are_sampled_and_the_page_says_so(monkeypatch: pytest.Monkey
     assert any("of 100 of these images, drawn at random" in sentence for sentence in said)
 
 
+@pytest.mark.slow
 def test_many_labels_are_cut_on_the_page_alone_and_it_says_so() -> None:
     subject = random_subject(12, 700)
     report = make_report(subject)
@@ -418,6 +420,7 @@ def test_scores_of_another_shape_are_refused(small: Subject) -> None:
         replace(small, thresholds=small.thresholds[:1])
 
 
+@pytest.mark.slow
 @needs_real("corel5k")
 def test_a_page_of_real_photographs_is_small(tmp_path: Path) -> None:
     from nuswide.data.dataset import load_manifest, open_dataset

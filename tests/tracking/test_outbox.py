@@ -19,6 +19,8 @@ from PIL import Image
 
 from nuswide.tracking.outbox import Outbox
 
+pytestmark = pytest.mark.slow
+
 
 class Server:
     """An `mlflow server` process that can be stopped and started again."""

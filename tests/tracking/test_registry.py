@@ -141,6 +141,7 @@ def test_of_many_moves_at_once_each_that_goes_through_is_in_the_history() -> Non
     assert champion("r") == history[-1].version and pending_tags("r") == []
 
 
+@pytest.mark.slow
 def test_the_registry_and_the_server_need_no_torch() -> None:
     serve = "nuswide.deployment.serve"
     modules = f"nuswide.tracking.registry, {serve}.limits, {serve}.model, {serve}.server"

@@ -36,6 +36,8 @@ from nuswide.training.checkpoint import LAST, Writer, load
 from nuswide.training.loop import fit
 from nuswide.training.step import State
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("sky", "clouds", "sea", "rock", "nothing")
 BACKBONES = ("resnet18", "mobilenet_v3_small")
 SIDE = 32

@@ -25,6 +25,8 @@ from nuswide.training.checkpoint import LAST, Writer, load, save
 from nuswide.training.loop import _Loop, fit
 from nuswide.training.step import Best, State, choose_device, choose_precision
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("red", "green", "blue")
 CONFIG = Config(
     backbone="resnet18", image_size_px=32, epochs=2, batch_size=8, lr=1e-3, val_fraction=0.2

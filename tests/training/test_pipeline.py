@@ -33,6 +33,8 @@ from nuswide.tracking.reader import WEIGHTS, WEIGHTS_TAG
 from nuswide.tracking.registry import fetch_bundle, find_version, load_tagger
 from nuswide.tracking.score_file import SavedScores
 
+pytestmark = pytest.mark.slow
+
 CHAMPION = "models:/nuswide-tagger@champion"
 
 

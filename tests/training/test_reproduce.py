@@ -11,6 +11,8 @@ from conftest import Trained, run_id_of
 
 from nuswide.training.reproduce import Check, _verdict, difference_rows
 
+pytestmark = pytest.mark.slow
+
 NAN = float("nan")
 
 

@@ -24,6 +24,8 @@ from nuswide.config import Config
 from nuswide.data.manifest import Manifest
 from nuswide.training import run_folder
 
+pytestmark = pytest.mark.slow
+
 TIMED = {"train/images_per_s", "train/seconds", "run/seconds"}
 OPTIONS = {
     "backbone": "resnet18", "image_size_px": "32", "batch_size": "8", "lr": "1e-3",

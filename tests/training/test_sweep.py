@@ -25,6 +25,8 @@ from optuna.trial import TrialState
 
 from nuswide.config import load_config
 
+pytestmark = pytest.mark.slow
+
 TINY = {"backbone": "resnet18", "image_size_px": 32, "batch_size": 8, "epochs": 1, "lr": 1e-3}
 # Against a hang only: on one slow core twelve trials have taken nearly six minutes.
 _PATIENCE_S = 1800
@@ -292,6 +294,7 @@ def test_a_worker_that_was_silent_gives_its_trial_up(workspace: Workspace, tiny_
     assert "RUNNING" not in {run.info.status for run in children[1]}
 
 
+@pytest.mark.postgres
 def test_twelve_trials_by_two_workers_on_postgresql_of_which_one_is_killed(
     workspace: Workspace, tiny_data: Path
 ) -> None:
@@ -347,6 +350,7 @@ def test_twelve_trials_by_two_workers_on_postgresql_of_which_one_is_killed(
     assert "sweeper@" in parent.data.params["storage"]
 
 
+@pytest.mark.postgres
 def test_a_storage_that_goes_away_ends_a_worker_in_a_line_and_the_same_command_goes_on(
     workspace: Workspace, tiny_data: Path
 ) -> None:

@@ -211,7 +211,8 @@ def take(trial: optuna.Trial, store: Store, plan: Plan) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def test_processes_that_begin_at_once_share_out_the_places(
     tmp_path: Path, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
