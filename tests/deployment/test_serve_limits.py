@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-from nuswide.deployment.serve.limits import Gate
-from nuswide.deployment.serve.server import Work
+from nuswide.deployment.serve.limits import LimitedApp
+from nuswide.deployment.serve.server import WorkerConfig
 from nuswide.deployment.serve.settings import MIB, Settings
 from nuswide.tagger import Tagger, decode_image
 
@@ -88,15 +88,17 @@ def parts(registered: Registered) -> Iterable[tuple[Any, Tagger]]:
     mlflow.set_tracking_uri(None)
 
 
-def gate_of(registered: Registered, key: str | None = None, log: Any = None, **limits: Any) -> Gate:
+def create_app(
+    registered: Registered, key: str | None = None, log: Any = None, **limits: Any
+) -> LimitedApp:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", log or io.StringIO())
-        return Work(registered.folder, "small", "1", Settings(**limits), key).app()
+        return WorkerConfig(registered.folder, "small", "1", Settings(**limits), key).app()
 
 
 @pytest.fixture(scope="module")
-def app(registered: Registered) -> Gate:
-    return gate_of(registered, body_mib=2, pictures=3, pixels=1_000_000, body_s=2)
+def app(registered: Registered) -> LimitedApp:
+    return create_app(registered, body_mib=2, pictures=3, pixels=1_000_000, body_s=2)
 
 
 def ask(app: Any, headers: dict[str, str], *parts: bytes, **more: Any) -> Answer:
@@ -140,7 +142,7 @@ def scores_of(tagger: Tagger, content: bytes) -> dict[str, float]:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_json_a_raw_body_and_a_form_get_the_same_exact_scores(
-    app: Gate, parts: tuple[Any, Tagger], form: str
+    app: LimitedApp, parts: tuple[Any, Tagger], form: str
 ) -> None:
     content, (mlflows, tagger) = photo(form=form), parts
     body = as_json(as_text(content), all_scores=True)
@@ -176,7 +178,7 @@ TABLES: list[Callable[[list[str]], Any]] = [
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_json_form_of_mlflow_gets_mlflows_answer(
-    app: Gate, parts: tuple[Any, Tagger], table: Callable[[list[str]], Any]
+    app: LimitedApp, parts: tuple[Any, Tagger], table: Callable[[list[str]], Any]
 ) -> None:
     rows = [as_text(photo(10)), "data:image/jpeg;base64," + as_text(photo(200))]
     body = json.dumps(table(rows) | {"params": {"threshold": 0.1, "top_k": 3}}).encode()
@@ -188,13 +190,13 @@ def test_every_json_form_of_mlflow_gets_mlflows_answer(
 
 @pytest.mark.parametrize("path", ["/ping", "/health", "/version"])
 def test_ping_health_and_version_answer_as_mlflows(
-    app: Gate, parts: tuple[Any, Tagger], path: str
+    app: LimitedApp, parts: tuple[Any, Tagger], path: str
 ) -> None:
     ours, theirs = (ask(one, {}, method="GET", path=path) for one in (app, parts[0]))
     assert (ours.status, ours.body) == (theirs.status, theirs.body) == (200, theirs.body)
 
 
-def test_the_card_of_the_model_names_labels_with_their_thresholds(app: Gate) -> None:
+def test_the_card_of_the_model_names_labels_with_their_thresholds(app: LimitedApp) -> None:
     card = ask(app, {}, method="GET", path="/model").content
     assert (card["name"], card["version"], card["image_size_px"]) == ("small", "1", 32)
     assert {"label": "plants & trees", "threshold": 0.55} in card["labels"]
@@ -223,8 +225,8 @@ def refused(answer: Answer, status: int, words: str) -> Answer:
         (400, "row 0: image must be a base64 text", JSON, as_json({SECRET: SECRET}), ""),
         (400, "row 0: image must be a base64 text or", JSON, as_json(SECRET + "!"), ""),
         (400, "row 1: image is not", JSON, as_json(as_text(photo()), as_text(b"x")), ""),
-        (400, "no picture", JSON, as_json(), ""),
-        (400, "no picture", FORM, as_form(threshold="0.5"), ""),
+        (400, "no image", JSON, as_json(), ""),
+        (400, "no image", FORM, as_form(threshold="0.5"), ""),
         (400, "damaged or incomplete", FORM, as_form(photo())[:-9], ""),
         (400, "damaged", {"content-type": "multipart/form-data"}, as_form(photo()), ""),
         (400, "unknown params", JSON, as_json("", **{SECRET: 1}), ""),
@@ -238,8 +240,8 @@ def refused(answer: Answer, status: int, words: str) -> Answer:
         (400, "not a readable picture", JPEG, photo()[:-200], ""),
         (400, "form that is not served", JPEG, SAVED["EPS"], ""),
         (400, "more than 1000000 pixels", JPEG, BOMBS[0], ""),
-        (413, "3 pictures", JSON, as_json(*[""] * 4), ""),
-        (413, "3 pictures", FORM, as_form(*[b"x"] * 5), ""),
+        (413, "3 images", JSON, as_json(*[""] * 4), ""),
+        (413, "3 images", FORM, as_form(*[b"x"] * 5), ""),
         (415, "send application/json", {"content-type": "text/csv"}, b"image\nx", ""),
         (415, "send application/json", {"content-type": SECRET}, b"x", ""),
         (415, "send application/json", {}, b"x", ""),
@@ -247,15 +249,15 @@ def refused(answer: Answer, status: int, words: str) -> Answer:
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_wrong_is_said_without_repeating_it(
-    app: Gate, status: int, words: str, headers: dict[str, str], body: bytes, query: str
+def test_an_error_message_does_not_repeat_the_input(
+    app: LimitedApp, status: int, words: str, headers: dict[str, str], body: bytes, query: str
 ) -> None:
     refused(ask(app, headers, body, query=query), status, words)
 
 
-def test_other_paths_and_methods_are_refused(app: Gate) -> None:
+def test_other_paths_and_methods_are_refused(app: LimitedApp) -> None:
     for path in ("/docs", "/redoc", "/openapi.json", f"/{SECRET}", "/page/../page.js"):
-        refused(ask(app, {}, method="GET", path=path), 404, "nothing here")
+        refused(ask(app, {}, method="GET", path=path), 404, "not found")
     answer = refused(ask(app, {}, method="GET"), 405, "use POST")
     assert answer.headers["allow"] == "POST"
     refused(ask(app, JPEG, photo(), path="/ping"), 405, "use GET")
@@ -263,20 +265,20 @@ def test_other_paths_and_methods_are_refused(app: Gate) -> None:
 
 @pytest.mark.parametrize("length", [str(2 * MIB + 1), "9" * 30])
 def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(
-    app: Gate, length: str
+    app: LimitedApp, length: str
 ) -> None:
     answer = ask(app, JPEG | {"content-length": length, "expect": "100-continue"}, b"never read")
     assert refused(answer, 413, "2 MiB").headers["connection"] == "close"
 
 
-def test_a_body_that_grows_too_large_is_refused(app: Gate) -> None:
+def test_a_body_that_grows_too_large_is_refused(app: LimitedApp) -> None:
     chunked = JPEG | {"transfer-encoding": "chunked", "content-length": "0"}
     refused(ask(app, chunked, *[bytes(MIB)] * 3), 413, "2 MiB")
     assert ask(app, JPEG, photo()).status == 200
 
 
 def test_bodies_that_are_held_at_once_are_bounded(registered: Registered) -> None:
-    app = gate_of(registered, held_mib=0.001)
+    app = create_app(registered, held_mib=0.001)
     answer = refused(ask(app, JPEG, bytes(600), bytes(600)), 503, "waiting")
     assert int(answer.headers["retry-after"]) >= 1
     assert ask(app, JPEG, photo(size=(8, 8))).status == 200  # what was held is let go
@@ -286,7 +288,7 @@ def test_a_body_that_takes_too_long_is_refused(registered: Registered) -> None:
     async def wait(left: int) -> None:
         await asyncio.sleep(5 if left == 1 else 0)
 
-    answer = ask(gate_of(registered, body_s=0.05), JPEG, b"a", b"b", before=wait)
+    answer = ask(create_app(registered, body_s=0.05), JPEG, b"a", b"b", before=wait)
     assert refused(answer, 408, "0.05 s").headers["connection"] == "close"
 
 
@@ -311,47 +313,47 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_what_finds_no_place_in_the_queue_is_told_to_come_again(
+def test_a_request_beyond_the_queue_gets_503_with_retry_after(
     registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = gate_of(registered, concurrency=1, queue=2)
+    app = create_app(registered, concurrency=1, queue=2)
     slow = Slow(monkeypatch)
 
     async def crowd() -> list[Answer]:
         first = [asyncio.create_task(exchange(app, JPEG, [photo(i)])) for i in range(3)]
-        await until(lambda: slow.begun == 1 and app._turns._waiting == 2)
+        await until(lambda: slow.begun == 1 and app._queue._waiting == 2)
         fourth = await exchange(app, JPEG, [photo()])
         slow.goes_on = True
         return [fourth, *await asyncio.gather(*first)]
 
     fourth, *others = asyncio.run(crowd())
-    assert int(refused(fourth, 503, "come again").headers["retry-after"]) >= 1
+    assert int(refused(fourth, 503, "try again").headers["retry-after"]) >= 1
     assert [answer.status for answer in others] == [200] * 3
 
 
-def test_a_request_whose_time_is_over_is_told_so_and_its_slot_stays_taken_till_it_ends(
+def test_a_request_past_its_deadline_gets_503_and_keeps_its_slot_until_it_ends(
     registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = gate_of(registered, concurrency=1, request_s=0.3)
+    app = create_app(registered, concurrency=1, request_s=0.3)
     slow = Slow(monkeypatch)
 
     async def visit() -> list[Answer]:
         answers = [await exchange(app, JPEG, [photo()])]
         answers.append(await exchange(app, JPEG, [photo()]))  # waits for the slot, in vain
         slow.goes_on = True
-        await until(lambda: not app._turns._slots.locked())
+        await until(lambda: not app._queue._slots.locked())
         return [*answers, await exchange(app, JPEG, [photo()])]
 
     one, two, three = asyncio.run(visit())
-    refused(one, 503, "come again")
-    refused(two, 503, "come again")
+    refused(one, 503, "try again")
+    refused(two, 503, "try again")
     assert slow.begun == 2 and three.status == 200
 
 
-def test_a_caller_that_leaves_the_queue_frees_its_place(
+def test_a_client_that_disconnects_leaves_the_queue(
     registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = gate_of(registered, concurrency=1)
+    app = create_app(registered, concurrency=1)
     slow = Slow(monkeypatch)
 
     async def visit() -> None:
@@ -371,7 +373,7 @@ def test_a_caller_that_leaves_the_queue_frees_its_place(
             raise AssertionError("nobody is there")
 
         await app(scope, receive, send)
-        assert app._turns._waiting == 0
+        assert app._queue._waiting == 0
         slow.goes_on = True
         assert (await first).status == 200
 
@@ -381,7 +383,7 @@ def test_a_caller_that_leaves_the_queue_frees_its_place(
 def test_a_server_error_does_not_tell_its_cause(
     registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = gate_of(registered)
+    app = create_app(registered)
 
     def fail(tagger: Tagger, images: Any) -> Any:
         raise RuntimeError(SECRET)
@@ -406,7 +408,7 @@ def test_a_server_error_does_not_tell_its_cause(
 def test_only_its_own_names_and_addresses_reach_the_server(
     registered: Registered, host: str, status: int
 ) -> None:
-    app = gate_of(registered, allowed_hosts="tagger.example, other.example")
+    app = create_app(registered, allowed_hosts="tagger.example, other.example")
     assert ask(app, JPEG | {"host": host}, photo()).status == status
     assert ask(app, {"host": host}, method="GET", path="/").status == status
 
@@ -416,12 +418,12 @@ def test_only_its_own_names_and_addresses_reach_the_server(
     {"http://127.0.0.1:5001": 200, "https://127.0.0.1:5001": 200, "http://127.0.0.1:9": 403,
      "null": 403, "http://evil.example": 403, "": 403, "http://[": 403}.items(),
 )  # fmt: skip
-def test_a_page_of_another_site_may_not_ask(app: Gate, origin: str, status: int) -> None:
+def test_a_page_of_another_site_may_not_ask(app: LimitedApp, origin: str, status: int) -> None:
     assert ask(app, JPEG | {"origin": origin}, photo()).status == status
 
 
 def test_a_key_is_asked_for_where_it_is_set(registered: Registered) -> None:
-    app = gate_of(registered, key=KEY)
+    app = create_app(registered, key=KEY)
     for wrong in ("", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer ", "Bearer é"):
         answer = ask(app, JPEG | {"authorization": wrong}, photo())
         assert refused(answer, 401, "Bearer KEY").headers["www-authenticate"] == "Bearer"
@@ -439,7 +441,7 @@ def test_the_log_has_an_object_a_request_without_pictures_keys_or_queries(
     registered: Registered,
 ) -> None:
     log = io.StringIO()
-    app = gate_of(registered, key=KEY, log=log)
+    app = create_app(registered, key=KEY, log=log)
     headers = JPEG | {"authorization": f"Bearer {KEY}", "x-more": SECRET}
     answer = ask(app, headers, photo(), query="threshold=0.125")
     ask(app, JSON, as_json(SECRET), query=SECRET)
@@ -453,7 +455,7 @@ def test_the_log_has_an_object_a_request_without_pictures_keys_or_queries(
 
 
 def test_the_metrics_count_requests_and_pictures(registered: Registered) -> None:
-    app = gate_of(registered)
+    app = create_app(registered)
     ask(app, JSON, as_json(as_text(photo()), as_text(photo(7))))
     ask(app, JPEG, b"no picture")
     text = ask(app, {}, method="GET", path="/metrics").body.decode()
@@ -464,7 +466,7 @@ def test_the_metrics_count_requests_and_pictures(registered: Registered) -> None
         assert f"nuswide_{gauge} 0.0" in text
 
 
-def test_every_answer_forbids_what_the_page_does_not_need(app: Gate) -> None:
+def test_every_answer_forbids_what_the_page_does_not_need(app: LimitedApp) -> None:
     for answer in (
         ask(app, {}, method="GET", path="/"),
         ask(app, JPEG, b"x"),
@@ -476,7 +478,7 @@ def test_every_answer_forbids_what_the_page_does_not_need(app: Gate) -> None:
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_the_page_has_no_outside_resource_and_no_inline_code(app: Gate) -> None:
+def test_the_page_has_no_outside_resource_and_no_inline_code(app: LimitedApp) -> None:
     page, script, style = (
         ask(app, {}, method="GET", path=path).body.decode()
         for path in ("/", "/page.js", "/page.css")
@@ -498,7 +500,7 @@ PHOTO = photo(33)
 )
 @given(request=requests())
 def test_no_request_breaks_the_server_or_comes_back_in_its_answer(
-    app: Gate, parts: tuple[Any, Tagger], request: Hostile
+    app: LimitedApp, parts: tuple[Any, Tagger], request: Hostile
 ) -> None:
     headers = {} if request.content_type is None else {"content-type": request.content_type}
     with warnings.catch_warnings():

@@ -1,17 +1,17 @@
-"""The server of a registered model: MLflow's scoring app behind a gate that trusts no caller.
+"""The HTTP server of a registered model: MLflow's scoring app behind checks of every request.
 
-Owns what happens between a socket and the model. Never trains, needs no torch, and runs none of the
-code that a registry holds: the bundle's data is scored by this package's own tagger.
+It needs no torch and runs no code from the registry: this package's own tagger scores with the
+model's data.
 
     settings   the limits, each an option of `nuswide serve`; imports nothing
-    forms      a body (JSON, a picture, a form) -> pictures and params
-    refusals   what a caller is told when it is told no
-    model      a bundle -> the pyfunc that MLflow's app scores with
-    origin     the names that the server goes by, and pages of other sites
-    turns      the queue
-    exchange   ASGI's terms, and the headers of every answer
-    gate       the ASGI app: who may ask for what, and in which order
+    requests   the body (JSON, an image, a multipart form) -> images and parameters
+    errors     error responses
+    model      a downloaded model -> the pyfunc that MLflow's app scores with
+    origin     checks of the Host and Origin headers
+    queue      the queue of requests that wait to be scored
+    asgi       ASGI types, and responses with their headers
+    limits     the ASGI app: routes, authentication, limits
     telemetry  the access log and /metrics
-    page/      the try-it page
+    page/      the web page
     server     sockets, worker processes, signals
 """

@@ -1,8 +1,6 @@
-"""One exchange with a caller, in ASGI's terms.
+"""ASGI types and the responses of the server, with the headers that all of them carry.
 
-Owns the form of every answer and its headers. Decides nothing.
-
-    await Answer(scope, receive, send, visit).send(200, b"{}")
+await Response(scope, receive, send, record).send(200, b"{}")
 """
 
 import asyncio
@@ -10,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from nuswide.deployment.serve.errors import Refusal
-from nuswide.deployment.serve.telemetry import Visit
+from nuswide.deployment.serve.errors import HTTPError
+from nuswide.deployment.serve.telemetry import RequestRecord
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -19,30 +17,31 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_POLICY = (
+_CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_SAFE = {
-    "content-security-policy": _POLICY,
+_SECURITY_HEADERS = {
+    "content-security-policy": _CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-_LINGER_S = 5.0
+_DISCARD_S = 5.0
 
 
-class Answer:
-    """The way back to the caller."""
+class Response:
+    """The response to one request."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         self._receive = receive
         self._send = send
-        self._visit = visit
+        self._record = record
         names = {name for name, _ in scope["headers"]}
-        self._waits = b"expect" in names  # the caller sends its body only if it is told to
-        self.begun = False
+        # With Expect: 100-continue, the client sends its body only after it is told to.
+        self._expects_continue = b"expect" in names
+        self.started = False
         self.body_is_read = not names & {b"content-length", b"transfer-encoding"}
 
     async def send(
@@ -52,34 +51,34 @@ class Answer:
         content_type: str = "application/json",
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Send a whole answer, which ends the connection if the request's body was not read."""
-        if not self.body_is_read and not self._waits and status != 408:
-            await _drain(self._receive)
-        self.begun = True
-        self._visit.status, self._visit.bytes_out = status, len(body)
+        """Send the whole response; close the connection if the request's body was not read."""
+        if not self.body_is_read and not self._expects_continue and status != 408:
+            await _discard_body(self._receive)
+        self.started = True
+        self._record.status, self._record.bytes_out = status, len(body)
         own = {"content-type": content_type, "content-length": str(len(body))}
-        own |= {"x-request-id": self._visit.id} | _SAFE | (headers or {})
+        own |= {"x-request-id": self._record.id} | _SECURITY_HEADERS | (headers or {})
         if not self.body_is_read:
             own["connection"] = "close"
         start = [(name.encode(), value.encode()) for name, value in own.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": start})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def refuse(self, refusal: Refusal) -> None:
-        """Say no, unless an answer is under way."""
-        if not self.begun:
-            await self.send(refusal.status, refusal.body, "application/json", dict(refusal.headers))
+    async def send_error(self, error: HTTPError) -> None:
+        """Send an error, unless the response has already started."""
+        if not self.started:
+            await self.send(error.status, error.body, "application/json", dict(error.headers))
 
 
-async def disconnect(receive: Receive) -> None:
-    """Wait until the caller has closed the connection; its body must have been read."""
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Wait until the client closes the connection. The request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _drain(receive: Receive) -> None:
-    """Throw away what a caller still sends, for some seconds, or it would not read the answer."""
+async def _discard_body(receive: Receive) -> None:
+    """Read and drop the rest of the body for a few seconds; a sending client reads no response."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
+        async with asyncio.timeout(_DISCARD_S):
             while (message := await receive()).get("more_body", False):
                 del message

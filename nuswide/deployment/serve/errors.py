@@ -1,13 +1,13 @@
-"""What a caller is told when it is told no.
+"""Error responses: status codes and their names in MLflow's error format.
 
-Owns the statuses and their names in MLflow's form of an error. A message never repeats the input.
+A message never contains the client's input.
 
-    raise Refusal(413, "the body is larger than 16 MiB")
+    raise HTTPError(413, "the body is larger than 16 MiB")
 """
 
 import json
 
-_NAMES = {
+_ERROR_CODES = {
     400: "INVALID_PARAMETER_VALUE",
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
@@ -22,8 +22,8 @@ _NAMES = {
 }
 
 
-class Refusal(Exception):
-    """An answer that is no result. headers: beside those of every answer."""
+class HTTPError(Exception):
+    """A request that fails with a status. headers: in addition to those of every response."""
 
     def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)
@@ -33,9 +33,10 @@ class Refusal(Exception):
 
     @property
     def body(self) -> bytes:
-        """MLflow's form of an error."""
-        return json.dumps({"error_code": _NAMES[self.status], "message": self.message}).encode()
+        """The response's body, in MLflow's error format."""
+        error_code = _ERROR_CODES[self.status]
+        return json.dumps({"error_code": error_code, "message": self.message}).encode()
 
 
-class Gone(Exception):
-    """The caller has closed the connection."""
+class ClientDisconnect(Exception):
+    """The client has closed the connection."""

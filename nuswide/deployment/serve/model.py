@@ -1,7 +1,6 @@
-"""The model that the server scores with.
+"""The model that the server scores with, as a pyfunc of this package's own tagger.
 
-Owns the bundle's way into MLflow's pyfunc, by this package's own tagger: no code of the registry
-runs. Decides nothing about callers.
+No code from the registry runs.
 
     pyfunc = open_model(folder, Settings())
     app = mlflow.pyfunc.scoring_server.init(pyfunc)
@@ -29,33 +28,36 @@ DEADLINE: ContextVar[float] = ContextVar("DEADLINE")  # on time.monotonic()'s cl
 log = logging.getLogger(__name__)
 
 
-class TooLate(Exception):
-    """A request's time is over, and nobody waits for its other pictures any more."""
+class DeadlineExceeded(Exception):
+    """A request's deadline has passed; the rest of its images need not be scored."""
 
 
 class ServedModel(TaggerModel):
-    """A tagger's pyfunc that stops between two pictures when a request's time is over."""
+    """A tagger's pyfunc that stops between two images once the request's deadline has passed."""
 
     def __init__(self, tagger: Tagger, max_pixels: int) -> None:
         self.tagger = tagger
         self.max_pixels = max_pixels
 
     def _decode(self, row: int, value: Any) -> NDArray[np.uint8]:
-        _check_time()
+        _check_deadline()
         return super()._decode(row, value)
 
     def _tag(self, image: NDArray[np.uint8], *rest: Any) -> Any:
-        _check_time()
+        _check_deadline()
         return super()._tag(image, *rest)
 
 
-def _check_time() -> None:
+def _check_deadline() -> None:
     if time.monotonic() > DEADLINE.get(float("inf")):
-        raise TooLate
+        raise DeadlineExceeded
 
 
 class _Implementation:
-    """What MLflow calls. MLflow answers an unknown error with its traceback; this one does not."""
+    """The object that MLflow calls.
+
+    MLflow would return the traceback of an unexpected error to the client; this logs it instead.
+    """
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
@@ -66,18 +68,18 @@ class _Implementation:
         except BadRequest:
             raise
         except Exception as error:
-            if not isinstance(error, TooLate):
-                log.error("%s\n%s", type(error).__name__, places_of(error))
+            if not isinstance(error, DeadlineExceeded):
+                log.error("%s\n%s", type(error).__name__, format_traceback(error))
             raise MlflowException("the model failed", INTERNAL_ERROR) from None
 
 
-def places_of(error: BaseException) -> str:
-    """Where an error came from, without its message."""
+def format_traceback(error: BaseException) -> str:
+    """Return an error's traceback without its message, which may repeat the client's input."""
     return "".join(traceback.format_tb(error.__traceback__))
 
 
 def open_model(folder: Path, settings: Settings) -> tuple[PyFuncModel, Tagger]:
-    """Open a downloaded model, and score a blank picture, so that no caller meets a cold model."""
+    """Load a downloaded model and score a blank image, so that the first request is not slower."""
     tagger = Tagger.load(folder / "artifacts" / "bundle", settings.threads_of_a_worker)
     tagger.score(np.zeros((1, 3, tagger.image_size_px, tagger.image_size_px), np.uint8))
     implementation = _Implementation(ServedModel(tagger, settings.pixels))

@@ -1,7 +1,7 @@
-"""Where a request says that it comes from, and where it says that it goes.
+"""Checks of the Host and Origin headers, against web pages of other sites.
 
-Owns the defence against web pages elsewhere: by DNS rebinding a page makes a name of its own lead
-to this machine, but the browser still sends that name as Host.
+By DNS rebinding, a page can make its own host name resolve to this machine, but the browser still
+sends that name as Host.
 
     check_host("127.0.0.1:5001", frozenset({"localhost"}))
 """
@@ -9,24 +9,24 @@ to this machine, but the browser still sends that name as Host.
 import ipaddress
 from urllib.parse import urlsplit
 
-from nuswide.deployment.serve.errors import Refusal
+from nuswide.deployment.serve.errors import HTTPError
 
 
 def check_host(host: str, names: frozenset[str]) -> None:
-    """Raise Refusal 421 unless the host is an address or one of the names, with or without port."""
+    """Raise HTTPError 421 unless the host, less its port, is an IP address or one of the names."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         name = ""
     if name.rstrip(".") not in names and not _is_address(name):
-        raise Refusal(421, "this server does not go by that name; --allowed_hosts lists its names")
+        raise HTTPError(421, "unknown host name; --allowed_hosts lists the names of this server")
 
 
 def check_origin(headers: dict[str, str]) -> None:
-    """Raise Refusal 403 if a browser says that a page of another site asks."""
+    """Raise HTTPError 403 if a browser sends the request for a page of another site."""
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2].lower() != headers["host"].lower():
-        raise Refusal(403, "a page of another site may not ask")
+        raise HTTPError(403, "requests from pages of other sites are not allowed")
 
 
 def _is_address(name: str) -> bool:

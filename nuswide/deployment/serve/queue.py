@@ -1,53 +1,51 @@
-"""The queue: whose turn it is to be scored.
+"""The queue of requests that wait to be scored: first come, first served.
 
-Owns the slots of a worker and who waits for them, first come, first served. Reads no request.
-
-    turns = Turns(Settings(), telemetry)
-    waited_s = await turns.take(receive, deadline)
-    task.add_done_callback(turns.end)
+queue = RequestQueue(Settings(), telemetry)
+waited_s = await queue.acquire(receive, deadline)
+task.add_done_callback(queue.release)
 """
 
 import asyncio
 import time
 from typing import Any
 
-from nuswide.deployment.serve.asgi import Receive, disconnect
-from nuswide.deployment.serve.errors import Gone, Refusal
+from nuswide.deployment.serve.asgi import Receive, wait_for_disconnect
+from nuswide.deployment.serve.errors import ClientDisconnect, HTTPError
 from nuswide.deployment.serve.settings import Settings
 from nuswide.deployment.serve.telemetry import Telemetry
 
 
-class Turns:
-    """The slots of one worker."""
+class RequestQueue:
+    """The scoring slots of one worker and the requests that wait for one."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._max_waiting = settings.queue
         self._waiting = 0
         self._telemetry = telemetry
-        self._pace_s = 0.1  # between two ends, while there is a queue
-        self._last_end = 0.0
+        self._interval_s = 0.1  # between two completions while requests wait: a moving average
+        self._last_release = 0.0
 
     def check_room(self) -> None:
-        """Raise Refusal 503 if no more may wait."""
+        """Raise HTTPError 503 if the queue is full."""
         if self._slots.locked() and self._waiting >= self._max_waiting:
-            raise self.too_busy()
+            raise self.overloaded()
 
-    def too_busy(self) -> Refusal:
-        """A 503 that says after how long those who wait now will have been served."""
-        wait_s = max(1, round(self._pace_s * (self._waiting + 1)))
-        return Refusal(
-            503, "too many requests are waiting; come again later", retry_after=str(wait_s)
+    def overloaded(self) -> HTTPError:
+        """Return a 503 whose Retry-After is the time that the present queue is expected to take."""
+        wait_s = max(1, round(self._interval_s * (self._waiting + 1)))
+        return HTTPError(
+            503, "too many requests are waiting; try again later", retry_after=str(wait_s)
         )
 
-    async def take(self, receive: Receive, deadline: float) -> float:
-        """Wait for a slot, and say how many seconds it took.
+    async def acquire(self, receive: Receive, deadline: float) -> float:
+        """Wait for a slot and return the seconds waited.
 
-        Raises Refusal 503 when the queue is full or the deadline comes, and Gone if the caller
-        leaves meanwhile.
+        Raises HTTPError 503 if the queue is full or the deadline passes, and ClientDisconnect if
+        the client closes the connection meanwhile.
         """
         self.check_room()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         if self._slots.locked():
             self._waiting += 1
             self._telemetry.waiting.set(self._waiting)
@@ -59,30 +57,30 @@ class Turns:
         else:
             await self._slots.acquire()
         self._telemetry.running.inc()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     async def _wait(self, receive: Receive, deadline: float) -> None:
-        turn = asyncio.create_task(self._slots.acquire())
-        gone = asyncio.create_task(disconnect(receive))
+        slot = asyncio.create_task(self._slots.acquire())
+        disconnect = asyncio.create_task(wait_for_disconnect(receive))
         try:
             await asyncio.wait(
-                {turn, gone}, timeout=deadline - time.monotonic(),
+                {slot, disconnect}, timeout=deadline - time.monotonic(),
                 return_when=asyncio.FIRST_COMPLETED,
             )  # fmt: skip
-            if gone.done() or not turn.done():
-                if not turn.cancel():  # it has the slot already
+            if disconnect.done() or not slot.done():
+                if not slot.cancel():  # it has been acquired already
                     self._slots.release()
-                raise Gone if gone.done() else self.too_busy()
+                raise ClientDisconnect if disconnect.done() else self.overloaded()
         finally:
-            gone.cancel()
+            disconnect.cancel()
 
-    def end(self, work: "asyncio.Task[Any]") -> None:
-        """Free the slot that a task had."""
+    def release(self, task: "asyncio.Task[Any]") -> None:
+        """Release the slot of a finished task."""
         now = time.perf_counter()
         if self._waiting:
-            self._pace_s += 0.1 * (now - self._last_end - self._pace_s)
-        self._last_end = now
+            self._interval_s += 0.1 * (now - self._last_release - self._interval_s)
+        self._last_release = now
         self._slots.release()
         self._telemetry.running.dec()
-        if not work.cancelled():
-            work.exception()  # nobody may be waiting for it any more
+        if not task.cancelled():
+            task.exception()  # retrieved here, since its request may have timed out

@@ -1,8 +1,6 @@
-"""Sockets, worker processes and signals.
+"""Sockets, worker processes and signals: how the server starts and stops.
 
-Owns how the server starts and stops. Needs no torch.
-
-    serve_model("models:/nuswide-tagger@champion", "127.0.0.1", 5001, Settings())
+serve_model("models:/nuswide-tagger@champion", "127.0.0.1", 5001, Settings())
 """
 
 import asyncio
@@ -33,41 +31,40 @@ from nuswide.deployment.serve.settings import Settings
 from nuswide.tracking.registry import address_of, find_version
 
 _SPAWN = multiprocessing.get_context("spawn")
-_LINGER_S = 0.5  # for what was sent before the signal, and has not been read yet
+_LINGER_S = 0.5  # for requests that were sent before the signal and have not been read yet
 _MAX_HEADER_BYTES = 32 * 2**10
 _MIN_KEY = 16
 
 
 def serve_model(uri: str, host: str, port: int, settings: Settings) -> None:
-    """Serve a registered model until a signal. Raises click.ClickException if that can't begin."""
+    """Serve a registered model until a signal. Raises click.ClickException if it cannot start."""
     version = find_version(uri)
     key = read_key(settings)
     listener = _listen(host, port)
-    # `mlflow run` waits for the server's end, but is often killed with it: end its run beforehand.
+    # `mlflow run` waits until the server ends but is often killed with it: end its run now.
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
         mlflow.MlflowClient().set_terminated(run_id)
     with tempfile.TemporaryDirectory(prefix="nuswide-serve-") as temporary:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = temporary
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # Else each thread of a worker keeps freed memory of its own, and the sum grows for long.
+        # Otherwise glibc keeps freed memory for each thread, and a worker's memory grows for hours.
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         folder = Path(temporary) / "model"
         folder.mkdir()
         mlflow.artifacts.download_artifacts(address_of(version), dst_path=str(folder))
-        work = Work(folder, version.name, str(version.version), settings, key)
-        supervisor = Supervisor(work, listener, settings)
-        supervisor.run(_announcement(version, host, listener, settings, key))
+        worker = WorkerConfig(folder, version.name, str(version.version), settings, key)
+        Supervisor(worker, listener).run(_startup_message(version, host, listener, key))
 
 
 def read_key(settings: Settings) -> str | None:
-    """The key that callers must give, from a file or the environment; None if there is none."""
+    """Return the API key from the file or the environment; None if neither is set."""
     where, key = "NUSWIDE_API_KEY", os.environ.get("NUSWIDE_API_KEY")
     if settings.api_key_file:
         where = settings.api_key_file
         try:
             key = Path(where).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a text"
+            reason = error.strerror if isinstance(error, OSError) else "not a text file"
             raise click.ClickException(f"cannot read the key in {where} ({reason})") from None
     if key is not None and not (len(key) >= _MIN_KEY and key.isascii() and key.isprintable()):
         raise click.ClickException(
@@ -81,34 +78,36 @@ def _listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
         )[0]
-        # With its protocol: asyncio sends at once (TCP_NODELAY) only on what says that it is TCP,
-        # and else an answer's body waits 40 ms for the acknowledgement of its head.
+        # asyncio sets TCP_NODELAY only on sockets whose protocol is given as TCP. Without it, the
+        # body of a response waits 40 ms for the acknowledgement of its headers.
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(1024)  # now, so that another server on the port is found out at once
+        listener.listen(1024)  # now, so that a port in use is an error before the model loads
     except OSError as error:
         raise click.ClickException(
-            f"cannot listen on {host}:{port} ({error.strerror}); give another port"
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
         ) from error
     return listener
 
 
-def _announcement(
-    version: ModelVersion, host: str, listener: socket.socket, settings: Settings, key: str | None
+def _startup_message(
+    version: ModelVersion, host: str, listener: socket.socket, key: str | None
 ) -> str:
     shown = f"[{host}]" if ":" in host else host
     port = listener.getsockname()[1]
     text = f"{version.name} version {version.version} is served on http://{shown}:{port}/"
     bound = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
     if not bound.is_loopback and key is None:
-        text += "\nwarning: anybody who reaches this machine may ask; NUSWIDE_API_KEY sets a key"
+        text += (
+            "\nwarning: anyone who can reach this machine has access; set NUSWIDE_API_KEY to a key"
+        )
     return text
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a worker needs to know; it is sent to it through a pipe, the key included."""
+class WorkerConfig:
+    """What a worker process gets, through a pipe. key: the API key, if any."""
 
     folder: Path
     name: str
@@ -117,14 +116,14 @@ class Work:
     key: str | None
 
     def app(self) -> Any:
-        """The whole server as an ASGI app."""
+        """Load the model and return the ASGI app."""
         from mlflow.pyfunc import scoring_server
 
-        from nuswide.deployment.serve.limits import Gate
+        from nuswide.deployment.serve.limits import LimitedApp
         from nuswide.deployment.serve.model import open_model
         from nuswide.deployment.serve.telemetry import Telemetry
 
-        # The gate has its own time limit; MLflow's would free a slot whose thread still works.
+        # LimitedApp has its own time limit; MLflow's would free a slot whose thread still runs.
         os.environ["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = str(10**6)
         pyfunc, tagger = open_model(self.folder, self.settings)
         pairs = zip(tagger.labels, tagger.thresholds.tolist(), strict=True)
@@ -136,15 +135,15 @@ class Work:
             "labels": [{"label": label, "threshold": round(own, 6)} for label, own in pairs],
         }
         scoring = scoring_server.init(pyfunc)
-        return Gate(scoring, card, self.settings, self.key, Telemetry(sys.stdout))
+        return LimitedApp(scoring, card, self.settings, self.key, Telemetry(sys.stdout))
 
 
-def run_worker(work: Work, listener: socket.socket, ready: Any) -> None:
-    """Be a worker process: answer on the listener until SIGTERM or the parent's end."""
+def run_worker(worker: WorkerConfig, listener: socket.socket, ready: Any) -> None:
+    """Serve on the listener until SIGTERM or the parent's end: the main function of a worker."""
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    settings = work.settings
+    settings = worker.settings
     config = uvicorn.Config(
-        work.app(), http=limited_protocol(settings), ws="none", lifespan="off", loop="asyncio",
+        worker.app(), http=limited_protocol(settings), ws="none", lifespan="off", loop="asyncio",
         access_log=False, log_config=None, server_header=False, proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_s, timeout_graceful_shutdown=settings.stop_s,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
@@ -160,9 +159,9 @@ def _stop_with_parent() -> None:
 
 
 class GracefulServer(uvicorn.Server):
-    """uvicorn's server, which answers everything that was sent before it was told to stop.
+    """uvicorn's server, but it responds to every request that was sent before the signal to stop.
 
-    uvicorn closes at once what it has accepted but not read from, and what waits to be accepted.
+    uvicorn closes connections that it has accepted but not read from, and those in the backlog.
     """
 
     def __init__(self, config: uvicorn.Config, ready: Any) -> None:
@@ -170,14 +169,14 @@ class GracefulServer(uvicorn.Server):
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say when requests can come."""
+        """Start, and tell the parent."""
         await super().startup(sockets)
         self._ready.release()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept what is under way, then close the door, read what was accepted, and finish."""
+        """Accept the backlog, close the listener, read what was accepted, and finish."""
         headers = [*self.server_state.default_headers, (b"connection", b"close")]
-        self.server_state.default_headers = headers  # of requests to come, and under way:
+        self.server_state.default_headers = headers  # of requests to come; then of those running
         for protocol in self.server_state.connections:
             if isinstance(protocol, H11Protocol) and protocol.cycle:
                 protocol.cycle.default_headers = headers
@@ -188,13 +187,13 @@ class GracefulServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop, and don't die of the signal once stopped."""
+        """Stop, without raising the signal again after the shutdown."""
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
 
 
 def limited_protocol(settings: Settings) -> type[H11Protocol]:
-    """The HTTP protocol of uvicorn with a limit on connections and on the time of headers."""
+    """Return uvicorn's HTTP protocol with limits on connections and on the headers' time."""
 
     class LimitedProtocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
@@ -204,15 +203,15 @@ def limited_protocol(settings: Settings) -> type[H11Protocol]:
             if len(self.connections) > settings.connections:
                 transport.abort()
             else:
-                self._watch()
+                self._start_timer()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            self._watch()
+            self._start_timer()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self.conn.their_state is h11.SEND_BODY:  # nobody reads the rest
+            if self.conn.their_state is h11.SEND_BODY:  # the rest will not be read
                 self.transport.close()
             if self.transport.is_closing():
                 self._abort_later()
@@ -222,21 +221,21 @@ def limited_protocol(settings: Settings) -> type[H11Protocol]:
             self._abort_later()
 
         def _abort_later(self) -> None:
-            """End a connection that is closing, but whose caller does not read the answer."""
+            """Abort a closing connection whose client does not read the response."""
             self.loop.call_later(settings.body_s, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            self._unwatch()
+            self._stop_timer()
 
-        def _watch(self) -> None:
-            """Let the timer run while headers are under way."""
+        def _start_timer(self) -> None:
+            """Run the timer while headers are incomplete."""
             if self.conn.their_state is not h11.IDLE:
-                self._unwatch()
+                self._stop_timer()
             elif self._timer is None and self.timeout_keep_alive_task is None:
                 self._timer = self.loop.call_later(settings.header_s, self.transport.abort)
 
-        def _unwatch(self) -> None:
+        def _stop_timer(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -252,22 +251,21 @@ class Supervisor:
     with an error, and it waits without limit for a worker that does not stop.
     """
 
-    def __init__(self, work: Work, listener: socket.socket, settings: Settings) -> None:
-        self._work = work
+    def __init__(self, worker: WorkerConfig, listener: socket.socket) -> None:
+        self._config = worker
         self._listener = listener
-        self._settings = settings
         self._ready = _SPAWN.Semaphore(0)
         self._stopping = False
         self._workers: list[SpawnProcess] = []
 
-    def run(self, announcement: str) -> None:
+    def run(self, startup_message: str) -> None:
         """Serve until SIGTERM or SIGINT, then until the workers have finished."""
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._stop)
-        self._workers = [self._start() for _ in range(self._settings.workers)]
+        self._workers = [self._start() for _ in range(self._config.settings.workers)]
         self._wait_until_ready()
         if not self._stopping:
-            click.echo(announcement, err=True)
+            click.echo(startup_message, err=True)
         while not self._stopping:
             connection.wait([w.sentinel for w in self._workers], timeout=0.5)
             for place, worker in enumerate(self._workers):
@@ -276,7 +274,7 @@ class Supervisor:
         self._finish()
 
     def _start(self) -> SpawnProcess:
-        worker = _SPAWN.Process(target=run_worker, args=(self._work, self._listener, self._ready))
+        worker = _SPAWN.Process(target=run_worker, args=(self._config, self._listener, self._ready))
         worker.start()
         return worker
 
@@ -287,14 +285,14 @@ class Supervisor:
             if any(worker.exitcode is not None for worker in self._workers):
                 self._stop(signal.SIGTERM, None)
                 self._finish()
-                raise click.ClickException("a worker ended while it started; its words are above")
+                raise click.ClickException("a worker failed to start; its error is above")
 
     def _replace(self, dead: SpawnProcess) -> SpawnProcess:
         from prometheus_client.multiprocess import mark_process_dead
 
-        click.echo(f"worker {dead.pid} died ({dead.exitcode}); another takes its place", err=True)
+        click.echo(f"worker {dead.pid} died (exit code {dead.exitcode}); restarting", err=True)
         mark_process_dead(dead.pid)
-        time.sleep(0.5)  # what kills workers at once should not take the machine, too
+        time.sleep(0.5)  # so that workers that die at once are not restarted in a busy loop
         return self._start()
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
@@ -306,7 +304,7 @@ class Supervisor:
     def _finish(self) -> None:
         self._stop(signal.SIGTERM, None)  # a worker may have started meanwhile
         self._listener.close()
-        end = time.monotonic() + self._settings.stop_s + 10
+        end = time.monotonic() + self._config.settings.stop_s + 10
         for worker in self._workers:
             worker.join(max(0, end - time.monotonic()))
             if worker.exitcode is None:

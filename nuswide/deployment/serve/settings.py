@@ -1,6 +1,6 @@
-"""The limits of the server: a frozen dataclass of flat fields.
+"""The limits of the server: a frozen dataclass of flat fields with defaults, units and ranges.
 
-Owns defaults, units and ranges. Imports nothing heavy, so that `--help` is instant.
+It imports nothing heavy, so that `--help` is instant.
 
     settings = Settings(workers=2)
 """
@@ -20,44 +20,46 @@ def _field(default: Any, help: str, low: float | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Every limit of the server; raises ValueError when one is out of range."""
+    """Every limit of the server. Raises ValueError if one is out of range."""
 
     # Processes
-    workers: int = _field(1, "Processes that answer.", low=1)
+    workers: int = _field(1, "Worker processes.", low=1)
     threads: int = _field(
-        0, "Threads that score one picture in a worker; 0: the cores divided by the workers.", low=0
+        0, "Threads that score one image in a worker; 0: the cores divided by the workers.", low=0
     )
     concurrency: int = _field(
-        2, "Requests a worker handles at once: one is decoded while another is scored.", low=1
+        2,
+        "Requests that a worker processes at once: one is decoded while another is scored.",
+        low=1,
     )
 
-    # How much
-    body_mib: float = _field(16, "Largest body of a request, in MiB.", low=0.001)
-    held_mib: float = _field(256, "All bodies that a worker holds at once, in MiB.", low=0.001)
+    # Sizes and counts
+    body_mib: float = _field(16, "Largest request body, in MiB.", low=0.001)
+    held_mib: float = _field(
+        256, "Request bodies that a worker holds in memory at once, in MiB.", low=0.001
+    )
     pixels: int = _field(
-        50_000_000, "Most pixels of a picture; it takes 3 to 20 bytes each.", low=1
+        50_000_000, "Most pixels of an image; decoding takes 3 to 20 bytes a pixel.", low=1
     )
-    pictures: int = _field(32, "Most pictures of a request.", low=1)
-    queue: int = _field(
-        32, "Requests that wait in a worker for their turn; more are told 503.", low=0
-    )
-    connections: int = _field(256, "Open connections of a worker; more are closed.", low=1)
+    pictures: int = _field(32, "Most images of a request.", low=1)
+    queue: int = _field(32, "Requests that wait in a worker's queue; further ones get 503.", low=0)
+    connections: int = _field(256, "Open connections of a worker; further ones are closed.", low=1)
 
-    # How long
-    header_s: float = _field(10, "Seconds that a request's headers may take to arrive.", low=0.01)
-    body_s: float = _field(30, "Seconds that a body may take to arrive.", low=0.01)
+    # Times
+    header_s: float = _field(10, "Seconds for a request's headers to arrive.", low=0.01)
+    body_s: float = _field(30, "Seconds for a request's body to arrive.", low=0.01)
     request_s: float = _field(
-        60, "Seconds from the end of the body to the answer; then 503.", low=0.01
+        60, "Seconds from the end of the body to the response; after that 503.", low=0.01
     )
-    keep_alive_s: int = _field(5, "Seconds that an idle connection stays open.", low=1)
-    stop_s: int = _field(60, "Seconds that what was taken gets to finish on SIGTERM.", low=1)
+    keep_alive_s: int = _field(5, "Seconds that an idle connection is kept open.", low=1)
+    stop_s: int = _field(60, "Seconds for accepted requests to finish after SIGTERM.", low=1)
 
-    # Who
+    # Access
     allowed_hosts: str = _field(
-        "", "Names, parted by commas, that the server goes by beside localhost and its addresses."
+        "", "Host names of the server, separated by commas, besides localhost and IP addresses."
     )
     api_key_file: str = _field(
-        "", "File with the key that callers must give; else NUSWIDE_API_KEY, if it is set."
+        "", "File with the API key that clients must send; default: NUSWIDE_API_KEY, if set."
     )
 
     def __post_init__(self) -> None:
@@ -68,11 +70,11 @@ class Settings:
 
     @property
     def threads_of_a_worker(self) -> int:
-        """How many threads score one picture."""
+        """The threads that score one image."""
         return self.threads or max(1, available_cores() // self.workers)
 
     @property
     def host_names(self) -> frozenset[str]:
-        """The names that a Host header may hold, beside addresses."""
+        """The allowed names in the Host header, besides IP addresses."""
         names = (name.strip().lower() for name in self.allowed_hosts.split(","))
         return frozenset({"localhost", *names} - {""})
