@@ -80,7 +80,7 @@ def test_a_photo_can_be_pasted_and_dropped(server: Server, browser: Browser, fil
         assert len(browser.ask(SHOWN)) == 5
 
 
-def test_a_file_that_is_no_picture_is_told_in_the_status(
+def test_the_status_reports_a_file_that_is_not_an_image(
     server: Server, browser: Browser, tmp_path: Path
 ) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
@@ -145,15 +145,15 @@ def test_text_has_contrast_and_nothing_overflows(
     assert (ground > 128) == (scheme == "light")
 
 
-def test_a_server_with_a_key_asks_for_it(
+def test_the_page_asks_for_the_key_of_the_server(
     registered: Registered, browser: Browser, file: Path
 ) -> None:
     env = registered.workspace.env | {"NUSWIDE_API_KEY": KEY}
     with serving(registered.workspace.folder, env) as server:
         browser.get(f"http://127.0.0.1:{server.port}/")
-        browser.wait_for_text("#status", "asks for a key")
+        browser.wait_for_text("#status", "requires an API key")
         browser.type("#key", "a-wrong-key-of-some-length\n")
-        browser.wait_for_text("#status", "not the server's")
+        browser.wait_for_text("#status", "key is wrong")
         browser.execute_script("document.getElementById('key').value = ''")
         browser.type("#key", KEY + "\n")
         browser.wait_for_text("#status", "No photo yet.")
