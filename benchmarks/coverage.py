@@ -4,7 +4,7 @@
 
 Each trial draws 1,000 images with 27 labels (35 % to 1.5 % of the images) and the scores of three
 taggers: the first, one as good, and a better one. What is true of them is known from a million
-images. Counts how often the interval of a figure of the first, and of its paired difference to the
+images. Counts how often the interval of a metric of the first, and of its paired difference to the
 better one, covers the truth, and how often the one as good is called better (p < 0.05 and higher).
 For comparison: the percentile interval of images drawn with replacement.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from nuswide.metrics import RESAMPLED, Predictions, all_metrics, paired, resample
+from nuswide.metrics import HEADLINE, Predictions, all_metrics, paired, resample
 from nuswide.metrics.bootstrap import _Resampler
 
 IMAGES, LABELS, ROUNDS, THRESHOLD = 1000, 27, 400, 0.35
@@ -28,7 +28,7 @@ POWER = np.random.default_rng(7).uniform(1.2, 3.0, LABELS)  # how well a label i
 LOADS = np.random.default_rng(3).normal(size=(2, LABELS)) * 0.5  # scenes that labels share
 GAINS = (0.0, 0.0, 0.15)  # of the first tagger, one as good, and a better one
 ROWS = (
-    "a figure's interval covers", "a difference's interval covers", "no difference's covers 0",
+    "a metric's interval covers", "a difference's interval covers", "no difference's covers 0",
     "called better by chance", "called worse by chance", "percentile, with replacement",
 )  # fmt: skip
 
@@ -49,13 +49,13 @@ def draw(rng: np.random.Generator, n: int) -> tuple[NDArray, list[NDArray]]:
 
 
 def point(targets: NDArray, scores: NDArray) -> NDArray:
-    """The headline figures."""
-    figures = all_metrics(targets, scores, THRESHOLD)
-    return np.array([figures[name] for name in RESAMPLED])
+    """The headline metrics."""
+    metrics = all_metrics(targets, scores, THRESHOLD)
+    return np.array([metrics[name] for name in HEADLINE])
 
 
-def true_figures(seed: int) -> NDArray:
-    """The figures of all taggers on a quarter of a million images; (3, F)."""
+def true_metrics(seed: int) -> NDArray:
+    """The metrics of all taggers on a quarter of a million images; (3, F)."""
     targets, scores = draw(np.random.default_rng([1, seed]), 250_000)
     return np.array([point(targets, s) for s in scores])
 
@@ -68,12 +68,12 @@ def trial(given: tuple[int, NDArray]) -> NDArray:
     first, as_good, better = (
         resample(targets, s, THRESHOLD, rounds=ROUNDS, seed=seed) for s in scores
     )
-    intervals = np.array([first.intervals()[name][1:] for name in RESAMPLED]).T
-    gain = np.array([paired(better, first)[name] for name in RESAMPLED]).T
-    chance = np.array([paired(as_good, first)[name] for name in RESAMPLED]).T
+    intervals = np.array([first.intervals()[name][1:] for name in HEADLINE]).T
+    gain = np.array([paired(better, first)[name] for name in HEADLINE]).T
+    chance = np.array([paired(as_good, first)[name] for name in HEADLINE]).T
     shares = np.full(IMAGES, 1 / IMAGES)
     weights = rng.multinomial(IMAGES, shares, size=ROUNDS).T.astype(np.int32, order="C")
-    repeated, _ = _Resampler(Predictions(targets, scores[0], THRESHOLD)).figures(weights)
+    repeated, _ = _Resampler(Predictions(targets, scores[0], THRESHOLD)).metrics(weights)
     percentiles = np.quantile(repeated, [0.025, 0.975], axis=0)
     return np.array([
         covers(intervals, truth[0]), covers(gain[1:3], truth[2] - truth[0]), covers(chance[1:3], 0),
@@ -92,12 +92,12 @@ def main() -> None:
     processes = int(sys.argv[2]) if len(sys.argv) > 2 else 2
     start = time.perf_counter()
     with multiprocessing.Pool(processes) as pool:
-        truth = np.mean(pool.map(true_figures, range(4)), axis=0)
+        truth = np.mean(pool.map(true_metrics, range(4)), axis=0)
         held = np.mean(pool.map(trial, [(k, truth) for k in range(trials)], chunksize=10), axis=0)
     print(f"numpy {np.__version__}, {platform.machine()}, {time.perf_counter() - start:.0f} s")
     print(f"{trials} trials of {IMAGES} images, {LABELS} labels, {ROUNDS} rounds; in per cent, ")
     print(f"+- {100 * np.sqrt(0.05 * 0.95 / trials):.1f} by chance")
-    print(f"{'':32s}", *(f"{name:>10s}" for name in RESAMPLED))
+    print(f"{'':32s}", *(f"{name:>10s}" for name in HEADLINE))
     for name, row in (("truth", truth[0]), ("true difference", truth[2] - truth[0])):
         print(f"{name:32s}", *(f"{value:10.4f}" for value in row))
     for name, row in zip(ROWS, 100 * held, strict=True):

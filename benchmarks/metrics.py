@@ -1,12 +1,12 @@
-"""Claim: 50,720 x 81 scores: figures and thresholds in 3 s, 1,000 bootstrap rounds in 30 s.
+"""Claim: 50,720 x 81 scores: metrics and thresholds in 3 s, 1,000 bootstrap rounds in 30 s.
 
     python benchmarks/metrics.py [IMAGES] [ROUNDS]
 
 The size is that of the test part of the HashNet dump of NUS-WIDE, and the labels are as rare. All
-point figures and thresholds of a label each are timed, then the headline figures, mAP among them,
+point metrics and thresholds of a label each are timed, then the headline metrics, mAP among them,
 in 1,000 rounds. The baseline is what one would write with scikit-learn, timed on a few of the same
-rounds: the same halves of the images, once for each. Says how far figures are from its, and then
-streams a million images.
+rounds: the same halves of the images, once for each. Prints how far the metrics are from
+its.
 """
 
 import platform
@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn import metrics as sk
 
-from nuswide.metrics import Resampled, Stream, all_metrics, fit_thresholds, resample
+from nuswide.metrics import Resampled, all_metrics, fit_thresholds, resample
 from nuswide.metrics.bootstrap import _halves
 
-LABELS, PLAIN_ROUNDS, STREAMED = 81, 2, 1_000_000
+LABELS, PLAIN_ROUNDS = 81, 2
 SHARE = np.geomspace(0.5, 0.0005, LABELS)  # 2.4 labels an image, 1000:1, as in NUS-WIDE
 SHARE *= 2.4 / SHARE.sum()
 
@@ -43,7 +43,7 @@ def draw(n: int, seed: int) -> tuple[NDArray, NDArray]:
 
 
 def plain(targets: NDArray, scores: NDArray, thresholds: NDArray) -> list[float]:
-    """The headline figures by scikit-learn's functions, in the order of RESAMPLED."""
+    """The headline metrics by scikit-learn's functions, in the order of HEADLINE."""
     predicted = scores >= thresholds
     f1 = {
         average: sk.f1_score(targets, predicted, average=average, zero_division=0)
@@ -101,24 +101,23 @@ def main() -> None:
     print(f"{n_images:,} x {LABELS} scores; {positives.min()} to {positives.max():,} positives")
     before = peak_gb()
     thresholds, fitting = timed(lambda: fit_thresholds("label", targets, scores))
-    figures, pointing = timed(
+    metrics, pointing = timed(
         lambda: all_metrics(targets, scores, thresholds, train_positives=positives)
     )
-    print(f"thresholds {fitting}\n{len(figures)} figures {pointing}")
+    print(f"thresholds {fitting}\n{len(metrics)} metrics {pointing}")
     print(f"together {fitting.wall + pointing.wall:.2f} s (claim: at most 3)")
     resampled, taken = timed(lambda: resample(targets, scores, thresholds, rounds=rounds))
     print(f"{rounds} rounds {taken} (claim: 1,000 in at most 30 s)")
     print(f"peak memory {before:.2f} GB with the arrays, {peak_gb():.2f} GB at the end")
     compare(targets, scores, thresholds, resampled, taken)
-    stream_a_million(min(STREAMED, 20 * n_images))
 
 
 def compare(
     targets: NDArray, scores: NDArray, thresholds: NDArray, resampled: Resampled, taken: Taken
 ) -> None:
-    """Time a few of the same rounds by scikit-learn, and print how far figures are from its."""
+    """Time a few of the same rounds by scikit-learn, and print how far metrics are from its."""
     expected = plain(targets, scores, thresholds)
-    distance = np.abs(resampled.figures - expected).max()
+    distance = np.abs(resampled.metrics - expected).max()
     per_round, rounds = [], len(resampled.rounds)
     for number in range(min(PLAIN_ROUNDS, rounds)):
         half = np.flatnonzero(_halves(len(targets), 0, [number]))
@@ -129,20 +128,7 @@ def compare(
     wall, cpu = (statistics.mean(column) * rounds for column in zip(*per_round, strict=True))
     print(f"{rounds} rounds by scikit-learn {Taken(wall, cpu)}: {wall / taken.wall:.0f} times, of "
           f"processor {cpu / taken.cpu:.0f} times (claim: at least 20)")  # fmt: skip
-    print(f"largest difference to scikit-learn's figures {distance:.1e} (claim: at most 1e-9)")
-
-
-def stream_a_million(n_images: int) -> None:
-    """Stream blocks of 20,000 images and print the errors' bounds and the memory."""
-    stream, seconds = Stream(LABELS), []
-    for seed in range(0, n_images, 20_000):
-        block = draw(20_000, seed + 1)
-        seconds.append(timed(lambda b=block: stream.add(*b))[1])
-    figures, last = timed(stream.figures)
-    taken = Taken(*(sum(column) for column in zip(*seconds, last, strict=True)))
-    bounds = {name: f"{bound:.1e}" for name, bound in stream.errors().items()}
-    print(f"streamed {stream.n_images:,} images in {taken}, map {figures['map']:.4f}, "
-          f"peak {peak_gb():.2f} GB; off by at most {bounds}")  # fmt: skip
+    print(f"largest difference to scikit-learn's metrics {distance:.1e} (claim: at most 1e-9)")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.evaluation.promote import Decision, Rule, decide
+from nuswide.evaluation.promote import Rule, Verdict, decide
 from nuswide.metrics import Predictions, label_average_precision
 from nuswide.tracking.score_file import SavedScores
 
@@ -41,7 +41,7 @@ def draw(
     return targets, scores
 
 
-def contest(rng: np.random.Generator, gain: float) -> Decision:
+def contest(rng: np.random.Generator, gain: float) -> Verdict:
     """One contest on new images between a champion and a challenger with a gain."""
     targets, pair = draw(rng, IMAGES, (0.0, gain))
     images = tuple(f"{i}.jpg" for i in range(IMAGES))
@@ -80,11 +80,11 @@ def main() -> None:
     for gain in (0.0, 0.03, 0.06, 0.12):
         trials = options.power_trials if gain else options.trials
         rng = np.random.default_rng([2, round(gain * 1000)])
-        decisions = [contest(rng, gain) for _ in range(trials)]
+        verdicts = [contest(rng, gain) for _ in range(trials)]
         claim = "" if gain else "  (claim: at most 5 %)"
         print(f"true difference of mAP {true_difference(gain) if gain else 0:.4f}")
-        print(f"  promoted         {share(sum(d.wins for d in decisions), trials)}{claim}")
-        higher = sum(d.difference.value > 0 for d in decisions)
+        print(f"  promoted         {share(sum(d.wins for d in verdicts), trials)}{claim}")
+        higher = sum(d.difference.value > 0 for d in verdicts)
         print(f"  higher mAP alone {share(higher, trials)}", flush=True)
     print(f"{time.perf_counter() - start:.0f} s")
 

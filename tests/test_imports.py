@@ -12,7 +12,7 @@ FOLDERS = "core metrics data models reporting tracking evaluation deployment tra
 TOP = ("config", "tagger")
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "mlflow": ("tracking", "tagger", "evaluation", "deployment", "training", "cli"),
-    "matplotlib": ("reporting", "evaluation.compare"),
+    "matplotlib": ("reporting.plots",),
     "onnxruntime": ("tagger", "deployment.quantize"),
     "optuna": ("training.sweep",),
     "pyarrow": ("deployment.batch",),

@@ -161,10 +161,10 @@ def _weigh(
     value, low, high, _ = metrics.paired(after.resampled, before.resampled)["map"]
     times = _median_ms({"float": tagger, "int8": small}, val)
     run.log_metrics({f"{name}/median_ms": ms for name, ms in times.items()}, step=0)
-    figures = {"float/val_map": before.figures["map"], "int8/val_map_difference": value}
+    figures = {"float/val_map": before.metrics["map"], "int8/val_map_difference": value}
     run.log_metrics(figures, step=0)
     words = (
-        f"val mAP {value:+.4f} [{low:+.4f}, {high:+.4f}] against {before.figures['map']:.4f} in "
+        f"val mAP {value:+.4f} [{low:+.4f}, {high:+.4f}] against {before.metrics['map']:.4f} in "
         f"float, a picture in {times['int8']:.1f} ms against {times['float']:.1f} ms"
     )
     if not value >= -most_lost:

@@ -117,8 +117,8 @@ def evaluate_scores(
 
 def _conclude(run: Run, name: str, data: str, evaluation: Evaluation) -> None:
     """Say what came out, on the run's page and in the terminal."""
-    table = summary.summary({f"{name}, {evaluation.split}": evaluation.figures})
-    figures = summary.with_intervals(evaluation)
+    table = summary.summary({f"{name}, {evaluation.split}": evaluation.metrics})
+    headline = summary.with_intervals(evaluation)
     digest = evaluation.samples.digest
-    run.set_note(f"**{figures}**\n\n```\n{table}\n```\nData: `{data}`, digest `{digest}`.")
-    click.echo(f"{table}\n{figures}\nrun {run.id}\n{run.address}")
+    run.set_note(f"**{headline}**\n\n```\n{table}\n```\nData: `{data}`, digest `{digest}`.")
+    click.echo(f"{table}\n{headline}\nrun {run.id}\n{run.address}")

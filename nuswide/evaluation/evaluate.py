@@ -1,7 +1,7 @@
 """Scores of a split, computed once, and everything that is recorded of them.
 
-Owns predict(), Decision and Evaluation. Never trains, nor cares whether torch or ONNX Runtime
-scores, or another program did.
+Owns predict(), Decision and Evaluation. Never trains. Scores may come from torch, ONNX Runtime or
+another program.
 
     scores = predict(tagger.score, data)
     Evaluation("test", data.manifest, scores, thresholds=0.5).record(run, step=0)
@@ -18,19 +18,33 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from nuswide import metrics
 from nuswide.config import Config
 from nuswide.core import distributed
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
-from nuswide.metrics import NINE, Calibration, fit_calibration, fit_thresholds
+from nuswide.metrics import (
+    NINE,
+    Calibration,
+    Metrics,
+    Predictions,
+    Resampled,
+    Thresholds,
+    all_metrics,
+    fit_calibration,
+    fit_thresholds,
+    per_label_table,
+    resample,
+)
+from nuswide.metrics.decisions import precision_recall_f1
+from nuswide.metrics.ranking import average_precisions
 from nuswide.models.networks import Scorer
 from nuswide.reporting import plots
 from nuswide.tracking.run import Run, scratch_folder
 from nuswide.tracking.score_file import FILE, SavedScores
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-HEADLINE = ("map", "micro/f1", "macro/f1", "samples/f1")
+# Shown in one line, in tables of runs, and as tags of a registered version.
+SUMMARY = ("map", "micro/f1", "macro/f1", "samples/f1")
 CURVES = (*NINE, "map")
 _BATCH = 64
 _SHOWN = 12
@@ -39,7 +53,7 @@ _SHOWN = 12
 def torch_score(
     model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Score:
-    """Make a function that scores uint8 images (N, 3, S, S) with a network, in eval mode.
+    """Return a function that scores uint8 images (N, 3, S, S) with a network, in eval mode.
 
     dtype: of the arithmetic inside.
     """
@@ -87,7 +101,7 @@ class Decision:
         return self.calibration.apply(scores) if self.calibration else scores
 
     def as_settings(self) -> dict[str, Any]:
-        """Give it in the form of the served model's settings."""
+        """Return it in the form of the served model's settings."""
         settings: dict[str, Any] = {"thresholds": self.thresholds.tolist()}
         if self.calibration:
             scale, shift = self.calibration.scale.tolist(), self.calibration.shift.tolist()
@@ -96,8 +110,9 @@ class Decision:
 
 
 def fit_decision(config: Config, val: Manifest, scores: NDArray[np.float32]) -> Decision:
-    """Fit what the config asks for to a network's scores (N, C) of val, which may have no sample.
+    """Fit calibration and thresholds, as the config says, to a network's scores of val.
 
+    scores: (N, C), of which there may be none.
     thresholds=auto fits one for each label where there is a val split.
     """
     kind = {"auto": "label" if len(val) else "fixed"}.get(config.thresholds, config.thresholds)
@@ -113,64 +128,62 @@ def fit_decision(config: Config, val: Manifest, scores: NDArray[np.float32]) -> 
 class Evaluation:
     """The scores (N, C) of one split's samples, and what follows from them.
 
-    thresholds: one, or (C,). train_positives: (C,), for the figures of frequent and rare labels.
+    thresholds: one, or (C,). train_positives: (C,), for the metrics of frequent and rare labels.
     """
 
     split: str
     samples: Manifest
     scores: NDArray[np.float32]
-    thresholds: metrics.Thresholds
+    thresholds: Thresholds
     train_positives: NDArray[np.int64] | None = None
 
     @cached_property
-    def figures(self) -> metrics.Metrics:
-        """Every figure: `map`, `micro/f1` ..."""
-        return self._figures_at(self.thresholds)
+    def metrics(self) -> Metrics:
+        """Every metric: `map`, `micro/f1` ..."""
+        return self._metrics_at(self.thresholds)
 
     @cached_property
-    def curves(self) -> metrics.Metrics:
-        """The few figures that are worth a curve, under the split's name: `val/map` ..."""
+    def curves(self) -> Metrics:
+        """The few metrics that are worth a curve, under the split's name: `val/map` ..."""
         samples = self.samples
-        predictions = metrics.Predictions(
-            samples.targets, self.scores, self.thresholds, samples.known
-        )
-        found = metrics.precision_recall_f1(predictions) | metrics.average_precisions(predictions)
+        predictions = Predictions(samples.targets, self.scores, self.thresholds, samples.known)
+        found = precision_recall_f1(predictions) | average_precisions(predictions)
         return {f"{self.split}/{name}": found[name] for name in CURVES}
 
     @cached_property
-    def resampled(self) -> metrics.Resampled:
-        """The headline figures on many halves of the images, for intervals and comparisons."""
+    def resampled(self) -> Resampled:
+        """The headline metrics on many halves of the images, for intervals and comparisons."""
         samples = self.samples
-        return metrics.resample(samples.targets, self.scores, self.thresholds, samples.known)
+        return resample(samples.targets, self.scores, self.thresholds, samples.known)
 
     @property
-    def prefixed(self) -> metrics.Metrics:
-        """All figures under the split's name: `test/map` ..."""
-        return {f"{self.split}/{name}": value for name, value in self.figures.items()}
+    def prefixed(self) -> Metrics:
+        """All metrics under the split's name: `test/map` ..."""
+        return {f"{self.split}/{name}": value for name, value in self.metrics.items()}
 
     def as_tags(self) -> dict[str, str]:
-        """The headline figures and the samples' digest, as tags of a registered version."""
-        figures = {f"{self.split}/{k}": f"{self.figures[k]:.6f}" for k in HEADLINE}
-        return {**figures, f"{self.split}_digest": self.samples.digest}
+        """The summary metrics and the samples' digest, as tags of a registered version."""
+        summary = {f"{self.split}/{k}": f"{self.metrics[k]:.6f}" for k in SUMMARY}
+        return {**summary, f"{self.split}_digest": self.samples.digest}
 
     def table(self) -> dict[str, list[Any]]:
-        """Columns of every figure, its 95 % interval where it has one, and what 0.5 would give."""
+        """Return columns: each metric, its 95 % interval if it has one, and its value at 0.5."""
         intervals = self.resampled.intervals()
-        at_half = self._figures_at(0.5)
-        bounds = [intervals.get(name, (None, None, None))[1:] for name in self.figures]
+        at_half = self._metrics_at(0.5)
+        bounds = [intervals.get(name, (None, None, None))[1:] for name in self.metrics]
         return {
-            "figure": list(self.figures),
-            "value": [_rounded(value) for value in self.figures.values()],
+            "figure": list(self.metrics),
+            "value": [_rounded(value) for value in self.metrics.values()],
             "low": [_rounded(low) for low, _ in bounds],
             "high": [_rounded(high) for _, high in bounds],
-            "at threshold 0.5": [_rounded(at_half[name]) for name in self.figures],
+            "at threshold 0.5": [_rounded(at_half[name]) for name in self.metrics],
         }
 
     def record(self, run: Run, *, step: int, model_id: str | None = None) -> None:
-        """Record figures, tables and the scores themselves, tied to the model."""
+        """Record metrics, tables and the scores themselves, tied to the model."""
         run.log_result(self.prefixed, split=self.split, step=step, model_id=model_id)
         samples, split = self.samples, self.split
-        labels = metrics.per_label_table(
+        labels = per_label_table(
             samples.labels, samples.targets, self.scores, self.thresholds, samples.known
         )
         run.log_table(labels, f"{split}/per_label.json")
@@ -185,7 +198,7 @@ class Evaluation:
         samples = self.samples
         count = min(_SHOWN, len(samples))
         chosen = np.sort(np.random.default_rng(0).choice(len(samples), count, replace=False))
-        figure = plots.prediction_grid(
+        plot = plots.prediction_grid(
             data.gather(chosen),
             samples.labels,
             samples.targets[chosen],
@@ -193,11 +206,11 @@ class Evaluation:
             self.thresholds,
             f"{self.split}, step {step}",
         )
-        run.log_image(plots.to_image(figure), f"{self.split}/predictions", step=step)
+        run.log_image(plots.to_image(plot), f"{self.split}/predictions", step=step)
 
-    def _figures_at(self, thresholds: metrics.Thresholds) -> metrics.Metrics:
+    def _metrics_at(self, thresholds: Thresholds) -> Metrics:
         samples = self.samples
-        return metrics.all_metrics(
+        return all_metrics(
             samples.targets, self.scores, thresholds, samples.known,
             train_positives=self.train_positives,
         )  # fmt: skip
@@ -207,11 +220,11 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or np.isnan(value) else round(float(value), 4)
 
 
-def headline(figures: metrics.Metrics, split: str) -> str:
-    """The few figures of a split that stand for the rest, in one line."""
-    return "  ".join(f"{name} {figures[f'{split}/{name}']:.3f}" for name in HEADLINE)
+def summary_line(metrics: Metrics, split: str) -> str:
+    """Write the summary metrics of a split in one line."""
+    return "  ".join(f"{name} {metrics[f'{split}/{name}']:.3f}" for name in SUMMARY)
 
 
-def baseline_key(baseline: str, figure: str) -> str:
-    """The name under which a trivial baseline's figure on test is recorded."""
-    return f"test_baselines/{baseline}_{figure.replace('/', '_')}"
+def baseline_key(baseline: str, metric: str) -> str:
+    """The name under which a trivial baseline's metric on test is recorded."""
+    return f"test_baselines/{baseline}_{metric.replace('/', '_')}"

@@ -1,6 +1,6 @@
 """The model card: what a registered model is, what it can do, and what it can't.
 
-Owns the text that travels with a model. Computes no figure that a lower module has.
+Owns the text that travels with a model. Computes no metric.
 
     card = make_card(config, manifest, evaluations, choice="The weights are those after ...")
 
@@ -15,7 +15,6 @@ from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.evaluation.evaluate import Evaluation
 from nuswide.reporting.table import make_table, to_markdown
 
-_FIGURES = ("map", "micro/ap", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "lrap")
 _FEW = 20  # positives in train, or in test, with which nothing is sure
 _LABELS = "## Labels"
 
@@ -31,7 +30,7 @@ def make_card(
     sections = {
         "": _about(config, manifest, choice),
         "## Data": _data(manifest),
-        "## Figures": _figures(evaluations),
+        "## Metrics": _metrics(evaluations),
         "## Limits": _limits(config, manifest, evaluations[-1]),
         "## Licence": _LICENCE,
         _LABELS: _labels(manifest, evaluations[-1]),
@@ -62,10 +61,11 @@ def _data(manifest: Manifest) -> str:
     )
 
 
-def _figures(evaluations: Sequence[Evaluation]) -> str:
-    pairs = [(e.figures, e.resampled.intervals()) for e in evaluations]
+def _metrics(evaluations: Sequence[Evaluation]) -> str:
+    pairs = [(e.metrics, e.resampled.intervals()) for e in evaluations]
     rows = (
-        [name, *(f"{f[name]:.3f}{_bounds(i.get(name))}" for f, i in pairs)] for name in _FIGURES
+        [name, *(f"{f[name]:.3f}{_bounds(i.get(name))}" for f, i in pairs)]
+        for name in metrics.HEADLINE
     )
     sizes = (f"{e.split}, {len(e.samples)} images" for e in evaluations)
     return (

@@ -1,7 +1,7 @@
 """Who is champion: a contest on val, and the way back.
 
-Owns the rule and its decision, and what is recorded of it. Never looks at test: it is for the
-report, and a champion chosen on it would make its figures there too good.
+Owns the rule and its verdict, and what is recorded of it. Never looks at test: it is for the
+report, and a champion chosen on it would make its metrics there too good.
 
     promote("models:/nuswide-tagger/latest", Rule("map", "better", margin=0.0))
     roll_back("nuswide-tagger", steps=1)
@@ -23,7 +23,7 @@ from mlflow.entities import Run as RecordedRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from nuswide.metrics.bootstrap import RESAMPLED, Difference, paired, resample
+from nuswide.metrics.bootstrap import HEADLINE, Difference, paired, resample
 from nuswide.tracking import reader, registry
 from nuswide.tracking.registry import CHAMPION, ChampionMoved, address_of
 from nuswide.tracking.score_file import SavedScores
@@ -41,7 +41,7 @@ _MARK = "Champion: "  # begins the line of a description that is ours
 class Rule:
     """When a challenger takes the alias.
 
-    figure: one of RESAMPLED. rule: `better`, the whole 95 % interval of the paired difference is
+    figure: one of HEADLINE. rule: `better`, the whole 95 % interval of the paired difference is
     above margin; `not_worse`, it is above -margin.
     """
 
@@ -50,7 +50,7 @@ class Rule:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("figure", RESAMPLED), ("rule", RULES)):
+        for name, allowed in (("figure", HEADLINE), ("rule", RULES)):
             if (value := getattr(self, name)) not in allowed:
                 raise click.UsageError(f"{name}={value!r} is not one of {', '.join(allowed)}")
         if not 0 <= self.margin < 1:
@@ -58,8 +58,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What a contest came to; difference: the challenger's figure less the champion's."""
+class Verdict:
+    """The result of a contest. difference: the challenger's metric less the champion's."""
 
     rule: Rule
     difference: Difference
@@ -80,7 +80,7 @@ class Decision:
         )
 
 
-def decide(challenger: SavedScores, champion: SavedScores, rule: Rule) -> Decision:
+def decide(challenger: SavedScores, champion: SavedScores, rule: Rule) -> Verdict:
     """Hold a contest on the same val images.
 
     Raises click.ClickException if images, labels or truth are not the same.
@@ -90,7 +90,7 @@ def decide(challenger: SavedScores, champion: SavedScores, rule: Rule) -> Decisi
     for saved in pair:
         assert saved.targets is not None and saved.thresholds is not None
         resampled.append(resample(saved.targets, saved.scores, saved.thresholds, saved.known))
-    return Decision(rule, paired(*resampled)[rule.figure], len(champion.images))
+    return Verdict(rule, paired(*resampled)[rule.figure], len(champion.images))
 
 
 def promote(model: str, rule: Rule) -> str:
@@ -104,9 +104,9 @@ def promote(model: str, rule: Rule) -> str:
         champion = registry.champion_of(version.name)
         if champion and str(champion.version) == str(version.version):
             return f"{address_of(version)} is champion already."
-        decision = decide(*_val_scores(version, champion), rule) if champion else None
+        verdict = decide(*_val_scores(version, champion), rule) if champion else None
         try:
-            return _conclude(version, champion, decision)
+            return _conclude(version, champion, verdict)
         except ChampionMoved:
             time.sleep(random.uniform(0.1, 1.0))  # apart from who else waits
     raise click.ClickException(f"others keep moving {version.name}@{CHAMPION}; try again later")
@@ -123,35 +123,33 @@ def try_for_champion(name: str, version: str) -> str:
         return f"{name}@{CHAMPION} stays as it was: {error.message}."
 
 
-def _conclude(
-    version: ModelVersion, champion: ModelVersion | None, decision: Decision | None
-) -> str:
-    """Move the alias if the decision says so, and record it either way."""
+def _conclude(version: ModelVersion, champion: ModelVersion | None, verdict: Verdict | None) -> str:
+    """Move the alias if the verdict says so, and record it either way."""
     name, number = version.name, str(version.version)
-    if champion is None or decision is None:
+    if champion is None or verdict is None:
         words = f"version {number} became champion without a contest: there was no champion"
         registry.move_champion(name, number, before=None, why=words, undoes=0)
     else:
-        verb = _VERBS[decision.rule.rule][decision.wins]
-        words = f"version {number} {verb} version {champion.version}: {decision}"
-        if decision.wins:
+        verb = _VERBS[verdict.rule.rule][verdict.wins]
+        words = f"version {number} {verb} version {champion.version}: {verdict}"
+        if verdict.wins:
             before = str(champion.version)
             registry.move_champion(name, number, before=before, why=words, undoes=0)
-        registry.tag_version(name, number, _tags(decision, champion))
-    won = decision is None or decision.wins
+        registry.tag_version(name, number, _tags(verdict, champion))
+    won = verdict is None or verdict.wins
     _describe(version, words, is_champion=won)
     fate = f"It is now {name}@{CHAMPION}." if won else f"{name}@{CHAMPION} stays as it was."
     return f"{words[0].upper()}{words[1:]}. {fate}"
 
 
-def _tags(decision: Decision, champion: ModelVersion) -> dict[str, str]:
-    rule, difference = decision.rule, decision.difference
+def _tags(verdict: Verdict, champion: ModelVersion) -> dict[str, str]:
+    rule, difference = verdict.rule, verdict.difference
     tags = {
-        "result": "won" if decision.wins else "lost", "against": champion.version,
+        "result": "won" if verdict.wins else "lost", "against": champion.version,
         "figure": rule.figure, "rule": rule.rule, "margin": f"{rule.margin:g}",
         "difference": f"{difference.value:.6f}", "low": f"{difference.low:.6f}",
         "high": f"{difference.high:.6f}", "p_value": f"{difference.p_value:.3g}",
-        "val_images": decision.n_images,
+        "val_images": verdict.n_images,
     }  # fmt: skip
     return {f"contest.{key}": str(value) for key, value in tags.items()}
 

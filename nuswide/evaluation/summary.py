@@ -1,7 +1,7 @@
 """What came out of a run, in tables and words.
 
 Owns the record of the trivial baselines and of the report, the run's description and the table in
-the terminal. Computes no figure that a lower module has.
+the terminal. Computes no metric.
 
     rows = result_rows(evaluations) | record_baselines(run, train, evaluations[-1])
     run.set_note(note(manifest, rows, cost, outcome))
@@ -14,32 +14,32 @@ import numpy as np
 from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import SPLITS, Manifest
-from nuswide.evaluation.evaluate import HEADLINE, Evaluation, baseline_key
-from nuswide.metrics import Metrics, baseline_figures
+from nuswide.evaluation.evaluate import SUMMARY, Evaluation, baseline_key
+from nuswide.metrics import Metrics, baseline_metrics
 from nuswide.reporting import plots
-from nuswide.reporting.report import Part, Subject, make_report, to_html
+from nuswide.reporting.report import Part, ReportInputs, make_report, to_html
 from nuswide.reporting.table import Column, Table, make_table, to_markdown, to_text
 from nuswide.tracking.run import Run
 
-Rows = dict[str, Metrics]  # what was measured on which split -> figures
+Rows = dict[str, Metrics]  # what was measured on which split -> metrics
 _OWN = "this model"
 
 
 def result_rows(evaluations: Sequence[Evaluation]) -> Rows:
-    """The figures of this model on each split."""
-    return {f"{_OWN}, {e.split}": e.figures for e in evaluations}
+    """The metrics of this model on each split."""
+    return {f"{_OWN}, {e.split}": e.metrics for e in evaluations}
 
 
 def record_baselines(run: Run, train: Manifest, test: Evaluation) -> Rows:
     """Record what knows nothing of the pictures beside the model; gives its rows."""
     samples = test.samples
-    baselines = baseline_figures(train.targets, samples.targets, samples.known)
+    baselines = baseline_metrics(train.targets, samples.targets, samples.known)
     for name, values in baselines.items():
-        run.log_metrics({baseline_key(name, k): values[k] for k in HEADLINE}, step=0)
-    rows = {_OWN: test.figures, **{f"baseline {k}": v for k, v in baselines.items()}}
-    columns = {k: [round(v[k], 4) for v in rows.values()] for k in HEADLINE}
+        run.log_metrics({baseline_key(name, k): values[k] for k in SUMMARY}, step=0)
+    rows = {_OWN: test.metrics, **{f"baseline {k}": v for k, v in baselines.items()}}
+    columns = {k: [round(v[k], 4) for v in rows.values()] for k in SUMMARY}
     run.log_table({"on test": list(rows)} | columns, "test/baselines.json")
-    bars = {name: {k: values[k] for k in HEADLINE} for name, values in rows.items()}
+    bars = {name: {k: values[k] for k in SUMMARY} for name, values in rows.items()}
     run.log_picture(plots.to_image(plots.metric_bars(bars, "on test")), "test/baselines.png")
     return {f"{name}, test": values for name, values in rows.items() if name != _OWN}
 
@@ -54,27 +54,27 @@ def record_report(
     costs: Mapping[str, float],
     facts: Mapping[str, str],
 ) -> None:
-    """Record one page on an evaluation, and its figures and tables beside it.
+    """Record one page on an evaluation, and its metrics and tables beside it.
 
     data: all splits. held_out: in whose labels mistakes are looked for, None for none.
     """
     split, train = evaluation.split, data.manifest.of("train")
     samples = evaluation.samples
-    subject = Subject(
+    inputs = ReportInputs(
         title=title,
         split=split,
         data=data.of(split),
         scores=evaluation.scores,
         thresholds=np.broadcast_to(np.float32(evaluation.thresholds), len(samples.labels)),
         train_positives=train.positives,
-        baselines=baseline_figures(train.targets, samples.targets, samples.known),
-        figures=evaluation.figures,
+        baselines=baseline_metrics(train.targets, samples.targets, samples.known),
+        metrics=evaluation.metrics,
         intervals=evaluation.resampled.intervals(),
         held_out=Part(data.of(held_out.split), held_out.scores) if held_out else None,
         costs=costs,
         facts=facts,
     )
-    report = make_report(subject)
+    report = make_report(inputs)
     run.log_text(to_html(report), f"{split}/report.html")
     for name, image in report.images.items():
         run.log_picture(image, f"{split}/report/{name}.png")
@@ -87,7 +87,7 @@ def choice(config: Config, best_steps: int, steps: int) -> str:
     """Say how the weights were chosen."""
     if config.select_on == "last":
         return f"The weights are those after the last of {steps} steps. "
-    honesty = " (so that its test figures flatter it)" if config.select_on == "test" else ""
+    honesty = " (so that its test metrics flatter it)" if config.select_on == "test" else ""
     return (
         f"The weights are those after {best_steps} of {steps} steps, "
         f"chosen by mAP on {config.select_on}{honesty}. "
@@ -109,7 +109,7 @@ def note(
         f"{manifest.rejected}, digest `{manifest.digest}`. "
         f"Trained at {cost['train/images_per_s']:.0f} images/s for {cost['train/seconds']:.0f} s. "
         "Intervals are 95 % over images, not over seeds. "
-        "The last point of a val or test curve is the chosen weights' figure.",
+        "The last point of a val or test curve is the chosen weights' value.",
     ])  # fmt: skip
 
 
@@ -126,6 +126,6 @@ def summary(rows: Rows) -> str:
 
 
 def _table(rows: Rows) -> Table:
-    columns = (Column(name, ".3f") for name in HEADLINE)
-    cells = ((name, *(values[key] for key in HEADLINE)) for name, values in rows.items())
+    columns = (Column(name, ".3f") for name in SUMMARY)
+    cells = ((name, *(values[key] for key in SUMMARY)) for name, values in rows.items())
     return make_table(("", *columns), cells)

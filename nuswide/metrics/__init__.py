@@ -1,11 +1,11 @@
-"""Figures of a multi-label prediction, from arrays.
+"""Metrics of a multi-label prediction, from arrays.
 
-Owns METRICS and all_figures; the modules beside own thresholds, calibration, intervals, tables and
-the streaming mode. numpy and SciPy only: no torch, no pictures, no files.
+Owns METRICS and all_metrics; the modules beside own thresholds, calibration, intervals and tables.
+numpy and SciPy only: no torch, no pictures, no files.
 
-    figures = all_figures(targets, scores, thresholds=0.5)  # {"micro/f1": ..., "map": ...}
+    found = all_metrics(targets, scores, thresholds=0.5)  # {"micro/f1": ..., "map": ...}
 
-An unknown entry is neither true nor predicted in any figure, and has no place in a ranking. A name
+An unknown entry is neither true nor predicted in any metric, and has no place in a ranking. A name
 that ends in `loss` or `error` is better low, any other better high.
 """
 
@@ -14,7 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from nuswide.metrics.bootstrap import (
-    RESAMPLED,
+    HEADLINE,
+    Z_95,
     Difference,
     Interval,
     Resampled,
@@ -27,7 +28,7 @@ from nuswide.metrics.bootstrap import (
 from nuswide.metrics.calibration import (
     CALIBRATIONS,
     Calibration,
-    calibration_figures,
+    calibration_metrics,
     fit_calibration,
 )
 from nuswide.metrics.decisions import (
@@ -35,9 +36,9 @@ from nuswide.metrics.decisions import (
     KINDS,
     NINE,
     all_six,
+    hamming_loss,
     precision_recall_f1,
-    subset_values,
-    wrong_entries,
+    subset_accuracy,
 )
 from nuswide.metrics.predictions import (
     Ints,
@@ -51,26 +52,19 @@ from nuswide.metrics.predictions import (
 from nuswide.metrics.ranking import (
     areas,
     average_precisions,
-    image_rankings,
+    image_means,
     label_average_precision,
 )
-from nuswide.metrics.stream import Stream
 from nuswide.metrics.tables import baseline_scores, per_label_table
 from nuswide.metrics.thresholds import THRESHOLDS, fit_thresholds
 
 __all__ = [
-    "AVERAGES", "CALIBRATIONS", "KINDS", "METRICS", "NINE", "RESAMPLED", "THRESHOLDS",
-    "Calibration", "Difference", "Figures", "Interval", "Resampled", "Scored", "Stream",
-    "all_figures", "baseline_figures", "baseline_scores", "fit_calibration", "fit_thresholds",
+    "AVERAGES", "CALIBRATIONS", "HEADLINE", "KINDS", "METRICS", "NINE", "THRESHOLDS", "Z_95",
+    "Calibration", "Difference", "Interval", "Metrics", "Predictions", "Resampled", "Thresholds",
+    "all_metrics", "baseline_metrics", "baseline_scores", "fit_calibration", "fit_thresholds",
     "holm", "label_average_precision", "mean_of", "paired", "paired_labels", "per_label_table",
     "resample",
 ]  # fmt: skip
-
-
-def image_means(predictions: Predictions) -> Metrics:
-    """`lrap`, `coverage_error`, `ranking_loss` and `subset_accuracy`: means over the images."""
-    values = image_rankings(predictions) | subset_values(predictions)
-    return {name: float(value.mean()) for name, value in values.items()}
 
 
 def all_metrics(
@@ -81,22 +75,22 @@ def all_metrics(
     *,
     train_positives: Ints | None = None,
 ) -> Metrics:
-    """Every entry of METRICS in one dict.
+    """Compute every entry of METRICS into one dict.
 
     targets, scores, known: (N, C); thresholds: one, or (C,). train_positives: (C,) positives of
     each label in train, for head, medium and tail mAP, which are left out without it.
     """
     predictions = Predictions(targets, scores, thresholds, known, train_positives)
-    figures: Metrics = {}
+    found: Metrics = {}
     for metric in METRICS.values():
-        figures |= metric(predictions)
-    return figures
+        found |= metric(predictions)
+    return found
 
 
-def baseline_figures(
+def baseline_metrics(
     train_targets: Targets, targets: Targets, known: Known = None
 ) -> dict[str, Metrics]:
-    """Figures of the two trivial baselines on `targets`; name -> figures."""
+    """Return the metrics of the two trivial baselines on `targets`; baseline -> metrics."""
     positives = train_targets.sum(axis=0, dtype=np.int64)
     return {
         name: all_metrics(
@@ -109,9 +103,10 @@ def baseline_figures(
 METRICS: dict[str, Callable[[Predictions], Metrics]] = {
     "precision_recall_f1": precision_recall_f1,
     "six": all_six,
-    "hamming_loss": wrong_entries,
+    "hamming_loss": hamming_loss,
+    "subset_accuracy": subset_accuracy,
     "average_precision": average_precisions,
     "auroc": areas,
     "images": image_means,
-    "calibration": calibration_figures,
+    "calibration": calibration_metrics,
 }

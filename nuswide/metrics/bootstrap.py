@@ -1,12 +1,12 @@
-"""How far figures would move on other images: a bootstrap over images.
+"""How far metrics would move on other images: a bootstrap over images.
 
-Owns the resampled figures, their intervals and paired differences. Never resamples labels, and
-never trains again: what another seed would have given is not in these intervals.
+Owns the headline metrics, their intervals and paired differences. Never resamples labels, and
+never trains: the spread between seeds is not in these intervals.
 
     a, b = (resample(targets, scores, thresholds) for scores in (scores_a, scores_b))
     a.intervals()["map"].low, paired(a, b)["map"].p_value
 
-A round takes half of the images, drawn without replacement, and asks how far the figures of halves
+A round takes half of the images, drawn without replacement, and asks how far the metrics of halves
 spread, which is as far as those of whole sets do (the delete-half jackknife: Shao and Wu 1989,
 doi:10.1214/aos/1176347263). Drawing with replacement would put images in twice: they tie with
 themselves, and with few positives that lifts average precision and hides its spread, so that
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import ndtr
 
-from nuswide.metrics.decisions import pooled_figures, samples_values, six_figures
+from nuswide.metrics.decisions import micro_and_macro, samples_values, six_metrics
 from nuswide.metrics.predictions import (
     Curve,
     Floats,
@@ -36,8 +36,9 @@ from nuswide.metrics.predictions import (
 )
 from nuswide.metrics.ranking import image_rankings
 
-RESAMPLED = ("map", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "micro/ap", "lrap")
-_95_PERCENT = 1.959964  # standard deviations
+# The metrics that stand for the rest: they have intervals, and comparisons and reports show them.
+HEADLINE = ("map", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "micro/ap", "lrap")
+Z_95 = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 _ROWS = 2**14  # rows of a ranking taken at once
 _CELLS = 2**21  # images times rounds taken at once
 _MOST_ROUNDS = 64  # ... however few the images
@@ -47,7 +48,7 @@ Weights = NDArray[np.int32]  # (N, B): how often each image is in each of B roun
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % interval."""
+    """A metric and its 95 % interval."""
 
     value: float
     low: float
@@ -55,7 +56,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much higher a figure is, the 95 % interval of that, and a two-sided p-value.
+    """How much higher a metric is, the 95 % interval of that, and a two-sided p-value.
 
     The interval lies around the difference less its bias, which is small, as both have theirs.
     """
@@ -68,35 +69,35 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Resampled:
-    """Headline figures of one set of scores on all images and in each round.
+    """Headline metrics of one set of scores on all images and in each round.
 
-    figures: (F,) in the order of RESAMPLED, and label_ap: (C,) on all images. rounds: (R, F) and
+    metrics: (F,) in the order of HEADLINE, and label_ap: (C,) on all images. rounds: (R, F) and
     label_rounds: (R, C) on halves. draw: images, rounds and seed; with the same ones, round by
     round the images are the same.
     """
 
-    figures: Floats
+    metrics: Floats
     label_ap: Floats
     rounds: Floats
     label_rounds: Floats
     draw: tuple[int, int, int]
 
     def intervals(self) -> dict[str, Interval]:
-        """The interval of each figure in RESAMPLED.
+        """Return the interval of each metric in HEADLINE.
 
         Average precision is too high where positives are few, and the halves show by how much. The
-        interval reaches from the figure without that bias to the figure as it is, and 1.96 standard
+        interval reaches from the metric without that bias to the metric as it is, and 1.96 standard
         deviations beyond either: it covers what endless images would give, and what as many other
-        images give on average. It ends at 0 and at 1, as the figures do.
+        images give on average. It ends at 0 and at 1, as the metrics do.
         """
-        rows = zip(RESAMPLED, self.figures, self.bounds().clip(0, 1), strict=True)
+        rows = zip(HEADLINE, self.metrics, self.bounds().clip(0, 1), strict=True)
         return {name: Interval(float(value), *bounds.tolist()) for name, value, bounds in rows}
 
     def bounds(self) -> Floats:
         """The intervals' ends, (F, 2), which can lie below 0 and above 1."""
-        centre, deviation = _centre_and_deviation(self.figures, self.rounds, self.draw[0])
-        margin = _95_PERCENT * deviation
-        low, high = np.minimum(centre, self.figures), np.maximum(centre, self.figures)
+        centre, deviation = _centre_and_deviation(self.metrics, self.rounds, self.draw[0])
+        margin = Z_95 * deviation
+        low, high = np.minimum(centre, self.metrics), np.maximum(centre, self.metrics)
         return np.stack([low - margin, high + margin], axis=1)
 
 
@@ -118,11 +119,11 @@ def _centre_and_deviation(values: Floats, rounds: Floats, n_images: int) -> tupl
 
 
 def paired(challenger: Resampled, champion: Resampled) -> dict[str, Difference]:
-    """How much higher the challenger is in each of RESAMPLED, on the same images in each round."""
+    """How much higher the challenger is in each of HEADLINE, on the same images in each round."""
     _check_draws([challenger, champion])
-    changes = challenger.figures - champion.figures, challenger.rounds - champion.rounds
+    changes = challenger.metrics - champion.metrics, challenger.rounds - champion.rounds
     found = _differences(*changes, challenger.draw[0])
-    return dict(zip(RESAMPLED, found, strict=True))
+    return dict(zip(HEADLINE, found, strict=True))
 
 
 def paired_labels(challenger: Resampled, champion: Resampled) -> list[Difference]:
@@ -136,7 +137,7 @@ def paired_labels(challenger: Resampled, champion: Resampled) -> list[Difference
 
 def _differences(values: Floats, rounds: Floats, n_images: int) -> list[Difference]:
     centre, deviation = _centre_and_deviation(values, rounds, n_images)
-    margin = _95_PERCENT * deviation
+    margin = Z_95 * deviation
     with np.errstate(divide="ignore", invalid="ignore"):
         distances = np.abs(centre) / deviation
     distances[centre == 0] = 0  # the same scores twice: no difference, and no spread either
@@ -156,15 +157,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_of(seeds: Sequence[Resampled]) -> Resampled:
-    """The mean figures of models that differ in their seed alone, on all images and per round."""
+    """Return the mean metrics of models that differ only in their seed, overall and per round."""
     _check_draws(seeds)
 
     def mean(name: str) -> Floats:
         return np.mean([getattr(seed, name) for seed in seeds], axis=0, dtype=np.float64)
 
-    names = ("figures", "label_ap", "rounds", "label_rounds")
-    figures, label_ap, rounds, label_rounds = map(mean, names)
-    return Resampled(figures, label_ap, rounds, label_rounds, seeds[0].draw)
+    names = ("metrics", "label_ap", "rounds", "label_rounds")
+    metrics, label_ap, rounds, label_rounds = map(mean, names)
+    return Resampled(metrics, label_ap, rounds, label_rounds, seeds[0].draw)
 
 
 def _check_draws(sets: Iterable[Resampled]) -> None:
@@ -182,9 +183,9 @@ def resample(
     rounds: int = 1000,
     seed: int = 0,
 ) -> Resampled:
-    """Compute the figures RESAMPLED on all images and on `rounds` random halves of them.
+    """Compute the HEADLINE metrics on all images and on `rounds` random halves of them.
 
-    Figures are defined in a half as everywhere: a label without a positive there has no average
+    Metrics are defined in a half as everywhere: a label without a positive there has no average
     precision and is left out of `map`, and counts in macro F1 and CF1 as it is (0). Uses two
     threads; what comes out does not depend on them. Memory beyond the arrays' own size is bounded.
     """
@@ -193,12 +194,12 @@ def resample(
     n_images = len(targets)
     per_block = max(1, min(_MOST_ROUNDS, _CELLS // max(1, n_images)))
     blocks = [range(r, min(r + per_block, rounds)) for r in range(0, rounds, per_block)]
-    whole, label_ap = resampler.figures(np.ones((n_images, 1), dtype=np.int32))
+    whole, label_ap = resampler.metrics(np.ones((n_images, 1), dtype=np.int32))
     with ThreadPoolExecutor(_THREADS) as pool:
-        drawn = pool.map(lambda block: resampler.figures(_halves(n_images, seed, block)), blocks)
-        figures, labels = zip(*drawn, strict=True)
+        drawn = pool.map(lambda block: resampler.metrics(_halves(n_images, seed, block)), blocks)
+        metrics, labels = zip(*drawn, strict=True)
     draw = (n_images, rounds, seed)
-    return Resampled(whole[0], label_ap[0], np.concatenate(figures), np.concatenate(labels), draw)
+    return Resampled(whole[0], label_ap[0], np.concatenate(metrics), np.concatenate(labels), draw)
 
 
 def _halves(n_images: int, seed: int, rounds: Sequence[int]) -> Weights:
@@ -251,7 +252,7 @@ def _rows(images: NDArray[np.integer], ends: Ints, first: int, n_images: int) ->
 
 
 class _Resampler:
-    """The headline figures of one set of scores under weights of the images."""
+    """The headline metrics of one set of scores under weights of the images."""
 
     def __init__(self, predictions: Predictions) -> None:
         n_images = len(predictions.targets)
@@ -272,18 +273,18 @@ class _Resampler:
         # Sparse, as BLAS would bring threads of its own into ours.
         self.by_image = sparse.csr_array(np.stack([values["samples/f1"], values["lrap"]]))
 
-    def figures(self, weights: Weights) -> tuple[Floats, Floats]:
-        """The figures RESAMPLED, (B, F), and each label's average precision, (B, C)."""
+    def metrics(self, weights: Weights) -> tuple[Floats, Floats]:
+        """Return the HEADLINE metrics, (B, F), and each label's average precision, (B, C)."""
         hits, predicted, true = (matrix @ weights for matrix in self.counted)
         counts = (hits.T, predicted.T, true.T)
-        figures = pooled_figures(counts) | six_figures(counts)
+        metrics = micro_and_macro(counts) | six_metrics(counts)
         label_ap = np.stack([r.average_precision(weights) for r in self.labels], axis=1)
         defined = ~np.isnan(label_ap)
         n_defined = defined.sum(axis=1)
         total = np.where(defined, label_ap, 0).sum(axis=1)
-        figures["map"] = total / np.where(n_defined, n_defined, np.nan)
-        figures["micro/ap"] = self.pooled.average_precision(weights)
+        metrics["map"] = total / np.where(n_defined, n_defined, np.nan)
+        metrics["micro/ap"] = self.pooled.average_precision(weights)
         n_images = weights.sum(axis=0)
         means = self.by_image @ weights / np.where(n_images, n_images, np.nan)
-        figures |= dict(zip(("samples/f1", "lrap"), means, strict=True))
-        return np.stack([figures[name] for name in RESAMPLED], axis=1), label_ap
+        metrics |= dict(zip(("samples/f1", "lrap"), means, strict=True))
+        return np.stack([metrics[name] for name in HEADLINE], axis=1), label_ap

@@ -8,7 +8,7 @@ Owns the calibration error, the Brier loss, and per-label calibration fitted in 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,57 +32,55 @@ _LOWEST, _HIGHEST = np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg
 _LOG_SCALES = (-3.0, 3.0)  # of a calibration: e to that is positive, so that rankings stay
 
 
-def bin_sums(predictions: Predictions) -> tuple[Floats, Floats]:
-    """Sums of scores and of positives over the known entries in each bin; (C, BINS) each.
+class Bins(NamedTuple):
+    """Known entries, their summed scores and the positives among them in each bin; (C, BINS)."""
 
-    A bin has its lower edge, the last one both edges.
-    """
+    entries: Floats
+    scores: Floats
+    positives: Floats
+
+
+def bin_sums(predictions: Predictions) -> Bins:
+    """Sum over the known entries in each bin. A bin has its lower edge, the last one both edges."""
     n_labels = predictions.targets.shape[1]
     bins = np.minimum((predictions.scores * np.float64(BINS)).astype(np.int32), BINS - 1)
     bins += np.arange(n_labels, dtype=np.int32) * BINS
     kept = slice(None) if predictions.known is None else predictions.known.ravel()
     flat = bins.ravel()[kept]
 
-    def sums(values: NDArray[Any]) -> Floats:
-        weights = values.ravel()[kept].astype(np.float64)
+    def sums(values: NDArray[Any] | None) -> Floats:
+        weights = None if values is None else values.ravel()[kept].astype(np.float64)
         counted = np.bincount(flat, weights, n_labels * BINS).astype(np.float64)
         return counted.reshape(n_labels, BINS)
 
-    return sums(predictions.scores), sums(predictions.true)
+    return Bins(sums(None), sums(predictions.scores), sums(predictions.true))
 
 
-def calibration_errors(sums: tuple[Floats, Floats], n_known: Ints) -> Floats:
-    """Each label's expected calibration error; (C,), NaN for one of which nothing is known.
+def calibration_errors(predictions: Predictions) -> Floats:
+    """Return each label's expected calibration error; (C,), NaN for one without known entries.
 
     The mean over images of |share of positives - mean score| in the image's bin.
     """
-    scores, positives = sums
-    return np.abs(scores - positives).sum(axis=1) / np.where(n_known, n_known, np.nan)
+    bins = bin_sums(predictions)
+    return np.abs(bins.scores - bins.positives).sum(axis=1) / _nan_for_zero(predictions.n_known)
 
 
-def squared_errors(predictions: Predictions) -> Floats:
-    """Sum of (score - target)^2 over each label's known entries; (C,)."""
+def brier_losses(predictions: Predictions) -> Floats:
+    """Return each label's mean of (score - target)^2; (C,), NaN for one without known entries."""
     squares = np.subtract(predictions.scores, predictions.true, dtype=np.float64) ** 2
-    return squares.sum(axis=0, where=True if predictions.known is None else predictions.known)
+    known = True if predictions.known is None else predictions.known
+    return squares.sum(axis=0, where=known) / _nan_for_zero(predictions.n_known)
 
 
-def brier_losses(squares: Floats, n_known: Ints) -> Floats:
-    """Mean of (score - target)^2 of each label; (C,), NaN for one of which nothing is known."""
-    return squares / np.where(n_known, n_known, np.nan)
+def _nan_for_zero(counts: Ints) -> Floats:
+    return np.where(counts, counts, np.nan)
 
 
-def calibration_figures(predictions: Predictions) -> Metrics:
-    """`calibration_error` and `brier_loss`: means over the labels of which anything is known."""
-    return calibration_means(
-        bin_sums(predictions), squared_errors(predictions), predictions.n_known
-    )
-
-
-def calibration_means(sums: tuple[Floats, Floats], squares: Floats, n_known: Ints) -> Metrics:
-    """Give what calibration_figures gives, from the labels' sums."""
+def calibration_metrics(predictions: Predictions) -> Metrics:
+    """`calibration_error` and `brier_loss`: means over the labels with known entries."""
     return {
-        "calibration_error": mean_of_defined(calibration_errors(sums, n_known)),
-        "brier_loss": mean_of_defined(brier_losses(squares, n_known)),
+        "calibration_error": mean_of_defined(calibration_errors(predictions)),
+        "brier_loss": mean_of_defined(brier_losses(predictions)),
     }
 
 
@@ -90,7 +88,7 @@ def calibration_means(sums: tuple[Floats, Floats], squares: Floats, n_known: Int
 class Calibration:
     """A map of each label's scores to sigmoid(scale * logit(score) + shift); scale, shift: (C,).
 
-    scale > 0, so that no ranking is turned round.
+    scale > 0, so that rankings stay.
     """
 
     scale: Floats

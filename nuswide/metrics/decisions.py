@@ -1,10 +1,9 @@
-"""Figures of predictions: an entry is predicted or not, and how sure the model was is forgotten.
+"""Metrics of decisions: an entry is predicted or not, whatever its score was.
 
-Owns precision, recall and F1 in all their averages, the top-3 figures, Hamming loss and subset
-accuracy. Their sums are kept apart from their ratios, so that the bootstrap and the streaming mode
-use the same definitions.
+Owns precision, recall and F1 in all their averages, the top-3 metrics, Hamming loss and subset
+accuracy. Counts are separate from their ratios, so that the bootstrap uses the same definitions.
 
-    precision_recall_f1(Scored(targets, scores, 0.5))["micro/f1"]
+    precision_recall_f1(Predictions(targets, scores, 0.5))["micro/f1"]
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.metrics.predictions import Bools, Floats, Ints, Metrics, Predictions
+from nuswide.metrics.predictions import Bools, Floats, Metrics, Predictions
 
 # average -> the axis that hits are counted over before the mean of what is left
 AVERAGES = {"micro": None, "macro": 0, "samples": 1}
@@ -23,15 +22,15 @@ Counts = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # hits, predicted, tru
 
 
 def count(predicted: Bools, true: Bools, axis: int) -> Counts:
-    """Hits, predicted and true entries along an axis."""
+    """Count hits, predicted and true entries along an axis."""
     return (predicted & true).sum(axis=axis), predicted.sum(axis=axis), true.sum(axis=axis)
 
 
 def ratios(counts: Counts) -> tuple[Floats, Floats, Floats]:
-    """Precision, recall and F1; 0 where the denominator is 0.
+    """Return precision, recall and F1; 0 where the denominator is 0.
 
-    Counted here because scikit-learn takes targets of one label for a binary problem: it refuses
-    their samples average, and gives the accuracy as micro.
+    scikit-learn treats targets of one label as a binary problem: it refuses their samples average,
+    and returns the accuracy as micro.
     """
     hits, predicted, true = counts
     # A zero denominator goes with a zero numerator, so that the maximum gives 0.
@@ -41,22 +40,22 @@ def ratios(counts: Counts) -> tuple[Floats, Floats, Floats]:
     return precision, recall, f1
 
 
-def pooled_figures(counts: Counts) -> dict[str, Floats]:
-    """Micro and macro precision, recall and F1 from counts (..., C) a label."""
+def micro_and_macro(counts: Counts) -> dict[str, Floats]:
+    """Return micro and macro precision, recall and F1 from counts (..., C) a label."""
     micro = ratios((counts[0].sum(-1), counts[1].sum(-1), counts[2].sum(-1)))
     macro = [values.mean(-1) for values in ratios(counts)]
-    figures = {f"micro/{kind}": values for kind, values in zip(KINDS, micro, strict=True)}
-    return figures | {f"macro/{kind}": values for kind, values in zip(KINDS, macro, strict=True)}
+    found = {f"micro/{kind}": values for kind, values in zip(KINDS, micro, strict=True)}
+    return found | {f"macro/{kind}": values for kind, values in zip(KINDS, macro, strict=True)}
 
 
-def six_figures(counts: Counts) -> dict[str, Floats]:
-    """CP, CR, CF1, OP, OR, OF1 from counts (..., C) a label.
+def six_metrics(counts: Counts) -> dict[str, Floats]:
+    """Return CP, CR, CF1, OP, OR, OF1 from counts (..., C) a label.
 
     CF1 is the harmonic mean of CP and CR, and not the mean of the labels' F1, which is macro F1;
     OF1 is micro F1. A label that is never predicted counts 0 in CP.
     Source: Chen et al. 2019, arXiv:1904.03582; on the two F1: Opitz and Burst, arXiv:1911.03347.
     """
-    pooled = pooled_figures(counts)
+    pooled = micro_and_macro(counts)
     cp, cr = pooled["macro/precision"], pooled["macro/recall"]
     cf1 = 2 * cp * cr / np.maximum(cp + cr, np.finfo(float).tiny)
     overall = {"op": "precision", "or": "recall", "of1": "f1"}
@@ -66,15 +65,15 @@ def six_figures(counts: Counts) -> dict[str, Floats]:
 def precision_recall_f1(predictions: Predictions) -> Metrics:
     """Micro, macro and samples precision, recall and F1 as scikit-learn defines them.
 
-    A figure whose denominator is zero counts as 0.
+    A metric whose denominator is zero is 0.
     """
     samples = {name: values.mean() for name, values in samples_values(predictions).items()}
-    figures = pooled_figures(count(predictions.predicted, predictions.true, axis=0)) | samples
-    return {name: float(figures[name]) for name in NINE}
+    found = micro_and_macro(count(predictions.predicted, predictions.true, axis=0)) | samples
+    return {name: float(found[name]) for name in NINE}
 
 
 def samples_values(predictions: Predictions) -> dict[str, Floats]:
-    """Each image's own precision, recall and F1; (N,) each."""
+    """Return each image's own precision, recall and F1; (N,) each."""
     values = ratios(count(predictions.predicted, predictions.true, axis=1))
     return {f"samples/{kind}": v for kind, v in zip(KINDS, values, strict=True)}
 
@@ -99,7 +98,7 @@ def top_three(predictions: Predictions) -> Bools:
 
 
 # prefix -> what counts as predicted: what reaches its threshold, exactly three labels, or those of
-# the three that reach it. Papers give either of the last two as "top-3".
+# the three that reach it. Papers call either of the last two "top-3".
 DECISIONS: dict[str, Callable[[Predictions], Bools]] = {
     "": lambda predictions: predictions.predicted,
     "top3/": top_three,
@@ -112,26 +111,17 @@ def all_six(predictions: Predictions) -> Metrics:
     return {
         prefix + name: float(value)
         for prefix, decide in DECISIONS.items()
-        for name, value in six_figures(count(decide(predictions), predictions.true, axis=0)).items()
+        for name, value in six_metrics(count(decide(predictions), predictions.true, axis=0)).items()
     }
 
 
-def hamming_loss(counts: Counts, n_known: Ints) -> float:
-    """Share of the known entries that are predicted wrongly."""
-    hits, predicted, true = counts
-    return float((predicted + true - 2 * hits).sum() / max(1, n_known.sum()))
+def hamming_loss(predictions: Predictions) -> Metrics:
+    """`hamming_loss`: the share of the known entries that are predicted wrongly."""
+    wrong = (predictions.predicted != predictions.true).sum()  # an unknown entry is never wrong
+    return {"hamming_loss": float(wrong / max(1, predictions.n_known.sum()))}
 
 
-def wrong_entries(predictions: Predictions) -> Metrics:
-    """`hamming_loss` over the known entries."""
-    return {
-        "hamming_loss": hamming_loss(
-            count(predictions.predicted, predictions.true, 0), predictions.n_known
-        )
-    }
-
-
-def subset_values(predictions: Predictions) -> dict[str, Floats]:
-    """For each image, 1 if all its known entries are predicted rightly, else 0; (N,)."""
+def subset_accuracy(predictions: Predictions) -> Metrics:
+    """`subset_accuracy`: the share of images whose known entries are all predicted correctly."""
     right = (predictions.predicted == predictions.true).all(axis=1)
-    return {"subset_accuracy": right.astype(np.float64)}
+    return {"subset_accuracy": float(right.mean())}

@@ -1,9 +1,9 @@
-"""What figures are made of: targets, scores, thresholds, and each label's images by falling score.
+"""What metrics are computed from: targets, scores, thresholds, and images ranked by score.
 
-Owns the types, Scored and Curve. Computes no figure.
+Owns the types, Predictions and Curve. Computes no metric.
 
-    scored = Scored(targets, scores, thresholds=0.5)
-    scored.curves[0].hits  # of the first label, at each distinct score
+    predictions = Predictions(targets, scores, thresholds=0.5)
+    predictions.curves[0].hits  # of the first label, at each distinct score
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Bools = NDArray[np.bool_]
 class Curve:
     """Entries by falling score, cut after each distinct score, so that ties stand or fall together.
 
-    order: (M,) the images, highest score first. ends: (K,) the last place of each distinct score.
+    order: (M,) the images, highest score first. ends: (K,) the last index of each distinct score.
     hits: (K,) how many entries down to there are true. scores: (K,), falling.
     """
 
@@ -57,10 +57,10 @@ def make_curve(true: Bools, scores: Scores, images: NDArray[np.int32]) -> Curve:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Targets and scores of the same images, and what many figures need of them, made once.
+    """Targets and scores of the same images, and what many metrics need of them, computed once.
 
     targets, scores, known: (N, C), scores in [0, 1]. An unknown entry is neither true nor
-    predicted, and has no place in a ranking. train_positives: (C,), for the figures of frequent and
+    predicted, and has no place in a ranking. train_positives: (C,), for the metrics of frequent and
     rare labels. Raises ValueError if shapes differ or a score is no number in [0, 1].
     """
 

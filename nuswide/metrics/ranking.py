@@ -1,12 +1,10 @@
-"""Figures of rankings, which no threshold touches.
+"""Metrics of rankings, which do not depend on thresholds.
 
 Owns average precision and AUROC along each label's images, their means, and LRAP, coverage error
 and ranking loss along each image's labels.
 
-    average_precision(scored.curves[0])
+    average_precision(predictions.curves[0])
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,7 +28,7 @@ def average_precision(curve: Curve) -> float:
 
 
 def auroc(curve: Curve) -> float:
-    """Chance that a positive is above a negative, a tie being half; NaN if either is missing."""
+    """Return the chance that a positive outranks a negative, ties half; NaN if either lacks."""
     misses = curve.predicted - curve.hits
     pairs = curve.positives * int(misses[-1]) if len(misses) else 0
     if not pairs:
@@ -42,7 +40,7 @@ def auroc(curve: Curve) -> float:
 
 
 def mean_of_defined(values: Floats, weights: Floats | None = None) -> float:
-    """Mean of what is not NaN; NaN if nothing is."""
+    """Return the mean of the values that are not NaN; NaN if all are."""
     defined = ~np.isnan(values)
     if not defined.any():
         return float("nan")
@@ -51,7 +49,7 @@ def mean_of_defined(values: Floats, weights: Floats | None = None) -> float:
 
 
 def label_average_precision(predictions: Predictions) -> Floats:
-    """Average precision of each label over its known images; (C,), NaN without a positive."""
+    """Return each label's average precision on its known images; (C,), NaN without a positive."""
     return np.array([average_precision(curve) for curve in predictions.curves])
 
 
@@ -62,24 +60,19 @@ def average_precisions(predictions: Predictions) -> Metrics:
     With train_positives, `head_map`, `medium_map` and `tail_map` are over the labels with more than
     100, 20 to 100 and fewer than 20 of them; NaN where there is no such label.
     """
-    return maps_of(predictions.curves, predictions.pooled, predictions.train_positives)
-
-
-def maps_of(curves: Sequence[Curve], pooled: Curve, train_positives: Ints | None) -> Metrics:
-    """Give what average_precisions gives, from the labels' curves and the one of all entries."""
-    per_label = np.array([average_precision(curve) for curve in curves])
-    positives = np.array([curve.positives for curve in curves], dtype=np.float64)
-    figures = {
+    per_label = label_average_precision(predictions)
+    positives = predictions.true.sum(axis=0)
+    found = {
         "map": mean_of_defined(per_label),
-        "weighted_map": mean_of_defined(per_label, positives),
-        "micro/ap": average_precision(pooled),
+        "weighted_map": mean_of_defined(per_label, positives.astype(np.float64)),
+        "micro/ap": average_precision(predictions.pooled),
         "labels_without_positives": float((positives == 0).sum()),
     }
-    return figures | parts_of_map(per_label, train_positives)
+    return found | _maps_by_frequency(per_label, predictions.train_positives)
 
 
-def parts_of_map(per_label: Floats, train_positives: Ints | None) -> Metrics:
-    """Mean AP of frequent, middling and rare labels; nothing if their frequency is not given."""
+def _maps_by_frequency(per_label: Floats, train_positives: Ints | None) -> Metrics:
+    """Return the mean AP of frequent, medium and rare labels; nothing without train_positives."""
     if train_positives is None:
         return {}
     is_head, is_tail = train_positives > MANY, train_positives < FEW
@@ -89,20 +82,21 @@ def parts_of_map(per_label: Floats, train_positives: Ints | None) -> Metrics:
 
 def areas(predictions: Predictions) -> Metrics:
     """`macro/auroc` over the labels that have positives and negatives, and `micro/auroc`."""
-    return areas_of(predictions.curves, predictions.pooled)
+    per_label = np.array([auroc(curve) for curve in predictions.curves])
+    return {"macro/auroc": mean_of_defined(per_label), "micro/auroc": auroc(predictions.pooled)}
 
 
-def areas_of(curves: Sequence[Curve], pooled: Curve) -> Metrics:
-    """Give what areas gives, from the labels' curves and the one of all entries."""
-    per_label = np.array([auroc(curve) for curve in curves])
-    return {"macro/auroc": mean_of_defined(per_label), "micro/auroc": auroc(pooled)}
+def image_means(predictions: Predictions) -> Metrics:
+    """`lrap`, `coverage_error` and `ranking_loss`: means over the images."""
+    return {name: float(values.mean()) for name, values in image_rankings(predictions).items()}
 
 
 def image_rankings(predictions: Predictions) -> dict[str, Floats]:
-    """LRAP, coverage error and ranking loss of each image as scikit-learn defines them; (N,) each.
+    """Return each image's LRAP, coverage error and ranking loss; (N,) each.
 
-    Over the image's known labels. An image without a positive has LRAP 1, coverage error 0 and
-    ranking loss 0; one without a negative has ranking loss 0. A tie counts as the wrong order.
+    As scikit-learn defines them, over the image's known labels. An image without a positive has
+    LRAP 1, coverage error 0 and ranking loss 0; one without a negative has ranking loss 0. A tie
+    counts as the wrong order.
     """
     n_images = len(predictions.targets)
     image, label = np.nonzero(predictions.true)

@@ -1,6 +1,6 @@
-"""Figures label by label, and the trivial baselines.
+"""Metrics label by label, and the trivial baselines.
 
-Owns the per-label table and what knows nothing of the pictures. Chooses no threshold.
+Owns the per-label table and the scores of the baselines. Chooses no threshold.
 
     table = per_label_table(("sky", "sea"), targets, scores, 0.5)  # {"label": [...], "ap": [...]}
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nuswide.metrics.calibration import bin_sums, brier_losses, calibration_errors, squared_errors
+from nuswide.metrics.calibration import brier_losses, calibration_errors
 from nuswide.metrics.decisions import count, ratios
 from nuswide.metrics.predictions import Known, Predictions, Scores, Targets, Thresholds
 from nuswide.metrics.ranking import auroc, label_average_precision
@@ -22,9 +22,9 @@ def per_label_table(
     thresholds: Thresholds,
     known: Known = None,
 ) -> dict[str, list[Any]]:
-    """Columns of each label's figures, support, share and threshold; frequent labels first.
+    """Return columns of each label's metrics, support, share and threshold; frequent labels first.
 
-    A figure that is not defined, as the AP of a label without a positive, is None.
+    A metric that is not defined, as the AP of a label without a positive, is None.
     """
     predictions = Predictions(targets, scores, thresholds, known)
     precision, recall, f1 = ratios(count(predictions.predicted, predictions.true, axis=0))
@@ -34,8 +34,8 @@ def per_label_table(
         "ap": label_average_precision(predictions),
         "f1": f1, "precision": precision, "recall": recall,
         "auroc": np.array([auroc(curve) for curve in predictions.curves]),
-        "calibration_error": calibration_errors(bin_sums(predictions), predictions.n_known),
-        "brier_loss": brier_losses(squared_errors(predictions), predictions.n_known),
+        "calibration_error": calibration_errors(predictions),
+        "brier_loss": brier_losses(predictions),
         "support": support, "share": support / np.maximum(predictions.n_known, 1),
         "threshold": np.broadcast_to(np.asarray(thresholds, dtype=np.float64), support.shape),
     }  # fmt: skip

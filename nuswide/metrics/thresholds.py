@@ -13,8 +13,8 @@ from scipy.special import expit, logit
 
 from nuswide.metrics.predictions import Curve, Floats, Known, Predictions, Scores, Targets
 
-# Positives that the global threshold counts for against a label's own. On other images that is no
-# worse than none whatever the scores are like, and more is if they are off label by label:
+# The weight of the global threshold against a label's own, in positives. One is never worse than
+# none on other images; more is worse if the scores are miscalibrated label by label:
 # benchmarks/thresholds.py compares.
 PRIOR = 1.0
 _EDGE = 1e-7  # keeps logits of thresholds finite
@@ -41,19 +41,19 @@ def best_f1(curve: Curve) -> float:
 
 
 def fixed(predictions: Predictions) -> NDArray[np.float32]:
-    """Give the thresholds as they are."""
+    """Return the fixed threshold for each label."""
     return np.full(predictions.targets.shape[1], predictions.thresholds, dtype=np.float32)
 
 
 def one_global(predictions: Predictions) -> NDArray[np.float32]:
-    """Give all labels the threshold of the best micro F1, or the fixed one without a positive."""
+    """Return the threshold of the best micro F1, or the fixed one if there is no positive."""
     if not predictions.pooled.positives:
         return fixed(predictions)
     return np.full(predictions.targets.shape[1], best_f1(predictions.pooled), dtype=np.float32)
 
 
 def per_label(predictions: Predictions, prior: float = PRIOR) -> NDArray[np.float32]:
-    """Give each label the threshold of its best F1, drawn to the global one if positives are few.
+    """Return each label's threshold of the best F1, drawn to the global one if positives are few.
 
     The two logits are averaged with weights n and `prior`, n being the label's positives: with few
     of them the best threshold is mostly chance (Yang 2001, Fan and Lin 2007).

@@ -269,7 +269,7 @@ def findings(audit: Audit) -> list[str]:
         across = sum(_is_across(audit, pair) for pair in audit.pairs)
         said.append(
             f"{exact} pairs of pictures are equal and {len(audit.pairs) - exact} nearly so; "
-            f"{across} of these lie across splits, where they flatter every figure on test."
+            f"{across} of these lie across splits, where they flatter every metric on test."
         )
     return said
 

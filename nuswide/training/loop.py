@@ -27,7 +27,7 @@ from nuswide.data.label_stats import TrainLabels
 from nuswide.data.loader import open_feed, pin_memory, to_device
 from nuswide.data.sampling import create_sampling, draw_rows, epoch_order
 from nuswide.data.transforms import draw, side_px
-from nuswide.evaluation.evaluate import Evaluation, headline, predict, torch_score
+from nuswide.evaluation.evaluate import Evaluation, predict, summary_line, torch_score
 from nuswide.models.networks import StateDict, TaggerNet
 from nuswide.tracking.run import Run
 from nuswide.training.checkpoint import Writer, snapshot
@@ -227,7 +227,7 @@ class _Loop:
         self.run.log_metrics(evaluation.curves, step=step)
         value = evaluation.curves[f"{split}/map"]
         is_best = split == self.config.select_on and (state.best is None or value > state.best.map)
-        self._say(split, headline(evaluation.curves, split) + "  best so far" * is_best, step)
+        self._say(split, summary_line(evaluation.curves, split) + "  best so far" * is_best, step)
         if is_best:
             state.best = Best(_copy_weights(state.evaluated), state.progress.steps, value)
             evaluation.record_pictures(self.run, part, step=step)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from nuswide.cli import main
 from nuswide.evaluation.compare import plots, report, tables
 from nuswide.evaluation.compare.entrants import choose_baseline, find_entrants, require_one_test_set
-from nuswide.evaluation.compare.paired import FIGURES, Comparison, measure
+from nuswide.evaluation.compare.paired import COMPARED, Comparison, measure
 from nuswide.metrics import all_metrics
 from nuswide.reporting.table import to_csv
 from nuswide.tracking.run import start_run
@@ -121,12 +121,12 @@ def test_what_is_worse_is_marked_and_what_is_only_higher_is_a_tie(whole: Compari
         whole.results[places[name]].differences for name in ("train head=linear", "mine seed=9")
     )
     assert worse and same
-    assert {worse[name].verdict for name in FIGURES} == {"worse"}
-    assert {same[name].verdict for name in FIGURES} == {"tie"}
+    assert {worse[name].verdict for name in COMPARED} == {"worse"}
+    assert {same[name].verdict for name in COMPARED} == {"tie"}
     assert all(d.corrected >= d.p_value for d in (*worse.values(), *same.values()))
 
 
-def test_a_run_without_scores_has_its_recorded_figures_and_is_paired_with_none(
+def test_a_run_without_scores_has_its_recorded_metrics_and_is_paired_with_none(
     whole: Comparison, ids: dict[str, str]
 ) -> None:
     place = by_name(whole)["old seed=0"]
@@ -136,14 +136,14 @@ def test_a_run_without_scores_has_its_recorded_figures_and_is_paired_with_none(
     assert any("No scores were kept by old" in remark for remark in whole.remarks)
 
 
-def test_without_any_scores_the_recorded_figures_stand_side_by_side(
+def test_without_any_scores_the_recorded_metrics_stand_side_by_side(
     ids: dict[str, str], tmp_path: Path
 ) -> None:
     other = record(tmp_path, 1.0, name="older", keep=False, head="none")
     comparison = compared(ids["old"], other)
     assert tables.introduction(comparison) == "Nothing is paired: none kept its scores."
     page = report.to_html(comparison, plots.draw_all(comparison))
-    assert "Differences" not in page and "Figures on test" in page
+    assert "Differences" not in page and "Metrics on test" in page
     assert not tables.differences(comparison).rows and not tables.labels(comparison).rows
 
 
@@ -316,7 +316,7 @@ def test_mistakes_are_answered_in_one_line(
 def test_the_text_fits_the_terminal_and_shows_every_figure(whole: Comparison, width: int) -> None:
     text = tables.to_text(whole, width)
     assert max(map(len, text.splitlines())) <= width
-    assert all(name in text for name in (*FIGURES, "head", "mine", "old"))
+    assert all(name in text for name in (*COMPARED, "head", "mine", "old"))
     assert "▼" in text and "=" in text and "▲" in tables.LEGEND
 
 

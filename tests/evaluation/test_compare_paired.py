@@ -62,12 +62,12 @@ def test_seeds_that_agree_leave_the_images_interval_as_it_is() -> None:
     assert found[:3] == pytest.approx([0.02, 0.01, 0.03], abs=1e-6)
 
 
-def test_a_figure_of_seeds_has_an_interval_that_ends_where_figures_do() -> None:
+def test_a_figure_of_seeds_has_an_interval_that_ends_where_metrics_do() -> None:
     rng = np.random.default_rng(0)
     targets = (rng.random((60, 5)) < 0.3).astype(np.uint8)
     seeds = [resample(targets, rng.random((60, 5)), 0.97) for _ in range(2)]
-    figures, label_ap = (np.stack([getattr(s, n) for s in seeds]) for n in ("figures", "label_ap"))
-    f1 = _estimates(_Pool(mean_of(seeds), figures, label_ap))["micro/f1"]
+    metrics, label_ap = (np.stack([getattr(s, n) for s in seeds]) for n in ("metrics", "label_ap"))
+    f1 = _estimates(_Pool(mean_of(seeds), metrics, label_ap))["micro/f1"]
     assert 0 == f1.low < f1.value < f1.high < 1
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
-from nuswide.evaluation.evaluate import Evaluation, fit_decision, headline, predict, torch_score
+from nuswide.evaluation.evaluate import Evaluation, fit_decision, predict, summary_line, torch_score
 from nuswide.metrics import NINE, all_metrics, fit_thresholds
 
 
@@ -53,19 +53,19 @@ def evaluation_of(data: Dataset, thresholds: float | np.ndarray = 0.3) -> Evalua
     return Evaluation("test", data.manifest, scores, thresholds, np.array([500, 50, 5]))
 
 
-def test_figures_are_those_of_the_scores_under_the_splits_name(data: Dataset) -> None:
+def test_metrics_are_those_of_the_scores_under_the_splits_name(data: Dataset) -> None:
     evaluation = evaluation_of(data)
     expected = all_metrics(
         data.manifest.targets, evaluation.scores, 0.3, train_positives=np.array([500, 50, 5])
     )
-    assert evaluation.figures == expected
+    assert evaluation.metrics == expected
     assert evaluation.prefixed == {f"test/{name}": value for name, value in expected.items()}
     assert set(evaluation.curves) == {f"test/{name}" for name in (*NINE, "map")}
     assert all(evaluation.prefixed[name] == value for name, value in evaluation.curves.items())
-    assert f"map {expected['map']:.3f}" in headline(evaluation.prefixed, "test")
+    assert f"map {expected['map']:.3f}" in summary_line(evaluation.prefixed, "test")
 
 
-def test_the_table_has_intervals_around_headline_figures_and_what_a_half_would_give(
+def test_the_table_has_intervals_around_headline_metrics_and_what_a_half_would_give(
     data: Dataset,
 ) -> None:
     evaluation = evaluation_of(data)
@@ -73,7 +73,7 @@ def test_the_table_has_intervals_around_headline_figures_and_what_a_half_would_g
     rows = {name: row for name, *row in zip(*table.values(), strict=True)}
     value, low, high, at_half = rows["macro/f1"]
     assert low < value < high
-    assert value == round(evaluation.figures["macro/f1"], 4)
+    assert value == round(evaluation.metrics["macro/f1"], 4)
     half = all_metrics(data.manifest.targets, evaluation.scores, 0.5)
     assert at_half == round(half["macro/f1"], 4) != value
     assert rows["hamming_loss"][1:3] == [None, None]

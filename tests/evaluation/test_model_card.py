@@ -48,13 +48,13 @@ def test_a_card_says_what_the_model_is_and_on_what_it_was_made(
         assert fact in card, fact
 
 
-def test_its_figures_are_those_of_the_evaluations_with_their_intervals(
+def test_its_metrics_are_those_of_the_evaluations_with_their_intervals(
     card: str, evaluations: list[Evaluation]
 ) -> None:
     row = next(line for line in card.splitlines() if line.startswith("| map |"))
     for evaluation in evaluations:
         low, high = evaluation.resampled.intervals()["map"][1:]
-        assert f"{evaluation.figures['map']:.3f} [{low:.3f}, {high:.3f}]" in row
+        assert f"{evaluation.metrics['map']:.3f} [{low:.3f}, {high:.3f}]" in row
 
 
 def test_it_has_a_row_a_label_and_no_name_breaks_the_table(card: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from nuswide.cli import main
-from nuswide.evaluation.promote import Decision, Rule, decide, promote, roll_back, try_for_champion
+from nuswide.evaluation.promote import Rule, Verdict, decide, promote, roll_back, try_for_champion
 from nuswide.metrics.bootstrap import Difference
 from nuswide.tracking.registry import champion_of, history_of
 from nuswide.tracking.run import start_run
@@ -104,7 +104,7 @@ def test_the_whole_interval_must_be_beyond_the_margin(
     rule: str, margin: float, low: float, wins: bool
 ) -> None:
     difference = Difference(low + 0.02, low, low + 0.04, 0.5)
-    assert Decision(Rule("map", rule, margin), difference, 10).wins is wins
+    assert Verdict(Rule("map", rule, margin), difference, 10).wins is wins
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from nuswide.metrics import all_metrics, label_average_precision
 from nuswide.metrics.bootstrap import (
-    RESAMPLED,
+    HEADLINE,
     Resampled,
     _halves,
     _Resampler,
@@ -32,12 +32,12 @@ def problem(n: int, c: int, seed: int, *, levels: int = 1000) -> tuple[Array, Ar
     return targets, ((scores * levels).round() / levels).astype(np.float32)
 
 
-# Weighted figures
+# Weighted metrics
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), st.sampled_from((2, 1000)), st.integers(0, 999))
-def test_figures_of_weighted_images_are_those_of_repeated_images(
+def test_metrics_of_weighted_images_are_those_of_repeated_images(
     n: int, c: int, levels: int, seed: int
 ) -> None:
     targets, scores = problem(n, c, seed, levels=levels)
@@ -45,13 +45,13 @@ def test_figures_of_weighted_images_are_those_of_repeated_images(
     known = rng.random((n, c)) < rng.choice([0.6, 1.0])
     weights = rng.integers(0, 4, (n, 3)).astype(np.int32)
     weights[0] += weights.sum(axis=0) == 0
-    figures, label_ap = _Resampler(Predictions(targets, scores, 0.4, known)).figures(weights)
+    metrics, label_ap = _Resampler(Predictions(targets, scores, 0.4, known)).metrics(weights)
     for round_, times in enumerate(weights.T):
         repeated = np.repeat(np.arange(n), times)
         of_these = targets[repeated], scores[repeated], 0.4, known[repeated]
         expected = all_metrics(*of_these)
-        assert figures[round_] == pytest.approx(
-            [expected[name] for name in RESAMPLED], abs=1e-9, nan_ok=True
+        assert metrics[round_] == pytest.approx(
+            [expected[name] for name in HEADLINE], abs=1e-9, nan_ok=True
         )
         assert label_ap[round_] == pytest.approx(
             label_average_precision(Predictions(*of_these)), abs=1e-9, nan_ok=True
@@ -63,21 +63,21 @@ def test_a_ranking_longer_than_a_part_is_walked_from_part_to_part(
 ) -> None:
     targets, scores = problem(200, 4, seed=0)
     weights = _halves(200, 0, range(5))
-    whole = _Resampler(Predictions(targets, scores, 0.4)).figures(weights)
+    whole = _Resampler(Predictions(targets, scores, 0.4)).metrics(weights)
     monkeypatch.setattr("nuswide.metrics.bootstrap._ROWS", 7)
     parts = _Resampler(Predictions(targets, scores, 0.4))
     assert len(parts.pooled.parts) > 10
-    for value, expected in zip(parts.figures(weights), whole, strict=True):
+    for value, expected in zip(parts.metrics(weights), whole, strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
-def test_figures_on_all_images_are_the_figures() -> None:
+def test_metrics_on_all_images_are_the_metrics() -> None:
     targets, scores = problem(100, 5, seed=1)
     resampled = resample(targets, scores, 0.4, rounds=3)
-    figures = all_metrics(targets, scores, 0.4)
-    assert resampled.figures.tolist() == pytest.approx([figures[name] for name in RESAMPLED])
+    metrics = all_metrics(targets, scores, 0.4)
+    assert resampled.metrics.tolist() == pytest.approx([metrics[name] for name in HEADLINE])
     assert {k: v.value for k, v in resampled.intervals().items()} == pytest.approx(
-        {name: figures[name] for name in RESAMPLED}
+        {name: metrics[name] for name in HEADLINE}
     )
 
 
@@ -120,7 +120,7 @@ def test_intervals_narrow_with_the_root_of_the_images() -> None:
     few, many = (
         resample(*problem(n, 6, seed=4), 0.4, rounds=1000).intervals() for n in (250, 4000)
     )
-    for name in RESAMPLED:
+    for name in HEADLINE:
         ratio = (few[name].high - few[name].low) / (many[name].high - many[name].low)
         assert 3 < ratio < 5.5, name
 
@@ -131,13 +131,13 @@ def test_an_interval_reaches_lower_where_few_positives_make_average_precision_to
     assert interval.low < interval.value < interval.high
 
 
-def test_an_interval_ends_where_the_figures_do() -> None:
+def test_an_interval_ends_where_the_metrics_do() -> None:
     targets, scores = problem(60, 5, seed=5)
     above_nearly_all = float(np.sort(scores[targets > 0])[-2])
     low = resample(targets, scores, above_nearly_all)  # one or two hits
     high = resample(targets, np.where(targets, scores / 2 + 0.5, scores / 2), 0.5)
     assert 0 == low.intervals()["micro/f1"].low < low.intervals()["micro/f1"].value
-    assert low.bounds()[RESAMPLED.index("micro/f1"), 0] < 0
+    assert low.bounds()[HEADLINE.index("micro/f1"), 0] < 0
     assert high.intervals()["map"] == (1, 1, 1)
 
 
@@ -218,12 +218,12 @@ def test_rounds_of_different_draws_are_not_paired(other: dict[str, int]) -> None
         mean_of([a, b])
 
 
-def test_seeds_are_pooled_by_the_mean_of_their_figures_in_each_round() -> None:
+def test_seeds_are_pooled_by_the_mean_of_their_metrics_in_each_round() -> None:
     targets, scores = problem(50, 3, seed=0)
     seeds = [resample(targets, np.roll(scores, k, axis=0).copy(), 0.4, rounds=20) for k in range(3)]
     pooled = mean_of(seeds)
     assert isinstance(pooled, Resampled) and pooled.draw == seeds[0].draw
-    for name in ("figures", "label_ap", "rounds", "label_rounds"):
+    for name in ("metrics", "label_ap", "rounds", "label_rounds"):
         expected = sum(getattr(seed, name) for seed in seeds) / 3
         np.testing.assert_allclose(getattr(pooled, name), expected)
 

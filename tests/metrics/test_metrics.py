@@ -19,7 +19,7 @@ from nuswide.metrics import (
     NINE,
     Predictions,
     all_metrics,
-    baseline_figures,
+    baseline_metrics,
     baseline_scores,
     label_average_precision,
     per_label_table,
@@ -55,8 +55,8 @@ def batches(draw: st.DrawFn) -> tuple[Array, Array]:
 def test_precision_recall_f1_by_hand() -> None:
     targets = np.array([[1, 1, 0], [1, 0, 0]], dtype=np.uint8)
     scores = np.array([[0.9, 0.1, 0.5], [0.8, 0.2, 0.1]], dtype=np.float32)
-    figures = all_metrics(targets, scores, 0.5)
-    assert {name: figures[name] for name in NINE} == pytest.approx({
+    metrics = all_metrics(targets, scores, 0.5)
+    assert {name: metrics[name] for name in NINE} == pytest.approx({
         "micro/precision": 2 / 3, "micro/recall": 2 / 3, "micro/f1": 2 / 3,
         "macro/precision": 1 / 3, "macro/recall": 1 / 3, "macro/f1": 1 / 3,
         "samples/precision": 3 / 4, "samples/recall": 3 / 4, "samples/f1": 3 / 4,
@@ -73,35 +73,35 @@ def test_a_score_at_the_threshold_is_predicted() -> None:
 @pytest.mark.parametrize("n_labels", [1, 4])
 def test_nothing_true_and_nothing_predicted_counts_as_0(n_labels: int) -> None:
     zeros = np.zeros((3, n_labels))
-    figures = all_metrics(zeros.astype(np.uint8), zeros.astype(np.float32), 0.5)
-    assert {figures[name] for name in (*NINE, "cf1", "of1")} == {0.0}
+    metrics = all_metrics(zeros.astype(np.uint8), zeros.astype(np.float32), 0.5)
+    assert {metrics[name] for name in (*NINE, "cf1", "of1")} == {0.0}
 
 
 def test_one_label_has_its_own_f1_and_not_the_accuracy() -> None:
     targets = np.array([[1], [0], [0], [0]], dtype=np.uint8)
-    figures = all_metrics(targets, np.zeros((4, 1), dtype=np.float32), 0.5)
-    assert figures["micro/f1"] == 0  # accuracy, with absence as a class, would be 0.75
-    assert figures["macro/f1"] == 0
+    metrics = all_metrics(targets, np.zeros((4, 1), dtype=np.float32), 0.5)
+    assert metrics["micro/f1"] == 0  # accuracy, with absence as a class, would be 0.75
+    assert metrics["macro/f1"] == 0
 
 
 @settings(max_examples=50, deadline=None)
 @given(batches())
-def test_all_figures_are_shares_or_nan(batch: tuple[Array, Array]) -> None:
-    figures = all_metrics(*batch, thresholds=0.5)
-    without = figures.pop("labels_without_positives")
+def test_all_metrics_are_shares_or_nan(batch: tuple[Array, Array]) -> None:
+    metrics = all_metrics(*batch, thresholds=0.5)
+    without = metrics.pop("labels_without_positives")
     assert without == (batch[0].sum(axis=0) == 0).sum()
-    assert math.isnan(figures["map"]) == (without == batch[0].shape[1])
-    assert 0 <= figures.pop("coverage_error") <= batch[0].shape[1]
-    assert all(0 <= value <= 1 for value in figures.values() if not math.isnan(value))
+    assert math.isnan(metrics["map"]) == (without == batch[0].shape[1])
+    assert 0 <= metrics.pop("coverage_error") <= batch[0].shape[1]
+    assert all(0 <= value <= 1 for value in metrics.values() if not math.isnan(value))
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_part_of_all_figures(name: str) -> None:
+def test_every_metric_is_part_of_all_metrics(name: str) -> None:
     targets, scores = random_batch(10, 3, seed=0)
     positives = np.array([200, 50, 1])
-    figures = all_metrics(targets, scores, 0.5, train_positives=positives)
+    metrics = all_metrics(targets, scores, 0.5, train_positives=positives)
     own = METRICS[name](Predictions(targets, scores, 0.5, train_positives=positives))
-    assert own and own == pytest.approx({key: figures[key] for key in own}, nan_ok=True)
+    assert own and own == pytest.approx({key: metrics[key] for key in own}, nan_ok=True)
     assert all(type(value) is float for value in own.values())
 
 
@@ -127,9 +127,9 @@ def test_thresholds_of_a_label_each_are_used_label_by_label() -> None:
     targets, scores = random_batch(30, 4, seed=3)
     thresholds = np.array([0.2, 0.4, 0.6, 0.8])
     shifted = np.where(scores >= thresholds.astype(np.float32), 1, 0).astype(np.float32)
-    expected, figures = all_metrics(targets, shifted, 0.5), all_metrics(targets, scores, thresholds)
+    expected, metrics = all_metrics(targets, shifted, 0.5), all_metrics(targets, scores, thresholds)
     for name in (*NINE, "cf1", "hamming_loss", "subset_accuracy"):
-        assert figures[name] == expected[name]
+        assert metrics[name] == expected[name]
 
 
 def test_a_threshold_is_compared_in_the_scores_precision() -> None:
@@ -157,27 +157,27 @@ def test_shapes_that_do_not_match_are_refused() -> None:
 def test_cf1_is_the_harmonic_mean_of_means_and_not_the_mean_of_f1() -> None:
     targets = np.array([[1, 1], [1, 0], [0, 0]], dtype=np.uint8)
     scores = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.float32)
-    figures = all_metrics(targets, scores, 0.5)
+    metrics = all_metrics(targets, scores, 0.5)
     # label 0: precision 1, recall 1/2; label 1: no hit
-    assert figures["cp"] == 1 / 2 and figures["cr"] == 1 / 4
-    assert figures["cf1"] == pytest.approx(1 / 3) and figures["macro/f1"] == pytest.approx(1 / 3)
+    assert metrics["cp"] == 1 / 2 and metrics["cr"] == 1 / 4
+    assert metrics["cf1"] == pytest.approx(1 / 3) and metrics["macro/f1"] == pytest.approx(1 / 3)
     better = np.array([[1, 0], [1, 0], [0, 0]], dtype=np.float32)
-    figures = all_metrics(targets, better, 0.5)
-    assert figures["cf1"] == figures["macro/f1"] == 1 / 2
+    metrics = all_metrics(targets, better, 0.5)
+    assert metrics["cf1"] == metrics["macro/f1"] == 1 / 2
     uneven = np.array([[1, 1], [0, 1], [0, 1]], dtype=np.float32)
-    figures = all_metrics(targets, uneven, 0.5)
+    metrics = all_metrics(targets, uneven, 0.5)
     # label 0: 1 and 1/2, F1 2/3; label 1: 1/3 and 1, F1 1/2
-    assert figures["macro/f1"] == pytest.approx(7 / 12)
-    assert figures["cf1"] == pytest.approx(12 / 17)
+    assert metrics["macro/f1"] == pytest.approx(7 / 12)
+    assert metrics["cf1"] == pytest.approx(12 / 17)
 
 
 def test_the_three_best_are_taken_with_or_without_the_threshold() -> None:
     targets = np.array([[1, 1, 0, 0, 1]], dtype=np.uint8)
     scores = np.array([[0.9, 0.4, 0.6, 0.1, 0.2]], dtype=np.float32)
-    figures = all_metrics(targets, scores, 0.5)
-    assert figures["top3/op"] == pytest.approx(2 / 3) == figures["top3/or"]
-    assert figures["top3_passing/op"] == 1 / 2
-    assert figures["top3_passing/or"] == pytest.approx(1 / 3)
+    metrics = all_metrics(targets, scores, 0.5)
+    assert metrics["top3/op"] == pytest.approx(2 / 3) == metrics["top3/or"]
+    assert metrics["top3_passing/op"] == 1 / 2
+    assert metrics["top3_passing/or"] == pytest.approx(1 / 3)
 
 
 def test_of_labels_that_tie_for_the_third_place_the_first_has_it() -> None:
@@ -202,10 +202,10 @@ def test_head_medium_and_tail_are_cut_at_more_than_100_and_fewer_than_20() -> No
     targets, scores = random_batch(60, 5, seed=5)
     targets[0] = 1
     ap = label_average_precision(Predictions(targets, scores))
-    figures = all_metrics(targets, scores, 0.5, train_positives=np.array([101, 100, 20, 19, 0]))
-    assert figures["head_map"] == pytest.approx(ap[0])
-    assert figures["medium_map"] == pytest.approx(ap[1:3].mean())
-    assert figures["tail_map"] == pytest.approx(ap[3:].mean())
+    metrics = all_metrics(targets, scores, 0.5, train_positives=np.array([101, 100, 20, 19, 0]))
+    assert metrics["head_map"] == pytest.approx(ap[0])
+    assert metrics["medium_map"] == pytest.approx(ap[1:3].mean())
+    assert metrics["tail_map"] == pytest.approx(ap[3:].mean())
     assert "tail_map" not in all_metrics(targets, scores, 0.5)
 
 
@@ -230,16 +230,16 @@ def test_map_ignores_labels_without_positives() -> None:
     targets, scores = random_batch(30, 5, seed=2)
     kept = targets.any(axis=0)
     assert 0 < kept.sum() < 5
-    figures = all_metrics(targets, scores, 0.5)
+    metrics = all_metrics(targets, scores, 0.5)
     alone = all_metrics(targets[:, kept], scores[:, kept], 0.5)
     assert (
-        figures["map"]
+        metrics["map"]
         == alone["map"]
         == pytest.approx(
             average_precision_score(targets[:, kept], scores[:, kept], average="macro")
         )
     )
-    assert figures["labels_without_positives"] == 5 - kept.sum()
+    assert metrics["labels_without_positives"] == 5 - kept.sum()
     assert alone["labels_without_positives"] == 0
 
 
@@ -251,8 +251,8 @@ def test_map_counts_images_without_a_label_as_negatives() -> None:
 
 def test_map_is_nan_when_no_label_has_a_positive() -> None:
     targets = np.zeros((4, 3), dtype=np.uint8)
-    figures = all_metrics(targets, np.ones((4, 3), dtype=np.float32), 0.5)
-    assert math.isnan(figures["map"]) and figures["labels_without_positives"] == 3
+    metrics = all_metrics(targets, np.ones((4, 3), dtype=np.float32), 0.5)
+    assert math.isnan(metrics["map"]) and metrics["labels_without_positives"] == 3
 
 
 def test_map_does_not_depend_on_the_threshold() -> None:
@@ -317,13 +317,13 @@ def test_top_k_leaves_out_labels_that_train_does_not_have() -> None:
 def test_the_baselines_are_measured_on_the_other_split() -> None:
     train = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 0]], dtype=np.uint8)
     test = np.array([[1, 0, 0], [0, 0, 1]], dtype=np.uint8)
-    figures = baseline_figures(train, test)
-    assert set(figures) == {"all_labels", "top_k"}
-    assert figures["top_k"]["micro/f1"] == 0.5  # it always says the first label alone
-    assert figures["all_labels"]["micro/recall"] == 1
-    assert figures["all_labels"]["micro/precision"] == pytest.approx(2 / 6)
-    assert figures["all_labels"]["map"] == 0.5
-    assert figures["all_labels"]["labels_without_positives"] == 1
+    metrics = baseline_metrics(train, test)
+    assert set(metrics) == {"all_labels", "top_k"}
+    assert metrics["top_k"]["micro/f1"] == 0.5  # it always says the first label alone
+    assert metrics["all_labels"]["micro/recall"] == 1
+    assert metrics["all_labels"]["micro/precision"] == pytest.approx(2 / 6)
+    assert metrics["all_labels"]["map"] == 0.5
+    assert metrics["all_labels"]["labels_without_positives"] == 1
 
 
 # Unknown entries
@@ -353,11 +353,11 @@ def test_what_targets_say_of_unknown_entries_does_not_matter() -> None:
     assert all_metrics(claimed, scores, 0.5, known) == all_metrics(targets, scores, 0.5, known)
 
 
-def test_figures_of_known_entries_are_those_of_the_labels_known_images() -> None:
+def test_metrics_of_known_entries_are_those_of_the_labels_known_images() -> None:
     targets, scores, known = unknown_batch(0)
     expected = [
         average_precision_score(targets[known[:, c], c], scores[known[:, c], c]) for c in range(5)
     ]
-    figures = all_metrics(targets, scores, 0.5, known)
-    assert figures["map"] == pytest.approx(np.mean(expected))
-    assert figures["micro/f1"] == pytest.approx(f1_score(targets[known], scores[known] >= 0.5))
+    metrics = all_metrics(targets, scores, 0.5, known)
+    assert metrics["map"] == pytest.approx(np.mean(expected))
+    assert metrics["micro/f1"] == pytest.approx(f1_score(targets[known], scores[known] >= 0.5))

@@ -1,4 +1,4 @@
-"""All figures against scikit-learn's, torchmetrics' or a slow definition, on random problems."""
+"""All metrics against scikit-learn's, torchmetrics' or a slow definition, on random problems."""
 
 import warnings
 from typing import Any
@@ -59,7 +59,7 @@ def oracle_of_decisions(true: Array, scores: Array, thresholds: Array, known: Ar
     both = padded(true, predicted)
     scale = {"micro": 1.0, "samples": 1.0, "macro": (true.shape[1] + 1) / true.shape[1]}
     functions = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
-    figures = {
+    metrics = {
         f"{average}/{kind}": functions[kind](*both, average=average, zero_division=0)
         * scale[average]
         for average in AVERAGES
@@ -74,11 +74,11 @@ def oracle_of_decisions(true: Array, scores: Array, thresholds: Array, known: Ar
                 for kind in ("precision", "recall")
             )
             named = {f"{letter}p": p, f"{letter}r": r, f"{letter}f1": harmonic(p, r)}
-            figures |= {prefix + name: value for name, value in named.items()}
+            metrics |= {prefix + name: value for name, value in named.items()}
     entries = true[known], predicted[known]
-    figures["hamming_loss"] = sk.hamming_loss(*entries) if known.any() else 0.0
-    figures["subset_accuracy"] = sk.accuracy_score(*padded(true, predicted))
-    return figures
+    metrics["hamming_loss"] = sk.hamming_loss(*entries) if known.any() else 0.0
+    metrics["subset_accuracy"] = sk.accuracy_score(*padded(true, predicted))
+    return metrics
 
 
 def oracle_of_labels(true: Array, scores: Array, known: Array, train: Array) -> Any:
@@ -154,20 +154,20 @@ def oracle(problem: Problem) -> dict[str, float]:
 
 @settings(max_examples=200, deadline=None)
 @given(problems())
-def test_all_figures_equal_the_oracles(problem: Problem) -> None:
+def test_all_metrics_equal_the_oracles(problem: Problem) -> None:
     targets, scores, thresholds, known, train = problem
-    figures = all_metrics(targets, scores, thresholds, known, train_positives=train)
+    metrics = all_metrics(targets, scores, thresholds, known, train_positives=train)
     expected = oracle(problem)
-    assert set(figures) == set(expected)
-    assert figures == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    assert set(metrics) == set(expected)
+    assert metrics == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_figures_equal_those_of_torchmetrics(seed: int) -> None:
+def test_metrics_equal_those_of_torchmetrics(seed: int) -> None:
     rng = np.random.default_rng(seed)
     targets = (rng.random((300, 6)) < [0.6, 0.4, 0.3, 0.2, 0.1, 0.1]).astype(np.uint8)
     scores = np.clip(0.3 * targets + 0.6 * rng.random((300, 6)), 0, 1).astype(np.float32)
-    figures = all_metrics(targets, scores, 0.4)
+    metrics = all_metrics(targets, scores, 0.4)
     given, n = (torch.from_numpy(scores), torch.from_numpy(targets).long()), 6
     expected = {
         "map": tm.multilabel_average_precision(*given, n, average="macro"),
@@ -187,7 +187,7 @@ def test_figures_equal_those_of_torchmetrics(seed: int) -> None:
             for c in range(n)
         ]),
     }  # fmt: skip
-    assert {name: figures[name] for name in expected} == pytest.approx(
+    assert {name: metrics[name] for name in expected} == pytest.approx(
         {name: float(value) for name, value in expected.items()}, abs=1e-5
     )
 

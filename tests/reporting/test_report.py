@@ -11,9 +11,9 @@ from conftest import REAL, needs_real
 
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
-from nuswide.metrics import all_metrics, baseline_figures, label_average_precision
+from nuswide.metrics import all_metrics, baseline_metrics, label_average_precision
 from nuswide.metrics.predictions import Predictions
-from nuswide.reporting.report import Part, Report, Subject, make_report, to_html
+from nuswide.reporting.report import Part, Report, ReportInputs, make_report, to_html
 from nuswide.reporting.report.entries import (
     Entry,
     best_hits,
@@ -24,7 +24,7 @@ from nuswide.reporting.report.entries import (
     varied,
 )
 from nuswide.reporting.report.galleries import Card
-from nuswide.reporting.report.subject import looked_at
+from nuswide.reporting.report.inputs import take_sample
 from nuswide.reporting.report.tables import calibration
 
 HOSTILE = "<script>alert(1)</script>"
@@ -44,28 +44,28 @@ def data_of(
     return Dataset(manifest, np.broadcast_to(greys, (n, 3, side_px, side_px)), np.arange(n))
 
 
-def subject_of(data: Dataset, scores: Any, **changes: Any) -> Subject:
+def inputs_of(data: Dataset, scores: Any, **changes: Any) -> ReportInputs:
     n_labels = len(data.manifest.labels)
-    subject = Subject(
+    inputs = ReportInputs(
         "a model", "test", data, np.array(scores, dtype=np.float32),
         np.full(n_labels, 0.5, dtype=np.float32), np.full(n_labels, 30),
     )  # fmt: skip
-    return replace(subject, **changes)
+    return replace(inputs, **changes)
 
 
 @pytest.fixture
-def small() -> Subject:
+def small() -> ReportInputs:
     """Four images of sea and sand; sand is wrongly 0.9 in 1, sea missed in 1 and 3."""
     data = data_of([[1, 0], [1, 0], [0, 1], [1, 1]], ("sea", "sand"))
-    return subject_of(data, [[0.8, 0.3], [0.2, 0.9], [0.6, 0.7], [0.1, 0.8]])
+    return inputs_of(data, [[0.8, 0.3], [0.2, 0.9], [0.6, 0.7], [0.1, 0.8]])
 
 
-def random_subject(n: int, c: int, seed: int = 0, **changes: Any) -> Subject:
+def random_inputs(n: int, c: int, seed: int = 0, **changes: Any) -> ReportInputs:
     rng = np.random.default_rng(seed)
     targets = rng.random((n, c)) < 0.3
     scores = np.clip(targets * 0.4 + rng.random((n, c)) * 0.6, 0, 1)
     data = data_of(targets, tuple(f"label {i}" for i in range(c)))
-    return subject_of(data, scores, **changes)
+    return inputs_of(data, scores, **changes)
 
 
 def headlines(cards: list[Card]) -> list[str]:
@@ -75,7 +75,7 @@ def headlines(cards: list[Card]) -> list[str]:
 # mistakes and hits
 
 
-def test_the_surest_mistakes_come_first_with_their_own_pictures(small: Subject) -> None:
+def test_the_surest_mistakes_come_first_with_their_own_pictures(small: ReportInputs) -> None:
     galleries = make_report(small).galleries
     assert headlines(galleries["false_positives"]) == [
         "sand predicted wrongly at 0.900", "sea predicted wrongly at 0.600",
@@ -100,11 +100,11 @@ def test_found_entries_are_those_of_a_plain_sort(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr("nuswide.reporting.report.entries._BLOCK", block * 4)
-    subject = random_subject(50, 4, seed=1)
-    samples = subject.data.manifest
-    scores = (subject.scores * 8).round() / 8  # ties
+    inputs = random_inputs(50, 4, seed=1)
+    samples = inputs.data.manifest
+    scores = (inputs.scores * 8).round() / 8  # ties
     for value, wanted in ((false_positives, 0), (misses, 1)):
-        found = find_entries(samples, scores, value(subject.thresholds), per_label=3)
+        found = find_entries(samples, scores, value(inputs.thresholds), per_label=3)
         predicted = scores >= 0.5
         chosen = (samples.targets == wanted) & (predicted != wanted)
         sign = -1 if wanted else 1
@@ -127,20 +127,20 @@ def test_unknown_entries_are_no_mistake_no_suspect_and_in_no_caption() -> None:
     scores = [[0.9, 0.99], [0.1, 0.2]]
     val = Part(replace(data, manifest=replace(data.manifest, splits=np.array(["val"] * 2))),
                np.array(scores, dtype=np.float32))  # fmt: skip
-    report = make_report(subject_of(data, scores, held_out=val))
+    report = make_report(inputs_of(data, scores, held_out=val))
     assert not report.galleries["false_positives"] and not report.galleries["misses"]
     assert not report.galleries["may_be_missing"] and not report.tables["suspects"]["rank"]
     (hit,) = report.galleries["best_hits"]
     assert not any("sand" in line for line in hit.lines) and "sand" not in hit.alt
     assert not report.tables["confusions"].rows
-    assert "1 of 4 entries are unknown: no figure has them." in report.findings
+    assert "1 of 4 entries are unknown: no metric counts them." in report.findings
     assert sum(report.tables["calibration"]["entries"]) == 3
 
 
 # confusions
 
 
-def test_confusions_count_images_where_one_is_missed_and_another_wrong(small: Subject) -> None:
+def test_confusions_count_images_where_one_is_missed_and_another_wrong(small: ReportInputs) -> None:
     table = make_report(small).tables["confusions"]
     assert table.as_dict() == {
         "missed": ["sea"], "predicted instead": ["sand"], "images": [1],
@@ -150,9 +150,9 @@ def test_confusions_count_images_where_one_is_missed_and_another_wrong(small: Su
 
 def test_confusions_are_those_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nuswide.reporting.report.entries._BLOCK", 40)
-    subject = random_subject(60, 5, seed=2)
-    samples, predicted = subject.data.manifest, subject.scores >= 0.5
-    found = find_confusions(samples, subject.scores, subject.thresholds)
+    inputs = random_inputs(60, 5, seed=2)
+    samples, predicted = inputs.data.manifest, inputs.scores >= 0.5
+    found = find_confusions(samples, inputs.scores, inputs.thresholds)
     for r, i in enumerate(found.missed):
         for c, j in enumerate(found.wrong):
             both = (samples.targets[:, i] == 1) & ~predicted[:, i]
@@ -167,7 +167,7 @@ def test_suspects_are_ranked_by_distance_and_say_why() -> None:
     data = data_of([[1, 0], [0, 1], [1, 1]], ("sea", "sand"), split="val")
     scores = np.array([[0.9, 0.95], [0.1, 0.9], [0.02, 0.9]], dtype=np.float32)
     test = data_of([[1, 1]], ("sea", "sand"))
-    report = make_report(subject_of(test, [[0.9, 0.9]], held_out=Part(data, scores)))
+    report = make_report(inputs_of(test, [[0.9, 0.9]], held_out=Part(data, scores)))
     table = report.tables["suspects"]
     assert table["image"] == ["2.jpg", "0.jpg"] and table["label"] == ["sea", "sand"]
     np.testing.assert_allclose(table["distance"], [0.98, 0.95], rtol=1e-6)
@@ -181,23 +181,23 @@ def test_suspects_are_ranked_by_distance_and_say_why() -> None:
     assert "Entries of val, which the model was not trained on" in to_html(report)
 
 
-def test_without_held_out_scores_nothing_is_suspected(small: Subject) -> None:
+def test_without_held_out_scores_nothing_is_suspected(small: ReportInputs) -> None:
     report = make_report(small)
     assert "suspects" not in report.tables and "may be wrong" not in to_html(report)
 
 
-# figures
+# metrics
 
 
-def test_headline_shows_the_figures_intervals_and_baselines_that_it_was_given(
-    small: Subject,
+def test_headline_shows_the_metrics_intervals_and_baselines_that_it_was_given(
+    small: ReportInputs,
 ) -> None:
     targets = small.data.manifest.targets
-    figures = all_metrics(targets, small.scores, small.thresholds)
-    baselines = baseline_figures(targets, targets)
-    interval = (figures["map"], 0.123, 0.987)
+    metrics = all_metrics(targets, small.scores, small.thresholds)
+    baselines = baseline_metrics(targets, targets)
+    interval = (metrics["map"], 0.123, 0.987)
     report = make_report(
-        replace(small, figures=figures, intervals={"map": interval}, baselines=baselines)
+        replace(small, metrics=metrics, intervals={"map": interval}, baselines=baselines)
     )
     table = report.tables["headline"]
     row = {name: values[table["figure"].index("map")] for name, values in table.as_dict().items()}
@@ -207,10 +207,10 @@ def test_headline_shows_the_figures_intervals_and_baselines_that_it_was_given(
     assert table["low"][1] is None  # no interval is made up
     page = to_html(report)
     assert "(95 % interval 0.123 to 0.987); the trivial tagger" in page
-    assert f"<td>{figures['map']:.3f}</td><td>0.123</td><td>0.987</td>" in page
+    assert f"<td>{metrics['map']:.3f}</td><td>0.123</td><td>0.987</td>" in page
 
 
-def test_figures_are_computed_if_they_are_not_given(small: Subject) -> None:
+def test_metrics_are_computed_if_they_are_not_given(small: ReportInputs) -> None:
     expected = all_metrics(small.data.manifest.targets, small.scores, small.thresholds)
     table = make_report(small).tables["headline"]
     for name, value in zip(table["figure"], table["value"], strict=True):
@@ -218,46 +218,46 @@ def test_figures_are_computed_if_they_are_not_given(small: Subject) -> None:
 
 
 def test_thresholds_stand_beside_a_half() -> None:
-    subject = random_subject(80, 3, thresholds=np.array([0.3, 0.4, 0.7], dtype=np.float32))
-    table = make_report(subject).tables["thresholds"]
-    for column, thresholds in (("at its thresholds", subject.thresholds), ("at 0.5", 0.5)):
-        expected = all_metrics(subject.data.manifest.targets, subject.scores, thresholds)
+    inputs = random_inputs(80, 3, thresholds=np.array([0.3, 0.4, 0.7], dtype=np.float32))
+    table = make_report(inputs).tables["thresholds"]
+    for column, thresholds in (("at its thresholds", inputs.thresholds), ("at 0.5", 0.5)):
+        expected = all_metrics(inputs.data.manifest.targets, inputs.scores, thresholds)
         for name, value in zip(table["figure"], table[column], strict=True):
             assert value == expected[name]
 
 
 def test_the_per_label_table_keeps_each_labels_own_values_together() -> None:
-    subject = random_subject(
+    inputs = random_inputs(
         90, 4, thresholds=np.array([0.2, 0.4, 0.6, 0.8], dtype=np.float32),
         train_positives=np.array([7, 11, 13, 17]),
     )  # fmt: skip
-    table = make_report(subject).tables["per_label"]
-    targets = subject.data.manifest.targets
+    table = make_report(inputs).tables["per_label"]
+    targets = inputs.data.manifest.targets
     for row, label in enumerate(table["label"]):
-        i = subject.labels.index(label)
-        alone = all_metrics(targets[:, [i]], subject.scores[:, [i]], 0.5)
+        i = inputs.labels.index(label)
+        alone = all_metrics(targets[:, [i]], inputs.scores[:, [i]], 0.5)
         assert table["support"][row] == targets[:, i].sum()
-        assert table["in train"][row] == subject.train_positives[i]
-        assert table["threshold"][row] == pytest.approx(subject.thresholds[i])
+        assert table["in train"][row] == inputs.train_positives[i]
+        assert table["threshold"][row] == pytest.approx(inputs.thresholds[i])
         assert table["f1 at 0.5"][row] == pytest.approx(alone["macro/f1"], abs=1e-4)
         assert table["ap"][row] == pytest.approx(alone["map"], abs=1e-4)
 
 
 def test_calibration_bins_hold_every_entry_once() -> None:
-    subject = random_subject(200, 3, seed=3)
-    table = calibration(looked_at(subject, 10**6).predictions)
+    inputs = random_inputs(200, 3, seed=3)
+    table = calibration(take_sample(inputs, 10**6).predictions)
     assert sum(table["entries"]) == 600
     for row, n in enumerate(table["entries"]):
         low, high = table["from"][row], table["to"][row]
-        inside = (subject.scores >= np.float32(low)) & (subject.scores < np.float32(high))
+        inside = (inputs.scores >= np.float32(low)) & (inputs.scores < np.float32(high))
         if not n:
             assert table["share true"][row] is None
             continue
         assert n == inside.sum()
-        share = subject.data.manifest.targets[inside].mean()
+        share = inputs.data.manifest.targets[inside].mean()
         assert table["share true"][row] == pytest.approx(share)
         assert table["low"][row] <= share + 1e-9 and share <= table["high"][row] + 1e-9
-        assert table["mean score"][row] == pytest.approx(subject.scores[inside].mean())
+        assert table["mean score"][row] == pytest.approx(inputs.scores[inside].mean())
 
 
 # the page
@@ -278,13 +278,13 @@ def whole() -> tuple[Report, str]:
     data = replace(data, manifest=replace(data.manifest, names=names))
     scores = rng.random((40, 4), dtype=np.float32)
     val = replace(data, manifest=replace(data.manifest, splits=np.array(["val"] * 40)))
-    subject = subject_of(
+    inputs = inputs_of(
         data, scores, title=HOSTILE, held_out=Part(val, scores),
-        baselines=baseline_figures(data.manifest.targets, data.manifest.targets),
+        baselines=baseline_metrics(data.manifest.targets, data.manifest.targets),
         intervals={"map": (0.4, 0.3, 0.5)}, costs={"images_per_s": 1234.5, HOSTILE: 1.0},
         facts={"code commit": "1e5", HOSTILE: HOSTILE, "site": "https://example.org/x"},
     )  # fmt: skip
-    report = make_report(subject)
+    report = make_report(inputs)
     return report, to_html(report)
 
 
@@ -324,8 +324,8 @@ def test_every_picture_says_what_is_seen(whole: tuple[Report, str]) -> None:
     report, page = whole
     alts = re.findall(r'<img alt="([^"]+)"', page)
     shown = sum(map(len, report.galleries.values()))
-    assert len(alts) == page.count("<img") == len(report.drawings) + shown
-    assert image_count(page, "png") == len(report.drawings) and image_count(page, "jpeg") == shown
+    assert len(alts) == page.count("<img") == len(report.plots) + shown
+    assert image_count(page, "png") == len(report.plots) and image_count(page, "jpeg") == shown
     assert all(len(alt) > 20 for alt in alts)
 
 
@@ -381,7 +381,7 @@ def test_edges_make_a_page(targets: Any, scores: Any) -> None:
     labels = tuple("abc"[: len(targets[0])])
     data = data_of(targets, labels)
     val = Part(data_of(targets, labels, split="val"), np.array(scores, dtype=np.float32))
-    report = make_report(subject_of(data, scores, held_out=val))
+    report = make_report(inputs_of(data, scores, held_out=val))
     page = to_html(report)
     rising = np.array(targets).any()  # without a positive there is no curve to show
     assert page.count("<h2") == (11 if rising else 10)
@@ -392,28 +392,28 @@ def test_edges_make_a_page(targets: Any, scores: Any) -> None:
 
 
 def test_many_images_are_sampled_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = random_subject(300, 4)
-    sample = looked_at(subject, most_entries=400)
+    inputs = random_inputs(300, 4)
+    sample = take_sample(inputs, most_entries=400)
     assert len(sample.rows) == 100 and (np.diff(sample.rows) > 0).all()
-    np.testing.assert_array_equal(sample.predictions.scores, subject.scores[sample.rows])
+    np.testing.assert_array_equal(sample.predictions.scores, inputs.scores[sample.rows])
     np.testing.assert_array_equal(
-        sample.predictions.targets, subject.data.manifest.targets[sample.rows]
+        sample.predictions.targets, inputs.data.manifest.targets[sample.rows]
     )
     monkeypatch.setattr("nuswide.reporting.report.make.MOST_ENTRIES", 400)
-    said = make_report(subject).findings
+    said = make_report(inputs).findings
     assert any("of 100 of these images, drawn at random" in sentence for sentence in said)
 
 
 @pytest.mark.slow
 def test_many_labels_are_cut_on_the_page_alone_and_it_says_so() -> None:
-    subject = random_subject(12, 700)
-    report = make_report(subject)
+    inputs = random_inputs(12, 700)
+    report = make_report(inputs)
     assert len(report.tables["per_label"]["label"]) == 700
     page = to_html(report)
     assert "the 500 most frequent of 700" in page and len(page) < 3_000_000
 
 
-def test_scores_of_another_shape_are_refused(small: Subject) -> None:
+def test_scores_of_another_shape_are_refused(small: ReportInputs) -> None:
     with pytest.raises(ValueError, match="scores are"):
         replace(small, scores=small.scores[:2])
     with pytest.raises(ValueError, match="2 values each"):
@@ -432,6 +432,6 @@ def test_a_page_of_real_photographs_is_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).random(targets.shape, dtype=np.float32)
     scores = np.clip(0.3 * targets + 0.7 * noise, 0, 1).astype(np.float32)
     val = replace(data, manifest=replace(data.manifest, splits=np.array(["val"] * len(data))))
-    report = make_report(subject_of(data, scores, held_out=Part(val, scores)))
+    report = make_report(inputs_of(data, scores, held_out=Part(val, scores)))
     assert sum(map(len, report.galleries.values())) >= 40
     assert len(to_html(report).encode()) < 3_000_000

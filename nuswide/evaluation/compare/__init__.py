@@ -53,7 +53,7 @@ def compare_runs(
         run.set_note(f"```\n{tables.to_text(comparison, 200)}\n```")
     click.echo(tables.to_text(comparison, shutil.get_terminal_size((120, 24)).columns))
     click.echo(
-        f"run {run.id}: its artifacts hold comparison.html and .md, and figures, differences and "
+        f"run {run.id}: its artifacts hold comparison.html and .md, and metrics, differences and "
         f"labels as CSV\n{run.address}"
     )
 

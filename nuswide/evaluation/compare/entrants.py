@@ -82,7 +82,7 @@ def find_entrants(runs: str, *, pool_seeds: bool) -> list[Entrant]:
     if len(entrants) < 2:
         pooled = f", seeds of one recipe ({len(found)})" if len(found) > 1 else ""
         raise click.ClickException(
-            f"runs={runs} names {len(entrants)} finished run(s) with figures on test{pooled}, and "
+            f"runs={runs} names {len(entrants)} finished run(s) with metrics on test{pooled}, and "
             "a comparison needs two; give ID,ID or the name of an MLflow experiment with two"
             + (", or pool_seeds=false to compare the seeds" if pooled else "")
         )
@@ -105,7 +105,7 @@ def _resolve(client: mlflow.MlflowClient, item: str) -> list[Entrant]:
         ) from None
     if run.info.status != "FINISHED" or not _is_tested(run):
         raise click.ClickException(
-            f"run {item} is no finished run with figures on test; leave it out"
+            f"run {item} is no finished run with metrics on test; leave it out"
         )
     return [_of_run(run, item)]
 
@@ -127,7 +127,7 @@ def _version(uri: str) -> Entrant:
     runs = [run for run in (own, *reader.evaluations(version)) if run and _is_tested(run)]
     if not runs:
         raise click.ClickException(
-            f"{uri} has no figures on test; make them with `python -m nuswide evaluate --model "
+            f"{uri} has no metrics on test; make them with `python -m nuswide evaluate --model "
             f"{uri} --data DIR`"
         )
     predictions = (run for run in runs if reader.has_scores(run.info.run_id, _SPLIT))
@@ -230,8 +230,8 @@ def choose_baseline(entrants: Sequence[Entrant], wanted: str | None) -> tuple[in
             )
         return places[0], "as given"
     predictions = [i for i, entrant in enumerate(entrants) if entrant.has_scores]
-    figures: Mapping[int, float | None] = {i: entrants[i].mean("val/map") for i in predictions}
-    known = {i: value for i, value in figures.items() if value is not None}
+    values: Mapping[int, float | None] = {i: entrants[i].mean("val/map") for i in predictions}
+    known = {i: value for i, value in values.items() if value is not None}
     if known:
         return max(known, key=lambda i: known[i]), "the highest mAP on val"
     return (predictions[0], "the first given") if predictions else (None, "none kept its scores")

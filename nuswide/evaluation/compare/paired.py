@@ -1,4 +1,4 @@
-"""The statistics of a comparison: figures with intervals, and paired differences.
+"""The statistics of a comparison: metrics with intervals, and paired differences.
 
 Owns measure() and the way seeds enter an interval. One entrant's scores are in memory at a time,
 beside the baseline's.
@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from nuswide.evaluation.compare.entrants import Entrant
 from nuswide.metrics.bootstrap import (
-    RESAMPLED,
+    HEADLINE,
+    Z_95,
     Difference,
     Resampled,
     holm,
@@ -37,9 +38,8 @@ from nuswide.metrics.bootstrap import (
 from nuswide.tracking import reader
 from nuswide.tracking.score_file import SavedScores
 
-FIGURES = tuple(name for name in RESAMPLED if name != "of1")  # which is micro/f1
+COMPARED = tuple(name for name in HEADLINE if name != "of1")  # which is micro/f1
 ALPHA = 0.05
-_95_PERCENT = 1.959964  # standard deviations
 _NO_DOUBT = 1e9  # degrees of freedom of what is normal
 _SPLIT = "test"
 _CLOSE = 1e-4
@@ -48,7 +48,7 @@ Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A figure, its mean over seeds, with its 95 % interval; NaN where there is none.
+    """A metric, its mean over seeds, with its 95 % interval; NaN where there is none.
 
     deviation: between the seeds.
     """
@@ -60,7 +60,7 @@ class Estimate(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """How much higher than the baseline's a figure is; corrected: the p-value, by Holm's method."""
+    """How much higher than the baseline's a metric is; corrected: the p-value, by Holm's method."""
 
     value: float
     low: float
@@ -70,7 +70,7 @@ class Compared(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` if the corrected p-value says so, else `tie`; all figures are high.
+        """`better` or `worse` if the corrected p-value says so, else `tie`; high is better.
 
         `unknown` if there are too few positives to say.
         """
@@ -83,7 +83,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """An entrant's figures; differences from the baseline's, and of each label's AP, if paired."""
+    """An entrant's metrics; differences from the baseline's, and of each label's AP, if paired."""
 
     estimates: dict[str, Estimate]
     differences: dict[str, Compared] | None = None
@@ -109,17 +109,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The seeds of an entrant: their mean, resampled, and each one's figures (S, F), APs (S, C)."""
+    """The seeds of an entrant: their mean, resampled, and each one's metrics (S, F), APs (S, C)."""
 
     mean: Resampled
-    figures: Floats
+    metrics: Floats
     label_ap: Floats
 
 
 def measure(
     entrants: Sequence[Entrant], baseline: tuple[int | None, str], *, is_paired: bool
 ) -> Comparison:
-    """Compute figures, intervals and differences from the entrants' recorded scores.
+    """Compute metrics, intervals and differences from the entrants' recorded scores.
 
     baseline: its place, and why it is that. is_paired: all were tested on the same images.
     """
@@ -151,11 +151,11 @@ def measure(
 
 
 def _ordered(entrants: Sequence[Entrant], baseline: int | None) -> list[Entrant]:
-    """The baseline, then the others by their figure on val, which ranks nothing on test."""
+    """The baseline, then the others by their mAP on val, which ranks nothing on test."""
 
     def place(i: int) -> tuple[bool, float]:
-        figure = entrants[i].mean("val/map")
-        return i != baseline, -figure if figure is not None else np.inf
+        value = entrants[i].mean("val/map")
+        return i != baseline, -value if value is not None else np.inf
 
     return [entrants[i] for i in sorted(range(len(entrants)), key=place)]
 
@@ -183,39 +183,39 @@ def _pool(
         like = like or saved
         assert saved.targets is not None and saved.thresholds is not None
         seeds.append(resample(saved.targets, saved.scores, saved.thresholds, saved.known))
-        told, found = run.data.metrics.get(f"{_SPLIT}/map"), seeds[-1].figures[0]
+        told, found = run.data.metrics.get(f"{_SPLIT}/map"), seeds[-1].metrics[0]
         if told is not None and abs(told - found) > _CLOSE:
             remarks.append(
                 f"Run {run.info.run_id[:8]} recorded a test mAP of {told:.4f}; its scores give "
                 f"{found:.4f}, which is what is shown."
             )
-    figures, label_ap = (np.stack([getattr(s, n) for s in seeds]) for n in ("figures", "label_ap"))
+    metrics, label_ap = (np.stack([getattr(s, n) for s in seeds]) for n in ("metrics", "label_ap"))
     assert like is not None
-    return _Pool(mean_of(seeds), figures, label_ap), like
+    return _Pool(mean_of(seeds), metrics, label_ap), like
 
 
 def _estimates(pool: _Pool) -> dict[str, Estimate]:
     around = [
         Difference(value, low, high, np.nan)
         for value, (low, high) in zip(
-            pool.mean.figures.tolist(), pool.mean.bounds().tolist(), strict=True
+            pool.mean.metrics.tolist(), pool.mean.bounds().tolist(), strict=True
         )
     ]
-    widened = _with_seeds(around, [pool.figures])
-    n_seeds = len(pool.figures)
-    deviations = pool.figures.std(axis=0, ddof=1) if n_seeds > 1 else np.full(len(around), np.nan)
+    widened = _with_seeds(around, [pool.metrics])
+    n_seeds = len(pool.metrics)
+    deviations = pool.metrics.std(axis=0, ddof=1) if n_seeds > 1 else np.full(len(around), np.nan)
     found = {}
-    for name, value, deviation in zip(RESAMPLED, widened, deviations.tolist(), strict=True):
-        if name in FIGURES:
+    for name, value, deviation in zip(HEADLINE, widened, deviations.tolist(), strict=True):
+        if name in COMPARED:
             low, high = np.clip([value.low, value.high], 0, 1).tolist()
             found[name] = Estimate(value.value, low, high, deviation)
     return found
 
 
 def _recorded(entrant: Entrant) -> dict[str, Estimate]:
-    """The figures in the record of runs that kept no scores."""
+    """The metrics in the record of runs that kept no scores."""
     found = {}
-    for name in FIGURES:
+    for name in COMPARED:
         values = entrant.values(f"{_SPLIT}/{name}")
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
         if values:
@@ -224,13 +224,13 @@ def _recorded(entrant: Entrant) -> dict[str, Estimate]:
 
 
 def _differences(pool: _Pool, base: _Pool) -> tuple[list[Difference], list[Difference]]:
-    """Of the figures, and of each label's average precision."""
+    """Of the metrics, and of each label's average precision."""
     found = paired(pool.mean, base.mean)
-    figures = [found[name] for name in FIGURES]
-    shown = [RESAMPLED.index(name) for name in FIGURES]
+    metrics = [found[name] for name in COMPARED]
+    shown = [HEADLINE.index(name) for name in COMPARED]
     labels = paired_labels(pool.mean, base.mean)
     return (
-        _with_seeds(figures, [pool.figures[:, shown], base.figures[:, shown]]),
+        _with_seeds(metrics, [pool.metrics[:, shown], base.metrics[:, shown]]),
         _with_seeds(labels, [pool.label_ap, base.label_ap]),
     )
 
@@ -243,7 +243,7 @@ def _with_seeds(found: Sequence[Difference], sides: Sequence[Floats]) -> list[Di
     if any(len(side) < 2 for side in sides):
         return list(found)
     low, high = (np.array([getattr(d, name) for d in found]) for name in ("low", "high"))
-    centre, images = (low + high) / 2, ((high - low) / 2 / _95_PERCENT) ** 2
+    centre, images = (low + high) / 2, ((high - low) / 2 / Z_95) ** 2
     terms = np.stack([side.var(axis=0, ddof=1) / len(side) for side in sides])
     total = images + terms.sum(axis=0)
     free = np.array([[len(side) - 1] for side in sides])
@@ -261,15 +261,15 @@ def _corrected(
     results: Sequence[Result],
     raw: Sequence[tuple[list[Difference], list[Difference]] | None],
 ) -> list[Result]:
-    """Correct the p-values, those of all figures together, and those of all labels together."""
-    figures, labels = (
+    """Correct the p-values, those of all metrics together, and those of all labels together."""
+    metrics, labels = (
         iter(holm([d.p_value for pair in raw if pair for d in pair[kind]])) for kind in (0, 1)
     )
     corrected = []
     for result, pair in zip(results, raw, strict=True):
         if pair:
-            values = [Compared(*d, next(figures)) for d in pair[0]]
-            differences = dict(zip(FIGURES, values, strict=True))
+            values = [Compared(*d, next(metrics)) for d in pair[0]]
+            differences = dict(zip(COMPARED, values, strict=True))
             by_label = tuple(Compared(*d, next(labels)) for d in pair[1])
             result = Result(result.estimates, differences, by_label)
         corrected.append(result)
@@ -282,7 +282,7 @@ def _remarks(entrants: Sequence[Entrant], *, is_paired: bool) -> list[str]:
         remarks.append("They were tested on different images: read across them with care.")
     if without := [entrant.name for entrant in entrants if not entrant.has_scores]:
         remarks.append(
-            f"No scores were kept by {', '.join(without)}: the figures are as recorded, without "
+            f"No scores were kept by {', '.join(without)}: the metrics are as recorded, without "
             "intervals and unpaired."
         )
     if any(r.data.params.get("select_on") == "test" for e in entrants for r in e.runs):
@@ -294,5 +294,5 @@ def _remarks(entrants: Sequence[Entrant], *, is_paired: bool) -> list[str]:
         )
     digests = {r.data.tags.get("data.val_digest") for e in entrants for r in e.runs}
     if len(digests - {None}) > 1:
-        remarks.append("Their val images differ, and so do figures on val for that reason alone.")
+        remarks.append("Their val images differ, and so do metrics on val for that reason alone.")
     return remarks

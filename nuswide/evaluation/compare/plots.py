@@ -13,7 +13,7 @@ from PIL import Image
 from nuswide.evaluation.compare.entrants import COSTS, Entrant
 from nuswide.evaluation.compare.paired import Compared, Comparison, Result
 from nuswide.evaluation.compare.tables import top_labels
-from nuswide.evaluation.evaluate import HEADLINE
+from nuswide.evaluation.evaluate import SUMMARY
 from nuswide.reporting.plots.comparison import (
     Curve,
     IntervalRow,
@@ -43,9 +43,9 @@ def draw_all(comparison: Comparison) -> dict[str, Image.Image]:
     drawn = {
         f"figures/{name}": metric_intervals(_estimates(shown[:MOST_ENTRANTS], name),
                                             f"{name} on test")
-        for name in HEADLINE
+        for name in SUMMARY
     }  # fmt: skip
-    for name in HEADLINE if paired else ():
+    for name in SUMMARY if paired else ():
         rows = [_difference_row(e.name, (r.differences or {})[name]) for e, r in paired]
         drawn[f"differences/{name}"] = difference_intervals(
             rows[:MOST_ENTRANTS], f"{name} less the baseline's"

@@ -15,7 +15,7 @@ from nuswide.evaluation.compare.entrants import COSTS
 from nuswide.evaluation.compare.paired import Comparison, Result
 from nuswide.evaluation.compare.plots import MOST_DETAILED, MOST_ENTRANTS
 from nuswide.evaluation.compare.tables import MARKS
-from nuswide.evaluation.evaluate import HEADLINE
+from nuswide.evaluation.evaluate import SUMMARY
 from nuswide.reporting import html
 from nuswide.reporting.table import to_html as table_html
 
@@ -59,7 +59,7 @@ def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
             _panels(drawn, "differences"), table_html(tables.shown_differences(comparison)),
         ]  # fmt: skip
     parts += [
-        html.heading("Figures on test"),
+        html.heading("Metrics on test"),
         html.paragraph(
             "With 95 % intervals; ± is the standard deviation between seeds, and small rings are "
             "the seeds. The baseline is first, the others follow by their mAP on val."
@@ -101,9 +101,9 @@ def _findings(comparison: Comparison) -> str:
 def _finding(name: str, result: Result) -> str:
     """`B: worse in map −0.064 [−0.094, −0.037]; no difference shown in micro/f1.` and so on."""
     by_verdict: dict[str, list[str]] = {verdict: [] for verdict in MARKS}
-    for figure in HEADLINE:
-        compared = (result.differences or {})[figure]
-        by_verdict[compared.verdict].append(f"{figure} {tables.difference_text(compared)}")
+    for metric in SUMMARY:
+        compared = (result.differences or {})[metric]
+        by_verdict[compared.verdict].append(f"{metric} {tables.difference_text(compared)}")
     words = {
         "better": "better than the baseline in", "worse": "worse than the baseline in",
         "tie": "no difference shown in", "unknown": "too few positives for",
@@ -150,8 +150,8 @@ def _reading(comparison: Comparison) -> list[str]:
     texts = [
         "Intervals come from random halves of the test images (the delete-half jackknife), the "
         "same halves for all, so that differences are paired image by image. Average precision is "
-        "too high where positives are few; intervals are corrected for that, figures are not, so "
-        "that a figure can lie near the upper end of its interval.",
+        "too high where positives are few; intervals are corrected for that, values are not, so "
+        "that a value can lie near the upper end of its interval.",
         "Where both sides have several seeds, the variance between seeds is in the interval of "
         "their difference, which then is about the recipes; otherwise it is about these models.",
         "A difference that is not shown may still be there: = does not mean equal.",

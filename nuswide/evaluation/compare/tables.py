@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nuswide.evaluation.compare.entrants import COSTS, Entrant, as_number
-from nuswide.evaluation.compare.paired import ALPHA, FIGURES, Compared, Comparison, Estimate
-from nuswide.evaluation.evaluate import HEADLINE, baseline_key
+from nuswide.evaluation.compare.paired import ALPHA, COMPARED, Compared, Comparison, Estimate
+from nuswide.evaluation.evaluate import SUMMARY, baseline_key
 from nuswide.reporting import table
 from nuswide.reporting.table import Cell, Column, Table, make_table
 
@@ -28,13 +28,13 @@ _MOST_LABELS = 20
 
 
 def overview(comparison: Comparison) -> Table:
-    """A column an entrant; what differs in params, figures with intervals, costs."""
+    """A column an entrant; what differs in params, metrics with intervals, costs."""
     rows: list[tuple] = [
         ("runs", *(" ".join(r.info.run_id[:8] for r in e.runs) for e in comparison.entrants)),
         ("n", *(len(e.runs) for e in comparison.entrants)),
         *params(comparison.entrants).rows,
     ]
-    for name in FIGURES:
+    for name in COMPARED:
         found = [result.estimates.get(name) for result in comparison.results]
         for part in Estimate._fields:
             cells = [_finite(getattr(e, part)) if e else None for e in found]
@@ -65,7 +65,7 @@ def _tag(entrant: Entrant, key: str) -> str:
 
 
 def differences(comparison: Comparison) -> Table:
-    """A row for each figure of each entrant that is paired with the baseline."""
+    """A row for each metric of each entrant that is paired with the baseline."""
     rows = [
         (entrant.name, comparison.baseline, name, *map(_finite, compared), compared.verdict)
         for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
@@ -90,14 +90,14 @@ def labels(comparison: Comparison) -> Table:
 
 
 def trivial(comparison: Comparison) -> dict[str, dict[str, float]]:
-    """The figures of the trivial taggers on the same images: name -> figure -> value."""
+    """The metrics of the trivial taggers on the same images: name -> metric -> value."""
     if len({entrant.digest for entrant in comparison.entrants}) > 1:
         return {}
     metrics = [run.data.metrics for entrant in comparison.entrants for run in entrant.runs]
     found = {}
     for key, name in TRIVIAL.items():
         own = {f: next((m[k] for m in metrics if (k := baseline_key(key, f)) in m), None)
-               for f in FIGURES}  # fmt: skip
+               for f in COMPARED}  # fmt: skip
         if values := {f: value for f, value in own.items() if value is not None}:
             found[name] = values
     return found
@@ -145,7 +145,7 @@ def p_text(p_value: float) -> str:
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def shown_results(comparison: Comparison, names: Sequence[str] = FIGURES) -> Table:
+def shown_results(comparison: Comparison, names: Sequence[str] = COMPARED) -> Table:
     """A row for each entrant and each trivial tagger: its runs, and its metrics with intervals."""
     rows: list[tuple] = [
         (
@@ -166,7 +166,7 @@ def shown_differences(comparison: Comparison) -> Table:
         for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
         if result.differences
     ]
-    return make_table(("difference", *FIGURES), rows)
+    return make_table(("difference", *COMPARED), rows)
 
 
 def top_labels(
@@ -225,7 +225,7 @@ def _wrapped(text: str, width: int) -> str:
 
 def to_markdown(comparison: Comparison) -> str:
     """Write the headline metrics, and mAP's difference from the baseline, for a README."""
-    shown = shown_results(comparison, HEADLINE)
+    shown = shown_results(comparison, SUMMARY)
     compared = [(result.differences or {}).get("map") for result in comparison.results]
     cells = [_difference_cell(found) if found else None for found in compared]
     cells += [None] * (len(shown.rows) - len(cells))

@@ -1,4 +1,4 @@
-"""Figures from arrays.
+"""Plots from arrays.
 
 Owns how things look: colours that colour-blind people can tell apart, with a sign beside each
 colour. Never computes a metric, nor saves a file. Long names are cut, and a $ in a name stays one:
@@ -7,6 +7,8 @@ none is read as mathematics.
     image = to_image(label_distribution(labels, {"train": counts}))
     run.log_picture(image, "labels/distribution.png")
 """
+
+from matplotlib.figure import Figure
 
 from nuswide.reporting.plots.bars import (
     interval_dots,
@@ -33,7 +35,7 @@ from nuswide.reporting.plots.sheets import pair_sheet, picture_sheet, prediction
 from nuswide.reporting.plots.style import to_image
 
 __all__ = [
-    "Histogram", "PrecisionRecall", "SearchAxis", "co_confusion", "co_occurrence",
+    "Figure", "Histogram", "PrecisionRecall", "SearchAxis", "co_confusion", "co_occurrence",
     "importance_bars", "interval_dots", "label_distribution", "metric_bars", "pair_sheet",
     "parallel_coordinates", "picture_sheet", "precision_by_frequency", "precision_recall",
     "prediction_grid", "prevalence_change", "reliability", "score_histograms", "search_history",

@@ -2,7 +2,7 @@
 
 Owns the choice and its words. A label that is unknown of a picture is not in its caption.
 
-    mistakes(subject)["misses"][0].lines
+    mistakes(inputs)["misses"][0].lines
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from nuswide.reporting.report.entries import (
     misses,
     varied,
 )
-from nuswide.reporting.report.subject import Part, Subject
+from nuswide.reporting.report.inputs import Part, ReportInputs
 from nuswide.reporting.report.tables import predicted_of, reason
 
 _MISTAKES, _HITS, _SUSPECTS = 12, 8, 8  # pictures of each kind
@@ -41,42 +41,40 @@ class Card:
     lines: tuple[str, ...]
 
 
-def mistakes(subject: Subject) -> dict[str, list[Card]]:
+def mistakes(inputs: ReportInputs) -> dict[str, list[Card]]:
     """The surest false positives and misses, and the best hits."""
-    samples, scores, thresholds = subject.data.manifest, subject.scores, subject.thresholds
+    samples, scores, thresholds = inputs.data.manifest, inputs.scores, inputs.thresholds
     found = {
         kind: varied(
             find_entries(samples, scores, value(thresholds), per_label=_CANDIDATES),
             count=_MISTAKES,
-            n_labels=len(subject.labels),
+            n_labels=len(inputs.labels),
         )
         for kind, value in (("false_positives", false_positives), ("misses", misses))
     }
     found["best_hits"] = [
-        _surest(subject, image) for image in best_hits(samples, scores, thresholds, _HITS)
+        _surest(inputs, image) for image in best_hits(samples, scores, thresholds, _HITS)
     ]
     said = {"false_positives": "predicted wrongly", "misses": "missed", "best_hits": ""}
-    part = Part(subject.data, scores)
+    part = Part(inputs.data, scores)
     return {
-        kind: _cards(
-            part, thresholds, entries, [_headline(subject, e, said[kind]) for e in entries]
-        )
+        kind: _cards(part, thresholds, entries, [_headline(inputs, e, said[kind]) for e in entries])
         for kind, entries in found.items()
     }
 
 
-def _surest(subject: Subject, image: int) -> Entry:
+def _surest(inputs: ReportInputs, image: int) -> Entry:
     """The label of an image that is found with the highest score."""
-    hit = subject.data.manifest.targets[image] > 0
-    hit &= subject.scores[image] >= subject.thresholds
-    label = int(np.where(hit, subject.scores[image], -1).argmax())
-    return Entry(float(subject.scores[image, label]), image, label)
+    hit = inputs.data.manifest.targets[image] > 0
+    hit &= inputs.scores[image] >= inputs.thresholds
+    label = int(np.where(hit, inputs.scores[image], -1).argmax())
+    return Entry(float(inputs.scores[image, label]), image, label)
 
 
-def _headline(subject: Subject, entry: Entry, said: str) -> str:
-    name, score = subject.labels[entry.label], subject.scores[entry.image, entry.label]
+def _headline(inputs: ReportInputs, entry: Entry, said: str) -> str:
+    name, score = inputs.labels[entry.label], inputs.scores[entry.image, entry.label]
     if not said:
-        n_true = int((subject.data.manifest.targets[entry.image] > 0).sum())
+        n_true = int((inputs.data.manifest.targets[entry.image] > 0).sum())
         return f"{n_true} label{'s' * (n_true != 1)}, {name} the surest"
     return f"{name} {said} at {score:.3f}"
 

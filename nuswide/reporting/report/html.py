@@ -49,7 +49,7 @@ def _short(report: Report) -> list[str]:
     return [
         html.points(report.findings),
         _drawn(report, "headline"),
-        table_html(report.tables["headline"], caption="Headline figures, with 95 % intervals"),
+        table_html(report.tables["headline"], caption="Headline metrics, with 95 % intervals"),
     ]
 
 
@@ -142,10 +142,10 @@ def _gallery(cards: Sequence[Card], if_none: str) -> str:
 
 
 def _drawn(report: Report, name: str) -> str:
-    if name not in report.drawings:
+    if name not in report.plots:
         return ""
-    drawing = report.drawings[name]
-    return html.picture(drawing.image, drawing.alt, drawing.caption)
+    plot = report.plots[name]
+    return html.picture(plot.image, plot.alt, plot.caption)
 
 
 def _table(report: Report, name: str, caption: str, sortable: bool = False) -> str:

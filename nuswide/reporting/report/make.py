@@ -2,7 +2,7 @@
 
 Owns Report, the order of the work, and the sentences at its top.
 
-    report = make_report(subject)
+    report = make_report(inputs)
     report.images["calibration"].save("calibration.png")
 """
 
@@ -18,17 +18,17 @@ from nuswide.metrics import Metrics, Predictions, label_average_precision
 from nuswide.reporting import plots
 from nuswide.reporting.report import galleries as pictures
 from nuswide.reporting.report import tables as columns
-from nuswide.reporting.report.drawings import Drawing, make_drawings
 from nuswide.reporting.report.entries import find_confusions
 from nuswide.reporting.report.galleries import Card
-from nuswide.reporting.report.subject import (
+from nuswide.reporting.report.inputs import (
     MOST_ENTRIES,
     Part,
+    ReportInputs,
     Sample,
-    Subject,
-    looked_at,
     some_rows,
+    take_sample,
 )
+from nuswide.reporting.report.plots import Plot, make_plots
 from nuswide.reporting.table import Table, make_table
 
 _LEAST_IMAGES = 10  # of a label, before it is called best or worst
@@ -39,7 +39,7 @@ _RANKED = 50  # suspected labels in their table
 class Report:
     """The pieces of a report. held_out: the split that suspected labels are of, or None.
 
-    tables: name -> table, whole. drawings: name -> plot with its words. galleries: kind ->
+    tables: name -> table, whole. plots: name -> plot with its words. galleries: kind ->
     pictures with captions. findings: what a reader must know, a sentence each.
     """
 
@@ -48,50 +48,50 @@ class Report:
     held_out: str | None
     findings: tuple[str, ...]
     tables: dict[str, Table]
-    drawings: dict[str, Drawing]
+    plots: dict[str, Plot]
     galleries: dict[str, list[Card]]
 
     @cached_property
     def images(self) -> dict[str, Image.Image]:
-        """All there is to see, each as one picture: the drawings, and a sheet for each gallery."""
-        drawn = {name: drawing.image for name, drawing in self.drawings.items()}
+        """All there is to see, each as one picture: the plots, and a sheet for each gallery."""
+        drawn = {name: plot.image for name, plot in self.plots.items()}
         return drawn | {kind: _sheet(cards) for kind, cards in self.galleries.items() if cards}
 
 
-def make_report(subject: Subject) -> Report:
+def make_report(inputs: ReportInputs) -> Report:
     """Make everything that a report shows; draws no page and writes no file."""
-    sample = looked_at(subject, MOST_ENTRIES)
-    figures = columns.metrics_of(sample)
-    samples = subject.data.manifest
-    confusions = find_confusions(samples, subject.scores, subject.thresholds)
-    galleries = pictures.mistakes(subject)
+    sample = take_sample(inputs, MOST_ENTRIES)
+    metrics = columns.metrics_of(sample)
+    samples = inputs.data.manifest
+    confusions = find_confusions(samples, inputs.scores, inputs.thresholds)
+    galleries = pictures.mistakes(inputs)
     tables: dict[str, Table] = {
-        "headline": columns.headline(subject, figures),
+        "headline": columns.headline(inputs, metrics),
         "thresholds": columns.two_thresholds(sample),
         "per_label": columns.per_label(sample),
         "calibration": columns.calibration(sample.predictions),
-        "confusions": columns.confusions(subject, confusions),
+        "confusions": columns.confusions(inputs, confusions),
         "pictured": columns.pictured(
-            subject, {kind: [card.entry for card in cards] for kind, cards in galleries.items()}
+            inputs, {kind: [card.entry for card in cards] for kind, cards in galleries.items()}
         ),
-        "costs": make_table(("name", "value"), subject.costs.items()),
-        "facts": make_table(("name", "value"), subject.facts.items()),
+        "costs": make_table(("name", "value"), inputs.costs.items()),
+        "facts": make_table(("name", "value"), inputs.facts.items()),
     }
     held_out = None
-    if subject.held_out is not None and len(subject.held_out.data):
-        part = subject.held_out
+    if inputs.held_out is not None and len(inputs.held_out.data):
+        part = inputs.held_out
         held_out = str(part.data.manifest.splits[0])
         label_ap = _label_ap(part)
-        found, ranked = pictures.suspects(part, subject.thresholds, label_ap, _RANKED)
+        found, ranked = pictures.suspects(part, inputs.thresholds, label_ap, _RANKED)
         galleries |= found
         tables["suspects"] = columns.suspects(part, ranked, label_ap)
     return Report(
-        title=subject.title,
-        split=subject.split,
+        title=inputs.title,
+        split=inputs.split,
         held_out=held_out,
-        findings=tuple(findings(sample, figures, tables)),
+        findings=tuple(findings(sample, metrics, tables)),
         tables=tables,
-        drawings=make_drawings(sample, tables, confusions),
+        plots=make_plots(sample, tables, confusions),
         galleries=galleries,
     )
 
@@ -111,17 +111,17 @@ def _label_ap(part: Part) -> NDArray[np.float64]:
     )
 
 
-def findings(sample: Sample, figures: Metrics, tables: dict[str, Table]) -> list[str]:
+def findings(sample: Sample, metrics: Metrics, tables: dict[str, Table]) -> list[str]:
     """What a reader must know, a sentence each."""
-    subject = sample.subject
-    n_images, n_labels = subject.scores.shape
-    said = [f"{n_images:,} images of {subject.split}, {n_labels:,} labels."]
-    said += _sampling(sample) + _standing(subject, figures) + _cut(tables["thresholds"])
-    said += _labels(tables["per_label"], subject.split)
-    if subject.data.manifest.known is not None:
-        unknown = int((~subject.data.manifest.known).sum())
+    inputs = sample.inputs
+    n_images, n_labels = inputs.scores.shape
+    said = [f"{n_images:,} images of {inputs.split}, {n_labels:,} labels."]
+    said += _sampling(sample) + _standing(inputs, metrics) + _cut(tables["thresholds"])
+    said += _labels(tables["per_label"], inputs.split)
+    if inputs.data.manifest.known is not None:
+        unknown = int((~inputs.data.manifest.known).sum())
         said.append(
-            f"{unknown:,} of {n_images * n_labels:,} entries are unknown: no figure has them."
+            f"{unknown:,} of {n_images * n_labels:,} entries are unknown: no metric counts them."
         )
     return said
 
@@ -129,23 +129,23 @@ def findings(sample: Sample, figures: Metrics, tables: dict[str, Table]) -> list
 def _sampling(sample: Sample) -> list[str]:
     if sample.is_all:
         return []
-    given = sample.subject.figures is not None
-    what = "tables and curves" if given else "figures, tables and curves"
+    given = sample.inputs.metrics is not None
+    what = "tables and curves" if given else "metrics, tables and curves"
     return [
         f"The {what} are of {len(sample.rows):,} of these images, drawn at random; the pictures "
         "and confusions are of all."
     ]
 
 
-def _standing(subject: Subject, figures: Metrics) -> list[str]:
+def _standing(inputs: ReportInputs, metrics: Metrics) -> list[str]:
     """How good it is, how sure that is, and how good no model is."""
-    if np.isnan(figures["map"]):
+    if np.isnan(metrics["map"]):
         return ["No image has any label, so that there is no average precision."]
-    _, low, high = subject.intervals.get("map", (np.nan, np.nan, np.nan))
+    _, low, high = inputs.intervals.get("map", (np.nan, np.nan, np.nan))
     sure = "" if np.isnan(low) else f" (95 % interval {low:.3f} to {high:.3f})"
-    text = f"mAP is {figures['map']:.3f}{sure}"
-    if subject.baselines:
-        name, best = max(subject.baselines.items(), key=lambda item: item[1]["map"])
+    text = f"mAP is {metrics['map']:.3f}{sure}"
+    if inputs.baselines:
+        name, best = max(inputs.baselines.items(), key=lambda item: item[1]["map"])
         text += f"; the trivial tagger {name} has {best['map']:.3f}"
     return [f"{text}."]
 

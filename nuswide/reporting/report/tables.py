@@ -11,11 +11,19 @@ from typing import Any
 import numpy as np
 
 from nuswide.data.manifest import Manifest
-from nuswide.metrics import METRICS, Metrics, Predictions, all_metrics, per_label_table
+from nuswide.metrics import (
+    HEADLINE,
+    METRICS,
+    Z_95,
+    Metrics,
+    Predictions,
+    all_metrics,
+    per_label_table,
+)
 from nuswide.metrics.calibration import BINS, bin_sums
 from nuswide.metrics.predictions import Bools
 from nuswide.reporting.report.entries import Confusions, Entry
-from nuswide.reporting.report.subject import Part, Sample, Subject
+from nuswide.reporting.report.inputs import Part, ReportInputs, Sample
 from nuswide.reporting.table import Table, make_table, table_of
 
 _MEANINGS = {
@@ -28,59 +36,57 @@ _MEANINGS = {
     "of1": "as micro/f1, by its name beside cf1",
     "lrap": "how far up an image's own labels are in its ranking",
 }
-HEADLINE = tuple(_MEANINGS)
 _DECISIONS = ("precision_recall_f1", "six", "hamming_loss")  # of METRICS, these need no ranking
 _AT_THRESHOLDS = (
     "micro/f1", "micro/precision", "micro/recall", "macro/f1", "macro/precision", "macro/recall",
     "samples/f1", "cf1", "hamming_loss",
 )  # fmt: skip
 _PAIRS = 25  # confusions in theirs
-_Z = 1.959964  # standard deviations of a 95 % interval
 
 
 def metrics_of(sample: Sample) -> Metrics:
-    """The figures that were given, or those of the sample."""
-    if sample.subject.figures is not None:
-        return sample.subject.figures
+    """The metrics that were given, or those of the sample."""
+    if sample.inputs.metrics is not None:
+        return sample.inputs.metrics
     s = sample.predictions
     return all_metrics(
         s.targets, s.scores, s.thresholds, s.known, train_positives=s.train_positives
     )
 
 
-def headline(subject: Subject, figures: Metrics) -> Table:
-    """Each headline figure, its interval, and the baselines'; None for what is not defined."""
-    names = [name for name in HEADLINE if name in figures]
+def headline(inputs: ReportInputs, metrics: Metrics) -> Table:
+    """Each headline metric, its interval, and the baselines'; None for what is not defined."""
+    names = [name for name in HEADLINE if name in metrics]
     nothing = (np.nan, np.nan, np.nan)
     columns: dict[str, list[Any]] = {
-        "figure": names, "value": _cells(figures[name] for name in names),
+        "figure": names, "value": _cells(metrics[name] for name in names),
     }  # fmt: skip
     for index, bound in ((1, "low"), (2, "high")):
-        columns[bound] = _cells(subject.intervals.get(name, nothing)[index] for name in names)
-    for baseline, values in subject.baselines.items():
+        columns[bound] = _cells(inputs.intervals.get(name, nothing)[index] for name in names)
+    for baseline, values in inputs.baselines.items():
         columns[baseline] = _cells(values.get(name, np.nan) for name in names)
     return table_of(columns | {"meaning": [_MEANINGS[name] for name in names]})
 
 
 def two_thresholds(sample: Sample) -> Table:
-    """Figures at the subject's thresholds and at 0.5, side by side."""
+    """Figures at the inputs's thresholds and at 0.5, side by side."""
     own, half = (
-        _decision_figures(predictions) for predictions in (sample.predictions, sample.at_half)
+        _decision_metrics(predictions) for predictions in (sample.predictions, sample.at_half)
     )
     rows = [(name, own[name], half[name]) for name in _AT_THRESHOLDS]
     return make_table(("figure", "at its thresholds", "at 0.5"), rows)
 
 
-def _decision_figures(predictions: Predictions) -> Metrics:
-    figures: Metrics = {}
+def _decision_metrics(predictions: Predictions) -> Metrics:
+    metrics: Metrics = {}
     for name in _DECISIONS:
-        figures |= METRICS[name](predictions)
-    return figures
+        metrics |= METRICS[name](predictions)
+    return metrics
 
 
 def per_label(sample: Sample) -> Table:
-    """The figures of each label with its images in train and its F1 at 0.5; frequent ones first."""
-    labels, predictions = sample.subject.labels, sample.predictions
+    """The metrics of each label with its images in train and its F1 at 0.5; frequent ones first."""
+    labels, predictions = sample.inputs.labels, sample.predictions
     table = per_label_table(
         labels, predictions.targets, predictions.scores, predictions.thresholds, predictions.known
     )
@@ -88,7 +94,7 @@ def per_label(sample: Sample) -> Table:
     place = {label: i for i, label in enumerate(labels)}
     order = [place[label] for label in table["label"]]
     table["f1 at 0.5"] = [round(float(half[i]), 4) for i in order]
-    table["in train"] = [int(sample.subject.train_positives[i]) for i in order]
+    table["in train"] = [int(sample.inputs.train_positives[i]) for i in order]
     return table_of(table)
 
 
@@ -99,7 +105,7 @@ def _f1(predictions: Predictions) -> Any:
     )
 
 
-def confusions(subject: Subject, found: Confusions) -> Table:
+def confusions(inputs: ReportInputs, found: Confusions) -> Table:
     """The most frequent pairs of a missed label and one wrongly predicted in the same image."""
     order = np.argsort(-found.images, axis=None, kind="stable")[:_PAIRS]
     pairs = [
@@ -110,7 +116,7 @@ def confusions(subject: Subject, found: Confusions) -> Table:
     titles = ("missed", "predicted instead", "images", "share of the missed", "share of all images")
     rows = [
         (
-            subject.labels[found.missed[r]], subject.labels[found.wrong[c]],
+            inputs.labels[found.missed[r]], inputs.labels[found.wrong[c]],
             int(found.images[r, c]), float(found.images[r, c] / found.missed_images[r]),
             float(found.wrong_images[c] / found.n_images),
         )
@@ -124,18 +130,18 @@ def labels_of(labels: tuple[str, ...], chosen: Bools) -> str:
     return "; ".join(labels[i] for i in np.flatnonzero(chosen))
 
 
-def pictured(subject: Subject, groups: Mapping[str, list[Entry]]) -> Table:
+def pictured(inputs: ReportInputs, groups: Mapping[str, list[Entry]]) -> Table:
     """What the pictures of mistakes and hits show; kind of picture -> its entries."""
-    samples, labels = subject.data.manifest, subject.labels
+    samples, labels = inputs.data.manifest, inputs.labels
     rows = []
     for kind, entries in groups.items():
         for entry in entries:
-            scores = subject.scores[entry.image]
+            scores = inputs.scores[entry.image]
             rows.append((
                 kind, samples.names[entry.image], labels[entry.label], float(scores[entry.label]),
-                float(subject.thresholds[entry.label]),
+                float(inputs.thresholds[entry.label]),
                 labels_of(labels, samples.targets[entry.image] > 0),
-                labels_of(labels, predicted_of(samples, scores, subject.thresholds, entry.image)),
+                labels_of(labels, predicted_of(samples, scores, inputs.thresholds, entry.image)),
             ))  # fmt: skip
     titles = ("kind", "image", "label", "score", "threshold", "true", "predicted")
     return make_table(titles, rows)
@@ -181,29 +187,18 @@ def calibration(predictions: Predictions) -> Table:
 
     The interval is Wilson's, as if entries were independent; a bin without entries has none.
     """
-    score_sums, positives = (sums.sum(axis=0) for sums in bin_sums(predictions))
-    counts = _bin_counts(predictions)
+    counts, score_sums, positives = (sums.sum(axis=0) for sums in bin_sums(predictions))
     n = np.where(counts, counts, np.nan)
     share = positives / n
-    middle = (share + _Z**2 / 2 / n) / (1 + _Z**2 / n)
-    half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / 4 / n**2) / (1 + _Z**2 / n)
+    middle = (share + Z_95**2 / 2 / n) / (1 + Z_95**2 / n)
+    half = Z_95 * np.sqrt(share * (1 - share) / n + Z_95**2 / 4 / n**2) / (1 + Z_95**2 / n)
     edges = np.linspace(0, 1, BINS + 1)
     return table_of({
-        "from": edges[:-1].tolist(), "to": edges[1:].tolist(), "entries": counts.tolist(),
+        "from": edges[:-1].tolist(), "to": edges[1:].tolist(),
+        "entries": counts.astype(int).tolist(),
         "mean score": _cells(score_sums / n), "share true": _cells(share),
         "low": _cells(middle - half), "high": _cells(np.minimum(middle + half, 1)),
     })  # fmt: skip
-
-
-def _bin_counts(predictions: Predictions) -> Any:
-    """Known entries in each bin; (BINS,). Counted as bin_sums does."""
-    known = (
-        predictions.scores.ravel()
-        if predictions.known is None
-        else predictions.scores[predictions.known]
-    )
-    bins = np.minimum((known * np.float64(BINS)).astype(np.int32), BINS - 1)
-    return np.bincount(bins, minlength=BINS)
 
 
 def _cells(values: Iterable[float]) -> list[float | None]:

@@ -1,9 +1,10 @@
-"""What a report is about.
+"""What a report is made from.
 
-Owns Subject and Part, and the sample of images that large ones are judged by. Computes no figure.
+Owns ReportInputs and Part, and the sample of images for the curves of large splits. Computes no
+metric.
 
-    subject = Subject("resnet18", "test", data, scores, thresholds, train_positives)
-    looked_at(subject, MOST_ENTRIES).scored.curves
+    inputs = ReportInputs("resnet18", "test", data, scores, thresholds, train_positives)
+    take_sample(inputs, MOST_ENTRIES).predictions.curves
 """
 
 from collections.abc import Mapping
@@ -28,12 +29,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportInputs:
     """What an evaluation knows of a model on a split's samples.
 
     scores: (N, C). thresholds: (C,), fitted on another split. train_positives: (C,) images in train
-    with each label. baselines: trivial tagger -> figures on the same samples. figures: of these
-    scores at the thresholds; computed if they are not given. intervals: figure -> value, low, high,
+    with each label. baselines: trivial tagger -> metrics on the same samples. metrics: of these
+    scores at the thresholds; computed if they are not given. intervals: metric -> value, low, high,
     at 95 %. held_out: samples that were not trained on, with their scores, in whose labels mistakes
     are looked for. costs: name with its unit -> value. facts: name -> what is to be known of model,
     data and protocol.
@@ -46,7 +47,7 @@ class Subject:
     thresholds: NDArray[np.float32]
     train_positives: NDArray[np.int64]
     baselines: Mapping[str, Metrics] = field(default_factory=dict)
-    figures: Metrics | None = None
+    metrics: Metrics | None = None
     intervals: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     held_out: Part | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -69,40 +70,40 @@ class Subject:
 class Sample:
     """The images that curves and tables are made of: all, or as many as memory allows.
 
-    rows: their places in the subject's data.
+    rows: their indices in the inputs' data.
     """
 
-    subject: Subject
+    inputs: ReportInputs
     rows: NDArray[np.int64]
 
     @cached_property
     def predictions(self) -> Predictions:
-        """Their targets and scores at the subject's thresholds."""
-        return self._at(self.subject.thresholds)
+        """Their targets and scores at the inputs' thresholds."""
+        return self._at(self.inputs.thresholds)
 
     @cached_property
     def at_half(self) -> Predictions:
         """The same at 0.5 for every label."""
-        return self._at(np.full_like(self.subject.thresholds, 0.5))
+        return self._at(np.full_like(self.inputs.thresholds, 0.5))
 
     def _at(self, thresholds: NDArray[np.float32]) -> Predictions:
-        samples, rows = self.subject.data.manifest, self.rows
+        samples, rows = self.inputs.data.manifest, self.rows
         if self.is_all:  # copies nothing
-            known, targets, scores = samples.known, samples.targets, self.subject.scores
+            known, targets, scores = samples.known, samples.targets, self.inputs.scores
         else:
             known = None if samples.known is None else samples.known[rows]
-            targets, scores = samples.targets[rows], self.subject.scores[rows]
-        return Predictions(targets, scores, thresholds, known, self.subject.train_positives)
+            targets, scores = samples.targets[rows], self.inputs.scores[rows]
+        return Predictions(targets, scores, thresholds, known, self.inputs.train_positives)
 
     @property
     def is_all(self) -> bool:
         """Whether no image is left out."""
-        return len(self.rows) == len(self.subject.data)
+        return len(self.rows) == len(self.inputs.data)
 
 
-def looked_at(subject: Subject, most_entries: int) -> Sample:
+def take_sample(inputs: ReportInputs, most_entries: int) -> Sample:
     """Take all images, or a random part of them, always the same one."""
-    return Sample(subject, some_rows(subject.scores, most_entries))
+    return Sample(inputs, some_rows(inputs.scores, most_entries))
 
 
 def some_rows(scores: NDArray[np.float32], most_entries: int) -> NDArray[np.int64]:

@@ -1,9 +1,9 @@
-"""The figures of a report: from a sample's scores to arrays, and from these to plots.
+"""The plots of a report: from a sample's scores to arrays, and from these to plots.
 
-Owns which labels are shown, and the words that stand for a figure where it can't be seen.
+Owns which labels are shown, and the texts for readers who cannot see a plot.
 
-    drawings = make_drawings(sample, tables, confusions)
-    drawings["calibration"].image, drawings["calibration"].alt
+    made = make_plots(sample, tables, confusions)
+    made["calibration"].image, made["calibration"].alt
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from nuswide.metrics import Predictions
@@ -19,7 +18,7 @@ from nuswide.metrics.predictions import Bools, Curve, Ints, Scores
 from nuswide.metrics.ranking import FEW, MANY, average_precision
 from nuswide.reporting import plots
 from nuswide.reporting.report.entries import Confusions
-from nuswide.reporting.report.subject import Sample
+from nuswide.reporting.report.inputs import Sample
 from nuswide.reporting.table import Table
 
 _MOST_BARS = 40  # labels in the distribution
@@ -27,41 +26,38 @@ _PANELS = 11  # labels with curves of their own, beside all labels together
 _POINTS = 400  # of a drawn curve
 _HISTOGRAM_BINS = 20
 _HEAT = 24  # rows and columns of the heat map
-_Z = 1.959964  # standard deviations of a 95 % interval
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure, what is seen in it, and what is to be known to read it."""
+class Plot:
+    """A plot, a description of it, and a caption that says how to read it."""
 
-    figure: Figure
+    drawn: plots.Figure
     alt: str
     caption: str
 
     @cached_property
     def image(self) -> Image.Image:
-        """The figure as it is seen, drawn once for the page and the file."""
-        return plots.to_image(self.figure)
+        """Its pixels, drawn once for the page and the file."""
+        return plots.to_image(self.drawn)
 
 
-def make_drawings(
-    sample: Sample, tables: dict[str, Table], confusions: Confusions
-) -> dict[str, Drawing]:
-    """Every figure that there is something to show for; name -> drawing."""
+def make_plots(sample: Sample, tables: dict[str, Table], confusions: Confusions) -> dict[str, Plot]:
+    """Make every plot that there is something to show for; name -> plot."""
     rising = sample.predictions.true.any()  # without a positive no curve rises
-    drawings = {
-        "headline": _headline(tables["headline"], sample.subject.baselines),
+    made = {
+        "headline": _headline(tables["headline"], sample.inputs.baselines),
         "label_distribution": _distribution(sample),
         "ap_by_frequency": _by_frequency(tables["per_label"]) if rising else None,
         "precision_recall": _precision_recall(sample) if rising else None,
         "score_histograms": _histograms(sample),
         "calibration": _calibration(tables["calibration"]),
-        "co_confusion": _confusion(sample.subject.labels, confusions),
+        "co_confusion": _confusion(sample.inputs.labels, confusions),
     }
-    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+    return {name: plot for name, plot in made.items() if plot is not None}
 
 
-def _headline(table: Table, baselines: Any) -> Drawing:
+def _headline(table: Table, baselines: Any) -> Plot:
     rows = zip(*(table[name] for name in ("figure", "value", "low", "high")), strict=True)
     # Without an interval the value stands alone.
     intervals = {
@@ -70,32 +66,32 @@ def _headline(table: Table, baselines: Any) -> Drawing:
         if value is not None
     }
     said = ", ".join(f"{name} {value:.3f}" for name, (value, _, _) in intervals.items())
-    return Drawing(
+    return Plot(
         plots.interval_dots(intervals, baselines),
-        f"Dots of the model's figures, beside those of the trivial taggers: {said}.",
+        f"Dots of the model's metrics, beside those of the trivial taggers: {said}.",
         "Bars: 95 % intervals, over other images of the same kind. Open signs: trivial taggers, "
         "which know nothing of the picture.",
     )
 
 
-def _distribution(sample: Sample) -> Drawing:
-    subject = sample.subject
+def _distribution(sample: Sample) -> Plot:
+    inputs = sample.inputs
     positives = {
-        "train": subject.train_positives,
-        subject.split: sample.predictions.true.sum(axis=0),
+        "train": inputs.train_positives,
+        inputs.split: sample.predictions.true.sum(axis=0),
     }
-    most = subject.train_positives.argmax()
-    shown = min(_MOST_BARS, len(subject.labels))
-    cut = "" if shown == len(subject.labels) else f" The {shown} most frequent are shown."
-    return Drawing(
-        plots.label_distribution(subject.labels, positives, _MOST_BARS),
-        f"Bars of the images with each label in train and {subject.split}, from "
-        f"{subject.labels[most]} with {subject.train_positives[most]:,} in train downwards.",
+    most = inputs.train_positives.argmax()
+    shown = min(_MOST_BARS, len(inputs.labels))
+    cut = "" if shown == len(inputs.labels) else f" The {shown} most frequent are shown."
+    return Plot(
+        plots.label_distribution(inputs.labels, positives, _MOST_BARS),
+        f"Bars of the images with each label in train and {inputs.split}, from "
+        f"{inputs.labels[most]} with {inputs.train_positives[most]:,} in train downwards.",
         f"Images with each label.{cut}",
     )
 
 
-def _by_frequency(table: Table) -> Drawing:
+def _by_frequency(table: Table) -> Plot:
     kept = [i for i, ap in enumerate(table["ap"]) if ap is not None]
     names = [table["label"][i] for i in kept]
     positives = np.array([table["in train"][i] for i in kept])
@@ -107,7 +103,7 @@ def _by_frequency(table: Table) -> Drawing:
         for name, chosen in groups.items()
         if chosen.any()
     )
-    return Drawing(
+    return Plot(
         plots.precision_by_frequency(names, positives, precision, (FEW, MANY)),
         f"A dot a label, its average precision over its images in train. {means}.",
         f"{means}. The dotted lines part them. Some of the best and worst are named.",
@@ -121,23 +117,23 @@ def _shown_labels(predictions: Predictions) -> Ints:
     return order[support[order] > 0]
 
 
-def _precision_recall(sample: Sample) -> Drawing:
+def _precision_recall(sample: Sample) -> Plot:
     predictions, half = sample.predictions, sample.at_half
     shown = _shown_labels(predictions)
     panels = [
-        _panel(sample.subject.labels[i], predictions.curves[i], predictions.true[:, [i]],
+        _panel(sample.inputs.labels[i], predictions.curves[i], predictions.true[:, [i]],
                {"at its threshold": predictions.predicted[:, [i]],
                 "at 0.5": half.predicted[:, [i]]})
         for i in shown
     ]  # fmt: skip
-    if len(sample.subject.labels) > 1:
+    if len(sample.inputs.labels) > 1:
         points = {"at its threshold": predictions.predicted, "at 0.5": half.predicted}
         panels.insert(
             0, _panel("all labels together", predictions.pooled, predictions.true, points)
         )
     aps = np.array([average_precision(predictions.curves[i]) for i in shown])
-    best, worst = (sample.subject.labels[shown[i]] for i in (aps.argmax(), aps.argmin()))
-    return Drawing(
+    best, worst = (sample.inputs.labels[shown[i]] for i in (aps.argmax(), aps.argmin()))
+    return Plot(
         plots.precision_recall(panels),
         f"Precision over recall of the {len(shown)} most frequent labels. Average precision goes "
         f"from {aps.min():.2f} ({worst}) to {aps.max():.2f} ({best}).",
@@ -163,13 +159,13 @@ def _panel(
     return plots.PrecisionRecall(title, recall[kept], precision[kept], share, points)
 
 
-def _histograms(sample: Sample) -> Drawing:
-    predictions, labels = sample.predictions, sample.subject.labels
+def _histograms(sample: Sample) -> Plot:
+    predictions, labels = sample.predictions, sample.inputs.labels
     known = np.ones_like(predictions.true) if predictions.known is None else predictions.known
     shown = _shown_labels(predictions)
     panels = [
         _histogram(labels[i], predictions.scores[:, i], predictions.true[:, i], known[:, i],
-                   float(sample.subject.thresholds[i]))
+                   float(sample.inputs.thresholds[i]))
         for i in shown
     ]  # fmt: skip
     if len(labels) > 1 or not panels:
@@ -180,7 +176,7 @@ def _histograms(sample: Sample) -> Drawing:
         f"{predictions.scores[chosen].mean():.2f}" if chosen.any() else "none"
         for chosen in (predictions.true, known & ~predictions.true)
     ]
-    return Drawing(
+    return Plot(
         plots.score_histograms(panels),
         f"Histograms of scores. Over all labels the mean score of positives is {means[0]}, that of "
         f"negatives {means[1]}.",
@@ -204,14 +200,14 @@ def _short(name: str) -> str:
     return name if len(name) <= 26 else f"{name[:25]}…"
 
 
-def _calibration(table: Table) -> Drawing:
+def _calibration(table: Table) -> Plot:
     columns = {
         name: np.array([np.nan if v is None else v for v in table[name]])
         for name in ("mean score", "share true", "low", "high")
     }
     counts = np.array(table["entries"])
     largest = int(counts.argmax())
-    return Drawing(
+    return Plot(
         plots.reliability(
             columns["mean score"], columns["share true"], columns["low"], columns["high"], counts
         ),
@@ -224,7 +220,7 @@ def _calibration(table: Table) -> Drawing:
     )
 
 
-def _confusion(labels: tuple[str, ...], found: Confusions) -> Drawing | None:
+def _confusion(labels: tuple[str, ...], found: Confusions) -> Plot | None:
     """The part of the counts with the most frequent pairs; None if no two labels are confused."""
     if not found.images.any():
         return None
@@ -234,7 +230,7 @@ def _confusion(labels: tuple[str, ...], found: Confusions) -> Drawing | None:
     r, c = np.unravel_index(images.argmax(), images.shape)
     missed = [labels[i] for i in found.missed[rows]]
     wrong = [labels[i] for i in found.wrong[columns]]
-    return Drawing(
+    return Plot(
         plots.co_confusion(missed, wrong, images, found.missed_images[rows]),
         f"Heat map of {len(missed)} missed by {len(wrong)} wrongly predicted labels. Most "
         f"frequent: {wrong[c]} where {missed[r]} is missed, in {images[r, c]} images.",
