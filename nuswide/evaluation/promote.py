@@ -18,14 +18,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 import click
-import mlflow
-from mlflow.entities import Run as RecordedRun
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from nuswide.metrics.bootstrap import HEADLINE, Difference, paired, resample
 from nuswide.tracking import reader, registry
-from nuswide.tracking.registry import CHAMPION, ChampionMoved, address_of
+from nuswide.tracking.reader import RecordedRun
+from nuswide.tracking.registry import CHAMPION, ChampionMoved, ModelVersion, address_of
 from nuswide.tracking.score_file import SavedScores
 
 _VERBS = {  # by rule, of who lost and of who won
@@ -34,7 +31,6 @@ _VERBS = {  # by rule, of who lost and of who won
 }
 RULES = tuple(_VERBS)
 _ATTEMPTS = 6  # ... while others move the alias
-_MARK = "Champion: "  # begins the line of a description that is ours
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def _conclude(version: ModelVersion, champion: ModelVersion | None, verdict: Ver
             registry.move_champion(name, number, before=before, why=words, undoes=0)
         registry.tag_version(name, number, _tags(verdict, champion))
     won = verdict is None or verdict.wins
-    _describe(version, words, is_champion=won)
+    registry.describe_contest(version, words, is_champion=won)
     fate = f"It is now {name}@{CHAMPION}." if won else f"{name}@{CHAMPION} stays as it was."
     return f"{words[0].upper()}{words[1:]}. {fate}"
 
@@ -154,35 +150,12 @@ def _tags(verdict: Verdict, champion: ModelVersion) -> dict[str, str]:
     return {f"contest.{key}": str(value) for key, value in tags.items()}
 
 
-def _describe(version: ModelVersion, words: str, *, is_champion: bool) -> None:
-    """Write a line of our own into the descriptions; what else is there stays."""
-    client = mlflow.MlflowClient()
-    name, number = version.name, str(version.version)
-    description = client.get_model_version(name, number).description
-    client.update_model_version(name, number, description=_with_line(description, words))
-    if is_champion:
-        description = client.get_registered_model(name).description
-        client.update_registered_model(name, description=_with_line(description, words))
-
-
-def _with_line(description: str | None, words: str) -> str:
-    kept = [line for line in (description or "").splitlines() if not line.startswith(_MARK)]
-    return "\n".join([*kept, f"{_MARK}{words}."]).strip()
-
-
 def roll_back(name: str, *, steps: int = 1) -> str:
     """Give the alias back to the champion before, some steps back; gives that in words.
 
     Raises click.ClickException if there is none.
     """
-    client = mlflow.MlflowClient()
-    try:
-        champion, earlier = registry.champion_of(name), registry.champions_before(name)
-    except MlflowException:
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none"
-        raise click.ClickException(
-            f"there is no model {name!r}; registered models: {known}"
-        ) from None
+    champion, earlier = registry.champion_of(name), registry.champions_before(name)
     at = str(champion.version) if champion else None
     if len(earlier) < steps:
         raise click.ClickException(
@@ -192,7 +165,7 @@ def roll_back(name: str, *, steps: int = 1) -> str:
     version = registry.find_version(f"models:/{name}/{earlier[steps - 1]}")
     words = f"version {version.version} is back in place of version {at}"
     registry.move_champion(name, str(version.version), before=at, why=words, undoes=steps)
-    _describe(version, words, is_champion=True)
+    registry.describe_contest(version, words, is_champion=True)
     return f"{words[0].upper()}{words[1:]}. It is now {name}@{CHAMPION}."
 
 

@@ -39,12 +39,28 @@ def search_runs(experiments: Sequence[str], query: str) -> Iterator[RecordedRun]
             return
 
 
-def training_run(version: ModelVersion) -> RecordedRun | None:
-    """The run that made a registered version, if it is in the record."""
+def find_run(run_id: str) -> RecordedRun | None:
+    """Return a run by its ID; None if this tracking store has none."""
     try:
-        return mlflow.MlflowClient().get_run(version.run_id) if version.run_id else None
-    except MlflowException:  # it was deleted, or is another server's
+        return mlflow.MlflowClient().get_run(run_id)
+    except MlflowException:
         return None
+
+
+def find_experiment(name: str) -> str | None:
+    """Return the ID of an MLflow experiment; None if there is none of that name."""
+    experiment = mlflow.MlflowClient().get_experiment_by_name(name)
+    return str(experiment.experiment_id) if experiment else None
+
+
+def experiment_names() -> list[str]:
+    """Return the names of all MLflow experiments."""
+    return [experiment.name for experiment in mlflow.MlflowClient().search_experiments()]
+
+
+def training_run(version: ModelVersion) -> RecordedRun | None:
+    """Return the run that made a registered version; None if it was deleted or is elsewhere."""
+    return find_run(version.run_id) if version.run_id else None
 
 
 def evaluations(version: ModelVersion) -> Iterator[RecordedRun]:

@@ -29,6 +29,7 @@ from nuswide.tagger import Tagger
 CHAMPION = "champion"
 ADDRESS = "models:/"  # begins the address of a version
 _HISTORY = "champion."  # ... number . token: a tag a move
+_CONTEST_LINE = "Champion: "  # begins the line that describe_contest writes
 _ABANDONED_S = 300.0  # a move that has not ended after so long was cut off
 
 
@@ -57,9 +58,43 @@ def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
         client.set_model_version_tag(name, version, key, value)
 
 
+def describe_contest(version: ModelVersion, outcome: str, *, is_champion: bool) -> None:
+    """Write a contest's outcome into the version's description, and a champion's into the model's.
+
+    It replaces the line of an earlier contest; other lines stay.
+    """
+    client = mlflow.MlflowClient()
+    name, number = version.name, str(version.version)
+    description = client.get_model_version(name, number).description
+    client.update_model_version(name, number, description=_with_line(description, outcome))
+    if is_champion:
+        description = client.get_registered_model(name).description
+        client.update_registered_model(name, description=_with_line(description, outcome))
+
+
+def _with_line(description: str | None, outcome: str) -> str:
+    lines = (description or "").splitlines()
+    kept = [line for line in lines if not line.startswith(_CONTEST_LINE)]
+    return "\n".join([*kept, f"{_CONTEST_LINE}{outcome}."]).strip()
+
+
 def champion_of(name: str) -> ModelVersion | None:
-    """The champion among a model's versions, if there is one."""
-    return _alias(mlflow.MlflowClient().get_registered_model(name))
+    """Return the champion among a model's versions; None if there is none.
+
+    Raises click.ClickException if there is no such model.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        raise click.ClickException(
+            f"there is no model {name!r}; registered models: {_model_names(client)}"
+        ) from None
+    return _alias(model)
+
+
+def _model_names(client: mlflow.MlflowClient) -> str:
+    return ", ".join(model.name for model in client.search_registered_models()) or "none"
 
 
 def _alias(model: RegisteredModel) -> ModelVersion | None:
@@ -178,9 +213,9 @@ def find_version(uri: str) -> ModelVersion:
             return max(client.search_model_versions(f"name='{name}'"), key=lambda v: int(v.version))
         return client.get_model_version(name, number)
     except (MlflowException, ValueError):
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none"
         raise click.ClickException(
-            f"there is no model {uri}; registered models: {known}. `mlflow run .` makes one"
+            f"there is no model {uri}; registered models: {_model_names(client)}. `mlflow run .` "
+            "makes one"
         ) from None
 
 

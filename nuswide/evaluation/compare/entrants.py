@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import click
-import mlflow
 import numpy as np
-from mlflow.entities import Run as RecordedRun
-from mlflow.exceptions import MlflowException
 
 from nuswide.config import may_differ, with_defaults
 from nuswide.tracking import reader, registry
+from nuswide.tracking.reader import RecordedRun
 from nuswide.tracking.run import JOB_TAG
 
 COSTS = ("train/images_per_s", "train/seconds", "model.parameters")
@@ -70,11 +68,10 @@ def find_entrants(runs: str, *, pool_seeds: bool) -> list[Entrant]:
 
     runs: IDs, MLflow experiments and models:/ addresses, parted by commas.
     """
-    client = mlflow.MlflowClient()
-    whole = [runs] if client.get_experiment_by_name(runs) else runs.split(",")
+    whole = [runs] if reader.find_experiment(runs) else runs.split(",")
     found: dict[str, Entrant] = {}
     for item in filter(None, (part.strip() for part in whole)):
-        for entrant in _resolve(client, item):
+        for entrant in _resolve(item):
             known = found.setdefault(entrant.runs[0].info.run_id, entrant)
             given = known.given | entrant.given
             found[entrant.runs[0].info.run_id] = replace(known, given=given)
@@ -89,20 +86,18 @@ def find_entrants(runs: str, *, pool_seeds: bool) -> list[Entrant]:
     return _with_names(entrants)
 
 
-def _resolve(client: mlflow.MlflowClient, item: str) -> list[Entrant]:
+def _resolve(item: str) -> list[Entrant]:
     if item.startswith("models:/"):
         return [_version(item)]
-    if experiment := client.get_experiment_by_name(item):
+    if experiment := reader.find_experiment(item):
         query = f"tags.`{JOB_TAG}` = 'train' and attributes.status = 'FINISHED'"
-        found = reader.search_runs([experiment.experiment_id], query)
+        found = reader.search_runs([experiment], query)
         return [_of_run(run, item) for run in found if _is_tested(run)]
-    try:
-        run = client.get_run(item)
-    except MlflowException:
-        known = ", ".join(e.name for e in client.search_experiments())
+    if (run := reader.find_run(item)) is None:
         raise click.ClickException(
-            f"there is no run and no MLflow experiment {item!r}; experiments: {known}"
-        ) from None
+            f"there is no run and no MLflow experiment {item!r}; experiments: "
+            f"{', '.join(reader.experiment_names())}"
+        )
     if run.info.status != "FINISHED" or not _is_tested(run):
         raise click.ClickException(
             f"run {item} is no finished run with metrics on test; leave it out"
