@@ -200,7 +200,7 @@ def _scores_of(version: ModelVersion) -> tuple[str, SavedScores]:
         if own and digest in (None, own) and (saved := _fetch(run)):
             return own, saved
     raise click.ClickException(
-        f"there are no scores of {address_of(version)} on val; make them with `python -m nuswide "
+        f"there are no scores of {address_of(version)} on val; make them with `nuswide "
         f"evaluate --model {address_of(version)} --split val --data DIR`"
     )
 

@@ -45,7 +45,7 @@ logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 CHECKPOINTS = "checkpoint"  # the folder of artifacts that a run's state is in
 _PATIENCE_S = 60.0
-_LATER = "python -m nuswide upload"
+_LATER = "nuswide upload"
 _MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 

@@ -169,7 +169,7 @@ def _resume_command(run_id: str) -> str:
         given = given[:place] + given[place + 2 :]
     if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`
         return f"mlflow run . {as_parameters(given[1:])} -P resume={run_id}"
-    return f"python -m nuswide {shlex.join(given)} --resume {run_id}"
+    return f"nuswide {shlex.join(given)} --resume {run_id}"
 
 
 def as_parameters(options: Sequence[str]) -> str:

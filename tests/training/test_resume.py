@@ -119,7 +119,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in output, output
     assert mlflow.get_run(run_id).info.status == "KILLED"
-    (printed,) = re.findall(r"^  python -m nuswide (.*)$", output, flags=re.MULTILINE)
+    (printed,) = re.findall(r"^  nuswide (.*)$", output, flags=re.MULTILINE)
     assert shlex.split(printed) == [*long, "--resume", run_id]
     steps = torch.load(folder / run_id / "last.pt", weights_only=True)["progress"]["steps"]
     recorded = mlflow.MlflowClient().get_metric_history(run_id, "train/loss")

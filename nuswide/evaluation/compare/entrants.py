@@ -122,7 +122,7 @@ def _version(uri: str) -> Entrant:
     runs = [run for run in (own, *reader.evaluations(version)) if run and _is_tested(run)]
     if not runs:
         raise click.ClickException(
-            f"{uri} has no metrics on test; make them with `python -m nuswide evaluate --model "
+            f"{uri} has no metrics on test; make them with `nuswide evaluate --model "
             f"{uri} --data DIR`"
         )
     predictions = (run for run in runs if reader.has_scores(run.info.run_id, _SPLIT))

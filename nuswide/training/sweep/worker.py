@@ -90,7 +90,7 @@ def _reason(error: BaseException) -> str:
 def _same_command() -> str:
     """The command that this process was started with: a study is gone on with by the same one."""
     if "MLFLOW_RUN_ID" not in os.environ:
-        return f"python -m nuswide {shlex.join(sys.argv[1:])}"
+        return f"nuswide {shlex.join(sys.argv[1:])}"
     _, *given = sys.argv[1:]  # started by `mlflow run`, the file first
     return f"mlflow run . -e sweep {as_parameters(['file', *given])}"
 
