@@ -7,7 +7,7 @@ have the commands, and import the rest late, so that `--help` is instant.
 import click
 
 from nuswide import __version__
-from nuswide.cli import data, models, training
+from nuswide.cli import data, deployment, training
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -18,7 +18,8 @@ def main() -> None:
 
 for _command in (
     training.train, training.sweep, training.upload, training.reproduce,
-    models.evaluate, models.compare, models.promote, models.quantize, models.serve, models.tag,
+    deployment.evaluate, deployment.compare, deployment.promote, deployment.quantize,
+    deployment.serve, deployment.tag,
     data.prepare, data.audit, data.cache, data.download, data.sample,
 ):  # fmt: skip
     main.add_command(_command)
