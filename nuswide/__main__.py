@@ -1,5 +1,5 @@
-"""Lets `python -m nuswide` run the command line."""
+"""Run the command line by `python -m nuswide`."""
 
 from nuswide.cli import main
 
-main()
+main(prog_name="nuswide")

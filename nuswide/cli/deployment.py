@@ -1,146 +1,34 @@
-"""The commands on models: evaluate, compare, promote, quantize, serve, tag."""
+"""The commands that deploy a model: quantize, serve, tag."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nuswide.cli.options import cache_option, extra, model_option, one_line_errors, settings_options
+from nuswide.cli.options import (
+    cache_option,
+    extra,
+    model_option,
+    one_line_errors,
+    option,
+    settings_options,
+    switch,
+)
 from nuswide.deployment.serve.settings import Settings
 
 
 @click.command()
 @model_option
-@click.option("--data", default="sample", show_default=True, help="Folder, or `sample`.")
-@click.option(
-    "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
-)
-@click.option(
-    "--scores",
-    type=click.Path(path_type=Path),
-    help="Judge these scores, an npz or CSV, instead of a model.",
-)
-@click.option(
-    "--thresholds",
-    type=click.Choice(["fixed", "global", "label"]),
-    default="fixed",
-    show_default=True,
-    help="With --scores: how thresholds come about; fitted ones from the data's val split.",
-)
-@click.option(
-    "--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-    help="With --scores: the fixed threshold.",
-)  # fmt: skip
-@cache_option
-@one_line_errors
-def evaluate(
-    model: str, data: str, split: str, scores: Path | None, thresholds: str, threshold: float,
-    cache: Path,
-) -> None:  # fmt: skip
-    """Measure a registered model, or another program's scores, on a split of a data set."""
-    from nuswide.evaluation import commands
-
-    if scores:
-        commands.evaluate_scores(scores, data, split, thresholds=thresholds, threshold=threshold)
-    else:
-        commands.evaluate_registered(model, data, split, cache)
-
-
-@click.command()
-@click.option(
-    "--runs",
-    default="Default",
-    show_default=True,
-    help="Run IDs, MLflow experiments and models:/ addresses, parted by commas.",
-)
-@click.option(
-    "--baseline",
-    help="The one of them that the others are measured against; by default the best on val.",
-)
-@click.option(
-    "--across_test_sets",
-    type=bool,
-    default=False,
-    show_default=True,
-    help="Show what was tested on different images, too, unpaired.",
-)
-@click.option(
-    "--pool_seeds",
-    type=bool,
-    default=True,
-    show_default=True,
-    help="Take training runs that differ in their seed alone as one.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="A folder for page, tables and drawings, too."
-)
-@one_line_errors
-def compare(
-    runs: str, baseline: str | None, across_test_sets: bool, pool_seeds: bool, out: Path | None
-) -> None:
-    """Put runs and registered versions side by side, with paired differences."""
-    from nuswide.evaluation.compare import compare_runs
-
-    compare_runs(
-        runs,
-        baseline=baseline,
-        across_test_sets=across_test_sets,
-        pool_seeds=pool_seeds,
-        out=out,
-    )
-
-
-@click.command()
-@click.option(
-    "--model",
-    default="models:/nuswide-tagger/latest",
-    show_default=True,
-    help="The challenger, models:/NAME/VERSION; for a rollback only its name counts.",
-)
-@click.option(
-    "--figure", default="map", show_default=True, help="On val: map, micro/f1, macro/f1 ..."
-)
-@click.option(
-    "--rule",
-    default="better",
-    show_default=True,
-    help="better: the difference's 95 % interval is above margin; not_worse: above -margin.",
-)
-@click.option("--margin", type=float, default=0.0, show_default=True, help="Of the figure.")
-@click.option(
-    "--rollback",
-    type=click.IntRange(1),
-    is_flag=False,
-    flag_value=1,
-    help="Give the alias back to the champion so many back; 1 without a number.",
-)
-@one_line_errors
-def promote(model: str, figure: str, rule: str, margin: float, rollback: int | None) -> None:
-    """Make a version champion if it is better on val, or take that back."""
-    from nuswide.evaluation import promote
-
-    if rollback:
-        name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
-        click.echo(promote.roll_back(name, steps=rollback))
-    else:
-        click.echo(promote.promote(model, promote.Rule(figure, rule, margin)))
-
-
-@click.command()
-@model_option
-@click.option("--data", help="Where its data set is now, if elsewhere than it was.")
-@click.option(
-    "--images", type=click.IntRange(1), default=256, show_default=True,
-    help="Train pictures to calibrate on.",
-)  # fmt: skip
-@click.option(
-    "--most_lost", type=click.FloatRange(0, 1), default=0.005, show_default=True,
-    help="Of val's mAP; if int8 costs more, nothing is registered.",
+@option("--data", help="Folder of the model's data set, if it has moved.")
+@option("--images", type=click.IntRange(1), default=256, help="Training images to calibrate on.")
+@option(
+    "--most_lost", type=click.FloatRange(0, 1), default=0.005,
+    help="Maximum loss of mAP on val; if int8 loses more, nothing is registered.",
 )  # fmt: skip
 @cache_option
 @one_line_errors
 def quantize(model: str, data: str | None, images: int, most_lost: float, cache: Path) -> None:
-    """Register an int8 variant of a model, which is smaller and faster, if it is as good on val."""
+    """Register a smaller and faster int8 variant of a model if it is as good on val."""
     from nuswide.deployment.quantize import quantize
 
     quantize(model, data=data, cache=cache, images=images, most_lost=most_lost)
@@ -148,8 +36,8 @@ def quantize(model: str, data: str | None, images: int, most_lost: float, cache:
 
 @click.command()
 @model_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True)
+@option("--host", default="127.0.0.1", help="Address to listen on.")
+@option("--port", type=click.IntRange(1, 65535), default=5001)
 @settings_options
 @one_line_errors
 def serve(model: str, host: str, port: int, **limits: Any) -> None:
@@ -167,55 +55,46 @@ def serve(model: str, host: str, port: int, **limits: Any) -> None:
 @click.command()
 @click.argument("model")
 @click.argument("source")
-@click.option("--out", required=True, help="Folder for the Parquet parts.")
-@click.option("--engine", type=click.Choice(["local", "spark"]), default="local", show_default=True)
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1),
-    help="Score at which a label is given, for all labels.  [the model's own]",
+@option("--out", required=True, help="Folder for the Parquet parts.")
+@option("--engine", type=click.Choice(["local", "spark"]), default="local")
+@option(
+    "--threshold", type=click.FloatRange(0, 1),
+    help="Score from which any label is predicted.  [the model's own thresholds]",
+)  # fmt: skip
+@option(
+    "--top_k", type=click.IntRange(0), default=0, help="Maximum labels per image; 0 for no limit."
 )
-@click.option(
-    "--top_k", type=click.IntRange(0), default=0, show_default=True,
-    help="The most labels a picture gets; 0: any number.",
+@switch("--all_scores", help="Add a column with the scores of all labels.")
+@switch("--strict", help="Exit with 1 if an image is rejected.")
+@option(
+    "--part_size", type=click.IntRange(1), default=1000,
+    help="Images per part, the most work that a kill can lose. Local engine.",
 )  # fmt: skip
-@click.option(
-    "--all_scores", type=bool, is_flag=False, flag_value=True, default=False, show_default=True,
-    help="Add a column of every label's score.",
-)  # fmt: skip
-@click.option(
-    "--strict", type=bool, is_flag=False, flag_value=True, default=False, show_default=True,
-    help="Exit with 1 if a picture is rejected.",
-)  # fmt: skip
-@click.option(
-    "--part_size", type=click.IntRange(1), default=1000, show_default=True,
-    help="Pictures to a part; a kill costs the work on one at most. Local engine.",
-)  # fmt: skip
-@click.option(
-    "--batch_size", type=click.IntRange(1), default=8, show_default=True,
-    help="Pictures scored at once, by each worker.",
-)  # fmt: skip
-@click.option(
-    "--workers", type=click.IntRange(1), help="Worker processes. Local engine.  [one a core]"
+@option(
+    "--batch_size", type=click.IntRange(1), default=8, help="Images per batch, for each worker."
 )
-@click.option("--master", help="Spark's master.  [spark-submit's, or local[*]]")
-@click.option(
+@option("--workers", type=click.IntRange(1), help="Worker processes. Local engine.  [one per core]")
+@option("--master", help="Spark's master.  [spark-submit's, or local[*]]")
+@option(
     "--partition_by", metavar="COLUMN,COLUMN",
-    help="Columns of a source table to keep and to part the result by. Spark engine.",
+    help="Columns of a source table to keep and to partition the result by. Spark engine.",
 )  # fmt: skip
 @one_line_errors
 def tag(model: str, source: str, out: str, engine: str, strict: bool, **options: Any) -> None:
-    """Tag the pictures of SOURCE with MODEL.
+    """Tag the images of SOURCE with MODEL.
 
     MODEL is models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder. SOURCE is a folder of
-    pictures, a glob in quotes, a data set as for training, or a text file with a path a line; for
+    images, a quoted glob, a data set as for training, or a text file with one path per line; for
     Spark also an address (hdfs://, s3a://) of these, or a table with the columns path and content:
     FOLDER.parquet or table:NAME.
 
-    The same command goes on with what was interrupted.
+    Run the same command again to continue after an interruption.
     """
     from nuswide.deployment.batch.job import tag
 
     summary = tag(model, source, out, engine=engine, **options)
     click.echo(str(summary))
     if strict and summary.rejected:
-        raise click.ClickException(f"{summary.rejected} pictures were rejected, and --strict given")
+        raise click.ClickException(
+            f"--strict was given and {summary.rejected} images were rejected"
+        )

@@ -1,6 +1,6 @@
-"""What several commands share: options, and the way of errors to one line.
+"""Options and error handling that several commands share.
 
-Imports mlflow late, so that `--help` is instant.
+Imports mlflow when a command runs, so that `--help` does not.
 """
 
 import functools
@@ -17,12 +17,23 @@ from nuswide.config import Config
 from nuswide.deployment.serve.settings import Settings
 
 CHAMPION = "models:/nuswide-tagger@champion"
+PATH = click.Path(path_type=Path)
+
+option = functools.partial(click.option, show_default=True)
+# A switch that also takes a value, so that `-P strict=true` sets it, too.
+switch = functools.partial(option, type=bool, is_flag=False, flag_value=True, default=False)
+
+model_option = option("--model", default=CHAMPION, help="models:/NAME@ALIAS or /VERSION.")
+data_option = option("--data", default="sample", help="Folder, or `sample`.")
+cache_option = option(
+    "--cache", type=PATH, default=Config.cache, help="Folder of the cache of decoded images."
+)
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn MLflow's exceptions, which are the user's or the server's, into one-line errors.
+    """Report MLflow's exceptions, which are the user's or the server's errors, in one line.
 
-    A SIGTERM becomes an interrupt, so that a run that is stopped so ends as KILLED.
+    SIGTERM becomes an interrupt, so that a run that it stops ends as KILLED.
     """
 
     @functools.wraps(command)
@@ -40,7 +51,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each config field, under the field's own name."""
+    """Add an option for each config field, under the field's own name."""
     for f in reversed(fields(Config)):
         text = f"{f.metadata['help']}  [{f.default}]"
         command = click.option(f"--{f.name}", default=None, metavar="VALUE", help=text)(command)
@@ -48,40 +59,21 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each limit of the server, under the field's own name."""
+    """Add an option for each setting of the server, under the field's own name."""
     for f in reversed(fields(Settings)):
-        option = click.option(
-            f"--{f.name}",
-            default=f.default,
-            type=f.type,
-            show_default=True,
-            help=f.metadata["help"],
-        )
-        command = option(command)
+        text = f.metadata["help"]
+        command = option(f"--{f.name}", default=f.default, type=f.type, help=text)(command)
     return command
 
 
-cache_option = click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    default=Config.cache,
-    show_default=True,
-    help="Folder for decoded pictures.",
-)
-
-model_option = click.option(
-    "--model", default=CHAMPION, show_default=True, help="models:/NAME@ALIAS or /VERSION."
-)
-
-
 def given_of(options: Mapping[str, str | None]) -> dict[str, str]:
-    """Those options that were given."""
+    """Return the options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import what an extra brings; raises click.ClickException naming it if it is not there."""
+    """Import what an extra installs; raises click.ClickException naming the extra otherwise."""
     try:
         yield
     except ImportError as error:

@@ -1,19 +1,19 @@
-"""The commands that train, and those around a run: train, sweep, upload, reproduce."""
+"""The commands that train, and those on training runs: train, sweep, upload, reproduce."""
 
 from pathlib import Path
 
 import click
 
-from nuswide.cli.options import config_options, extra, given_of, one_line_errors
+from nuswide.cli.options import PATH, config_options, extra, given_of, one_line_errors, option
 from nuswide.config import Config, load_config
 
 
 @click.command()
-@click.option("--experiment", type=click.Path(path_type=Path), help="A file of experiments/.")
+@option("--experiment", type=PATH, help="A file of experiments/.")
 @config_options
 @one_line_errors
 def train(experiment: Path | None, **overrides: str | None) -> None:
-    """Train a tagger, record the run, and register the model."""
+    """Train a tagger, record the run and register the model."""
     given = given_of(overrides)
     config = load_config(experiment, given)
     from nuswide.training.pipeline import train_and_register
@@ -25,24 +25,24 @@ def train(experiment: Path | None, **overrides: str | None) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--trials", type=click.IntRange(1), help="How many.  [the file's]")
-@click.option(
+@click.argument("file", type=PATH)
+@option("--trials", type=click.IntRange(1), help="Number of trials.  [the file's]")
+@option(
     "--storage",
     metavar="URL",
     help="sqlite:///FILE, or postgresql://USER@HOST/DATABASE for workers on several machines.  "
     "[a file beside the tracking store]",
 )
-@click.option("--name", metavar="STUDY", help="Of the study.  [the file's]")
+@option("--name", metavar="STUDY", help="Name of the study.  [the file's]")
 @config_options
 @one_line_errors
 def sweep(
     file: Path, trials: int | None, storage: str | None, name: str | None, **overrides: str | None
 ) -> None:
-    """Search what a FILE of experiments/sweeps/ names, by trials that are runs of their own.
+    """Search the fields that FILE, one of experiments/sweeps/, names.
 
-    The same command, given once more, is a second worker, or goes on with what was stopped. Fields
-    that are given win over the file's experiment.
+    Each trial is a run. Run the same command again to add a worker, or to continue a sweep that was
+    stopped. Fields given as options take precedence over the file's experiment.
     """
     with extra("sweep"):
         from nuswide.training.sweep.plan import read_plan
@@ -54,16 +54,10 @@ def sweep(
 
 @click.command()
 @click.argument("run_id")
-@click.option(
-    "--checkpoints",
-    type=click.Path(path_type=Path),
-    default=Config.checkpoints,
-    show_default=True,
-    help="Folder for the state of runs.",
-)
+@option("--checkpoints", type=PATH, default=Config.checkpoints, help="Folder of checkpoints.")
 @one_line_errors
 def upload(run_id: str, checkpoints: Path) -> None:
-    """Send what the tracking server did not take of a run, once it answers again."""
+    """Send the part of a run that the tracking server did not receive."""
     from nuswide.training.pipeline import upload_run
 
     upload_run(run_id, checkpoints)
@@ -71,12 +65,12 @@ def upload(run_id: str, checkpoints: Path) -> None:
 
 @click.command()
 @click.argument("run_id")
-@click.option("--data", help="Where the data is now, if elsewhere than it was.")
-@click.option("--checkpoints", help="Folder for the state of runs.")
-@click.option("--cache", help="Folder for decoded pictures.")
+@option("--data", help="Folder of the data, if it has moved.")
+@option("--checkpoints", help="Folder of checkpoints.")
+@option("--cache", help="Folder of the cache of decoded images.")
 @one_line_errors
 def reproduce(run_id: str, **changes: str | None) -> None:
-    """Train a recorded run again, and say what is as it was, and how far its figures differ."""
+    """Repeat a recorded run and report the differences."""
     from nuswide.training.reproduce import reproduce
 
     reproduce(run_id, given_of(changes))
