@@ -7,8 +7,9 @@ import click
 import pytest
 
 from nuswide.config import Config, load_config, lookup, may_differ, unknown_name, with_defaults
+from nuswide.models.backbones import BACKBONES
+from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
-from nuswide.models.networks import BACKBONES, HEADS
 
 
 def write(folder: Path, text: str) -> Path:

@@ -28,7 +28,8 @@ from nuswide.data.loader import open_feed, pin_memory, to_device
 from nuswide.data.sampling import create_sampling, draw_rows, epoch_order
 from nuswide.data.transforms import draw, side_px
 from nuswide.evaluation.evaluate import Evaluation, predict, summary_line, torch_score
-from nuswide.models.networks import StateDict, TaggerNet
+from nuswide.models.networks import TaggerNet
+from nuswide.models.weights import StateDict
 from nuswide.tracking.run import Run
 from nuswide.training.checkpoint import Writer, snapshot
 from nuswide.training.step import (

@@ -21,8 +21,9 @@ from nuswide.core import distributed
 from nuswide.data import transforms
 from nuswide.data.label_stats import TrainLabels
 from nuswide.models.losses import Criterion, LabelCounts, create_criterion
-from nuswide.models.networks import StateDict, TaggerNet
+from nuswide.models.networks import TaggerNet
 from nuswide.models.optim import Ema, create_optimizer, learning_rate
+from nuswide.models.weights import StateDict
 from nuswide.training.step_metrics import step_counts
 
 _WORTH_COMPILING = 20_000  # steps; compiling takes a minute or two

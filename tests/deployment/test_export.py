@@ -17,8 +17,9 @@ from nuswide.deployment import export
 from nuswide.deployment.export import log_bundle, write_bundle, write_weights
 from nuswide.evaluation.evaluate import Decision, torch_score
 from nuswide.metrics import Calibration
+from nuswide.models.backbones import BACKBONES
 from nuswide.models.heads import HEADS
-from nuswide.models.networks import BACKBONES, TaggerNet, create_model
+from nuswide.models.networks import TaggerNet, create_model
 from nuswide.tagger import Tagger
 from nuswide.tracking.reader import file_digest
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from nuswide.config import Config
 from nuswide.data.label_stats import TrainLabels
 from nuswide.deployment.export import write_weights
-from nuswide.models.networks import BACKBONES, Scorer, TaggerNet, create_model
+from nuswide.models.backbones import BACKBONES
+from nuswide.models.networks import Scorer, TaggerNet, create_model
 from nuswide.training.step import create_state, prepare_epoch
 
 N_LABELS = 5

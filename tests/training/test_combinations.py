@@ -27,7 +27,7 @@ from nuswide.data.label_stats import TrainLabels, label_vectors
 from nuswide.data.manifest import Manifest, carve_val
 from nuswide.deployment.export import write_bundle, write_weights
 from nuswide.evaluation.evaluate import Decision, torch_score
-from nuswide.models import networks
+from nuswide.models import backbones
 from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
 from nuswide.models.networks import Scorer, TaggerNet, create_model
@@ -236,7 +236,7 @@ def test_training_with_any_head_goes_on_as_if_nothing_had_happened(
     )
 
 
-@pytest.mark.parametrize("registry", [LOSSES, HEADS, networks.BACKBONES])
+@pytest.mark.parametrize("registry", [LOSSES, HEADS, backbones.BACKBONES])
 def test_the_docs_name_every_choice(registry: dict[str, Any]) -> None:
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     assert [name for name in registry if f"`{name}`" not in page] == []

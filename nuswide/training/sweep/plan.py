@@ -24,9 +24,9 @@ from nuswide.config import (
     read_yaml,
     unknown_name,
 )
+from nuswide.models.backbones import BACKBONES
 from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
-from nuswide.models.networks import BACKBONES
 from nuswide.models.optim import OPTIMIZERS, SCHEDULES
 
 Value = str | int | float | bool
