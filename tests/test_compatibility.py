@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 
 from nuswide.cli import main
 from nuswide.config import Config
-from nuswide.deployment.serve.server import Work
+from nuswide.deployment.serve.server import WorkerConfig
 from nuswide.deployment.serve.settings import Settings
 from nuswide.metrics import NINE
 from nuswide.models.networks import create_model
@@ -133,7 +133,7 @@ def test_a_registered_model_is_loaded_and_scores_as_recorded(earlier: Earlier) -
 
 def test_a_registered_model_is_served(earlier: Earlier) -> None:
     saved, folder = earlier.scores(), Path(mlflow.artifacts.download_artifacts(MODEL))
-    app = Work(folder, "nuswide-tagger", "1", Settings(), None).app()
+    app = WorkerConfig(folder, "nuswide-tagger", "1", Settings(), None).app()
     answer = ask(app, JPEG, photos(earlier, saved.images)[0], query="all_scores=true")
     assert answer.status == 200, answer.body
     found = json.loads(answer.body)["predictions"][0]["all_scores"]

@@ -26,7 +26,7 @@ builtins.__import__ = without_fcntl
 import filelock, mlflow
 from nuswide.config import load_config
 from nuswide.core import allocator
-from nuswide.deployment.serve.server import Work
+from nuswide.deployment.serve.server import WorkerConfig
 from nuswide.deployment.serve.settings import Settings
 from nuswide.evaluation.commands import evaluate_registered
 from nuswide.training.pipeline import train_and_register
@@ -38,7 +38,7 @@ config = load_config(None, dict(pair.split("=") for pair in sys.argv[2:]) | {"da
 assert train_and_register(config, name="tiny")
 evaluate_registered(uri, data, "test", Path("cache"))
 folder = Path(mlflow.artifacts.download_artifacts(uri))
-app = Work(folder, "tiny", "1", Settings(), None).app()
+app = WorkerConfig(folder, "tiny", "1", Settings(), None).app()
 photo = next((Path(data) / "images").iterdir()).read_bytes()
 
 
