@@ -45,7 +45,7 @@ def run_loop(bundle: Path, pictures: Path) -> None:
 
 def run_list(count: int) -> None:
     """List a text file of paths, and as many paths in disorder; prints the peak memory in MB."""
-    from nuswide.deployment.batch.pictures import _sorted, list_pictures
+    from nuswide.deployment.batch.image_list import _sorted, list_pictures
 
     with tempfile.TemporaryDirectory() as folder:
         names = (f"photos/{i * 7919 % count:08d}/a-name-of-a-picture.jpg" for i in range(count))

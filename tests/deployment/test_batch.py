@@ -24,11 +24,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from nuswide.cli import main
-from nuswide.deployment.batch import decode, pictures
+from nuswide.deployment.batch import decode, image_list
 from nuswide.deployment.batch.decode import as_lossless, decode_file
+from nuswide.deployment.batch.image_list import list_pictures, read_chunks
 from nuswide.deployment.batch.job import tag
 from nuswide.deployment.batch.parts import exclusive_lock, read_about, select
-from nuswide.deployment.batch.pictures import list_pictures, read_chunks
 from nuswide.deployment.batch.request import Summary
 from nuswide.tagger import Tagger, decode_image
 
@@ -111,8 +111,8 @@ def test_a_source_without_pictures_is_one_clear_error(
 @given(st.lists(st.binary(min_size=1).filter(lambda b: b"\0" not in b), max_size=30))
 def test_sorting_on_disk_is_sorting(paths: list[bytes]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_SORTED_AT_ONCE", 4)
-        assert list(pictures._sorted(paths)) == sorted(paths)
+        patch.setattr(image_list, "_SORTED_AT_ONCE", 4)
+        assert list(image_list._sorted(paths)) == sorted(paths)
 
 
 # what is written of the scores

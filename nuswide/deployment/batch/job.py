@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from nuswide.core.machine import available_cores
+from nuswide.deployment.batch.image_list import list_pictures
 from nuswide.deployment.batch.local import tag_here
 from nuswide.deployment.batch.parts import LISTED, REJECTED, Parts, describe, exclusive_lock
-from nuswide.deployment.batch.pictures import list_pictures
 from nuswide.deployment.batch.request import Model, Options, Summary, find_model
 
 

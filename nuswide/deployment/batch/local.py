@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from nuswide.core.machine import available_cores
 from nuswide.deployment.batch.decode import decode_file
+from nuswide.deployment.batch.image_list import read_chunks
 from nuswide.deployment.batch.parts import Parts, Rejected
-from nuswide.deployment.batch.pictures import read_chunks
 from nuswide.tagger import Tagger
 
 _BLOCK = 32  # pictures a worker takes at a time

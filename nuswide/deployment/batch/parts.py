@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from nuswide.core import files
 from nuswide.core.files import atomic_write, temporary_path
-from nuswide.deployment.batch.pictures import Listing
+from nuswide.deployment.batch.image_list import Listing
 from nuswide.deployment.batch.request import Model, Options
 
 ABOUT, REJECTED, LISTED = "_tagging.json", "_rejected.csv", "_pictures.list"

@@ -28,8 +28,8 @@ import pandas as pd
 import pyarrow as pa
 
 from nuswide.deployment.batch.decode import MAX_BYTES, as_lossless
+from nuswide.deployment.batch.image_list import SUFFIXES, Listing, list_pictures, read_chunks
 from nuswide.deployment.batch.parts import REJECTED, describe
-from nuswide.deployment.batch.pictures import SUFFIXES, Listing, list_pictures, read_chunks
 from nuswide.deployment.batch.request import Model, Options, Summary
 
 if TYPE_CHECKING:
