@@ -45,15 +45,15 @@ def run_loop(bundle: Path, pictures: Path) -> None:
 
 def run_list(count: int) -> None:
     """List a text file of paths, and as many paths in disorder; prints the peak memory in MB."""
-    from nuswide.deployment.batch.image_list import _sorted, list_pictures
+    from nuswide.deployment.batch.image_list import _sort_on_disk, list_images
 
     with tempfile.TemporaryDirectory() as folder:
         names = (f"photos/{i * 7919 % count:08d}/a-name-of-a-picture.jpg" for i in range(count))
         with Path(folder, "list.txt").open("w") as file:
             file.writelines(f"{name}\n" for name in names)
-        listing = list_pictures(f"{folder}/list.txt", Path(folder, "pictures"))
+        listing = list_images(f"{folder}/list.txt", Path(folder, "pictures"))
         paths = (b"/data/photos/%08d/picture.jpg" % (i * 7919 % count) for i in range(count))
-        n_sorted = sum(1 for _ in _sorted(paths))
+        n_sorted = sum(1 for _ in _sort_on_disk(paths))
         assert listing.count == n_sorted == count
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(int(status["VmHWM"].split()[0]) / 1e3)

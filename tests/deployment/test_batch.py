@@ -26,10 +26,10 @@ from PIL import Image
 from nuswide.cli import main
 from nuswide.deployment.batch import decode, image_list
 from nuswide.deployment.batch.decode import as_lossless, decode_file
-from nuswide.deployment.batch.image_list import list_pictures, read_chunks
+from nuswide.deployment.batch.image_list import list_images, read_chunks
 from nuswide.deployment.batch.job import tag
 from nuswide.deployment.batch.parts import exclusive_lock, read_about, select
-from nuswide.deployment.batch.request import Summary
+from nuswide.deployment.batch.request import TagSummary
 from nuswide.tagger import Tagger, decode_image
 
 LABELS = ["a", "b", "c"]
@@ -56,13 +56,13 @@ def photos(tmp_path: Path) -> Path:
 
 
 def listed(source: str | Path, file: Path) -> list[str]:
-    listing = list_pictures(str(source), file)
+    listing = list_images(str(source), file)
     paths = [path for _, chunk in read_chunks(file, 2) for path in chunk]
     assert len(paths) == listing.count
     return paths
 
 
-def tag_here(registered: Registered, source: Path, out: Path, **options: Any) -> Summary:
+def tag_here(registered: Registered, source: Path, out: Path, **options: Any) -> TagSummary:
     """Tag in one worker process, unless another number is given."""
     return tag(str(registered.bundle), str(source), str(out), **{"workers": 1, **options})
 
@@ -93,7 +93,7 @@ def test_a_data_set_gives_its_samples_and_its_digest(tiny_data: Path, tmp_path: 
     manifest = load_manifest(str(tiny_data))
     paths = listed(tiny_data, tmp_path / "l")
     assert paths == [str(manifest.root / name) for name in manifest.names]
-    assert list_pictures(str(tiny_data), tmp_path / "l").data_digest == manifest.digest
+    assert list_images(str(tiny_data), tmp_path / "l").data_digest == manifest.digest
 
 
 @pytest.mark.parametrize("source", ["nowhere", "*.none", "empty", "zeros.txt"])
@@ -104,7 +104,7 @@ def test_a_source_without_pictures_is_one_clear_error(
     (tmp_path / "empty").mkdir()
     (tmp_path / "zeros.txt").write_bytes(bytes(10))
     with pytest.raises(click.ClickException) as caught:
-        list_pictures(source, tmp_path / "l")
+        list_images(source, tmp_path / "l")
     assert source in caught.value.message and "\n" not in caught.value.message
 
 
@@ -112,7 +112,7 @@ def test_a_source_without_pictures_is_one_clear_error(
 def test_sorting_on_disk_is_sorting(paths: list[bytes]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_list, "_SORTED_AT_ONCE", 4)
-        assert list(image_list._sorted(paths)) == sorted(paths)
+        assert list(image_list._sort_on_disk(paths)) == sorted(paths)
 
 
 # what is written of the scores
@@ -157,7 +157,7 @@ def test_the_result_has_the_networks_scores_and_says_whose_they_are(
     about = read_about(pq.read_schema(out / "part-00001.parquet").metadata)
     assert about["labels"] == tagger.labels and about["model"] == str(registered.bundle)
     assert about["thresholds"] == pytest.approx([0.4] * len(tagger.labels))
-    assert about["data_digest"] == list_pictures(str(photos), tmp_path / "l").data_digest
+    assert about["data_digest"] == list_images(str(photos), tmp_path / "l").data_digest
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_source_of_nothing_but_rejected_pictures_gives_an_empty_table(
 ) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
     summary = tag_here(registered, tmp_path / "list.txt", tmp_path / "out")
-    assert (summary.pictures, summary.rejected) == (2, 2)
+    assert (summary.images, summary.rejected) == (2, 2)
     assert list(pd.read_parquet(tmp_path / "out").columns) == ["path", "labels", "scores"]
 
 
@@ -309,7 +309,7 @@ def test_a_part_of_another_tagging_or_a_damaged_one_is_refused(
     sound = part.read_bytes()
     for content, words in (
         ((other / part.name).read_bytes(), "another tagging: its top_k"),
-        ((out / "part-00000.parquet").read_bytes(), "has 4 pictures"),
+        ((out / "part-00000.parquet").read_bytes(), "has 4 images"),
         (sound[: len(sound) // 2], "damaged"),
         (b"", "damaged"),
     ):
@@ -323,7 +323,7 @@ def test_a_folder_of_something_else_is_left_alone(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
     before = sorted(photos.rglob("*"))
-    with pytest.raises(click.ClickException, match="holds something else"):
+    with pytest.raises(click.ClickException, match="contains other files"):
         tag_here(registered, photos, photos)
     assert sorted(photos.rglob("*")) == before
     with (

@@ -19,7 +19,7 @@ from PIL import Image
 
 from nuswide.deployment.batch import spark
 from nuswide.deployment.batch.job import tag
-from nuswide.deployment.batch.request import Summary
+from nuswide.deployment.batch.request import TagSummary
 
 pytestmark = [
     pytest.mark.spark,
@@ -52,7 +52,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     return folder
 
 
-def on_spark(registered: Registered, source: Path | str, out: Path, **options: Any) -> Summary:
+def on_spark(registered: Registered, source: Path | str, out: Path, **options: Any) -> TagSummary:
     return tag(registered.uri, str(source), str(out), engine="spark", master="local[2]", **options)
 
 
@@ -83,7 +83,7 @@ def test_both_engines_give_the_same_and_bad_pictures_fail_no_job(
     options = {"all_scores": True, "threshold": 0.45, "top_k": 4}
     ours = tag(registered.uri, str(photos), str(tmp_path / "here"), workers=1, **options)
     theirs = on_spark(registered, photos, tmp_path / "there", **options)
-    assert (ours.pictures, ours.rejected) == (theirs.pictures, theirs.rejected) == (12, 2)
+    assert (ours.images, ours.rejected) == (theirs.images, theirs.rejected) == (12, 2)
     here, there = sorted_tags(tmp_path / "here"), sorted_tags(tmp_path / "there")
     assert_same_tags(here, there)
     assert len(here) == 10 and here["labels"].map(len).max() <= 4
@@ -112,7 +112,7 @@ def test_a_partitioned_table_is_read_and_written(
     pq.write_to_dataset(table, tmp_path / "photos.parquet", partition_cols=["day"])
     out = tmp_path / "tags.parquet"
     summary = on_spark(registered, tmp_path / "photos.parquet", out, partition_by="day")
-    assert (summary.pictures, summary.rejected) == (13, 3)
+    assert (summary.images, summary.rejected) == (13, 3)
     assert {p.name for p in out.glob("day=*")} == {"day=2024-01", "day=2024-02", "day=2024-03"}
     tags = sorted_tags(out)
     day = dict(zip(table["path"].to_pylist(), table["day"].to_pylist(), strict=True))
@@ -130,9 +130,9 @@ def test_a_list_of_paths_is_opened_where_the_work_is(
 ) -> None:
     (tmp_path / "list.txt").write_text(f"{photos / ODD[0]}\nmissing.jpg\n")
     summary = on_spark(registered, tmp_path / "list.txt", tmp_path / "out")
-    assert (summary.pictures, summary.rejected) == (2, 1)
+    assert (summary.images, summary.rejected) == (2, 1)
     assert sorted_tags(tmp_path / "out")["path"].tolist() == [str(photos / ODD[0])]
-    with pytest.raises(click.ClickException, match="is there already"):
+    with pytest.raises(click.ClickException, match="already exists"):
         on_spark(registered, tmp_path / "list.txt", tmp_path / "out")
 
 
@@ -145,7 +145,7 @@ def test_a_file_above_the_limit_is_rejected_unread(
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "two" / "large.png")
     summary = on_spark(registered, tmp_path / "two", tmp_path / "out")
-    assert (summary.pictures, summary.rejected) == (2, 1)
+    assert (summary.images, summary.rejected) == (2, 1)
     (entry,) = rejected(tmp_path / "out").itertuples(index=False)
     assert entry.path.endswith("large.png") and entry.reason.endswith("bytes are above 50000")
 
@@ -154,13 +154,13 @@ def test_what_spark_cannot_do_is_one_clear_error(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(click.ClickException, match="no model of MLflow's"):
+    with pytest.raises(click.ClickException, match="not an MLflow model"):
         tag(str(registered.bundle), str(photos), str(out), engine="spark")
     Image.new("RGB", (9, 9)).save(tmp_path / "_DSC1.jpg")
     pq.write_table(pa.table({"name": ["x"]}), tmp_path / "t.parquet")
     for source, words, options in (
         (tmp_path, "begins with _", {}),
-        (photos, "is no table", {"partition_by": "day"}),
+        (photos, "is not a table", {"partition_by": "day"}),
         (tmp_path / "t.parquet", "has no column path; it has name", {}),
         ("file:///nowhere/at/all", "Spark: ", {}),
         ("table:none", "Spark: ", {}),

@@ -1,5 +1,5 @@
-"""Tags for many pictures: a model, a folder of pictures, a folder of Parquet.
+"""Batch tagging: many images with one model, into a folder of Parquet files.
 
-`job` has the order of things, `local` and `spark` an engine each. None needs torch. Workers of
-Spark import `decode` alone, which needs no more than the model does.
+`job` runs a tagging from start to end; `local` and `spark` are the engines. Nothing here needs
+torch. Spark's executors import `decode` only, which needs no more than the model does.
 """

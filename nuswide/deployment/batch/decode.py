@@ -1,7 +1,4 @@
-"""From a picture's file to pixels, or to the reason why not: the same in both engines.
-
-Owns the limit on a file's size and the form in which Spark hands pixels on to the model.
-"""
+"""Decoding of an image file into pixels, or into the reason why it is rejected, in both engines."""
 
 import base64
 import io
@@ -15,11 +12,11 @@ from PIL import Image
 
 from nuswide.tagger import decode_image
 
-MAX_BYTES = 2**28  # a batch of pictures has to fit in memory; larger ones are rejected unread
+MAX_BYTES = 2**28  # a batch must fit in memory; larger files are rejected without reading them
 
 
 def decode_file(source: str | bytes, size_px: int) -> NDArray[np.uint8] | str:
-    """Decode a picture, given by its path or content, as decode_image does; or say why not."""
+    """Decode an image from its path or content as decode_image does, or return why it failed."""
     try:
         n_bytes = len(source) if isinstance(source, bytes) else os.stat(source).st_size
         if n_bytes > MAX_BYTES:
@@ -33,13 +30,13 @@ def decode_file(source: str | bytes, size_px: int) -> NDArray[np.uint8] | str:
 
 
 def reason_of(error: ValueError, source: str | bytes) -> str:
-    """Why a picture is rejected, in one line and without the addresses of Python's objects."""
+    """Return why an image is rejected, in one line and without addresses of Python objects."""
     text = " ".join(str(error).split())
     return text.partition(" <_io.")[0] if isinstance(source, bytes) else text
 
 
 def as_lossless(image: NDArray[np.uint8]) -> str:
-    """Pixels (3, S, S) as a base64 text of a picture that decodes to just these pixels."""
+    """Encode pixels (3, S, S) without loss, as a base64 text that decodes to the same pixels."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, format="BMP")
     return base64.b64encode(file.getvalue()).decode()

@@ -1,9 +1,9 @@
-"""Which pictures a source names.
+"""The images of a source: a folder, a glob, a text file or a data set.
 
-Owns the listing of folders, globs, text files and annotations into one file on disk, in a fixed
-order, with no more than a part of it in memory. Opens no picture.
+Their paths are written into one file in a fixed order, with only a part of them in memory. No image
+is opened.
 
-    listing = list_pictures("photos/", Path("pictures.list"))
+    listing = list_images("photos/", Path("images.list"))
     for number, paths in read_chunks(listing.file, 1000): ...
 """
 
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The pictures of a source: `file` holds their absolute paths, each ended by a NUL.
+class ImageList:
+    """The images of a source: `file` contains their absolute paths, each terminated by NUL.
 
-    kind: what the source is taken for. digest: 16 hex digits over the paths in their order.
-    data_digest: that of the manifest, where the source has one; otherwise the same as digest.
+    kind: the kind of source that was detected. digest: 16 hex digits over the paths in order.
+    data_digest: that of the manifest if the source is a data set, otherwise equal to digest.
     """
 
     file: Path
@@ -47,31 +47,30 @@ class Listing:
     data_digest: str
 
 
-def list_pictures(source: str, file: Path) -> Listing:
-    """Write the paths of a source's pictures into a file.
+def list_images(source: str, file: Path) -> ImageList:
+    """Write the paths of a source's images into a file.
 
-    source: annotations in any form that read_manifest knows, a folder (its files with a suffix of
-    SUFFIXES, at any depth, less hidden ones), one picture, a glob, or a text file with a path a
-    line, relative to that file. Raises click.ClickException if it is none of these or holds no
-    picture.
+    source: annotations in any format of read_manifest, a folder (its files with a suffix of
+    SUFFIXES at any depth, except hidden ones), one image, a glob, or a text file with one path a
+    line, relative to that file. Raises click.ClickException if it is none of these or has no image.
     """
     manifest = _manifest(source)
     paths: Iterable[bytes]
     if manifest is not None:
         kind, paths = "data set", (os.fsencode(manifest.root / name) for name in manifest.names)
     elif os.path.isdir(source):
-        kind, paths = "folder", _sorted(_walk(os.path.abspath(source)))
+        kind, paths = "folder", _sort_on_disk(_walk(os.path.abspath(source)))
     elif os.path.isfile(source) and source.lower().endswith(SUFFIXES):
         kind, paths = "picture", iter([os.fsencode(source)])
     elif os.path.isfile(source):
         kind, paths = "list", _lines(Path(source))
     elif glob.has_magic(source):
         found = glob.iglob(os.path.abspath(source), recursive=True)
-        kind, paths = "glob", _sorted(os.fsencode(p) for p in found if os.path.isfile(p))
+        kind, paths = "glob", _sort_on_disk(os.fsencode(p) for p in found if os.path.isfile(p))
     else:
         raise click.ClickException(
-            f"there is no {source}; give a folder, a glob in quotes, a data set or a text file "
-            "with a path a line"
+            f"{source} does not exist; give a folder, a quoted glob, a data set or a text file "
+            "with one path a line"
         )
     count, digest = 0, hashlib.sha256()
     with file.open("wb") as out:
@@ -83,20 +82,20 @@ def list_pictures(source: str, file: Path) -> Listing:
     if not count:
         file.unlink()
         raise click.ClickException(
-            f"{source} holds no pictures; the suffixes of pictures are {' '.join(SUFFIXES)}"
+            f"{source} contains no images; their suffixes are {' '.join(SUFFIXES)}"
         )
     short = digest.hexdigest()[:16]
-    return Listing(file, kind, count, short, short if manifest is None else manifest.digest)
+    return ImageList(file, kind, count, short, short if manifest is None else manifest.digest)
 
 
 def read_chunks(file: Path, size: int) -> Iterator[tuple[int, list[str]]]:
-    """The paths of a listing, `size` at a time, with the chunk's number."""
+    """Yield the listed paths in numbered chunks of `size`."""
     with file.open("rb") as listed:
         yield from enumerate(_chunks((os.fsdecode(r) for r in _records(listed)), size))
 
 
 def _manifest(source: str) -> Manifest | None:
-    """The data set that a source is, or None if it has no annotations."""
+    """Return the manifest of a source that is a data set, otherwise None."""
     path = Path(source)
     if source == SAMPLE or (path.is_dir() and Manifest.is_saved_in(path)):
         return locate_pictures(read_manifest(source))
@@ -106,7 +105,7 @@ def _manifest(source: str) -> Manifest | None:
 
 
 def _walk(folder: str) -> Iterator[bytes]:
-    """The pictures below a folder, links to folders not followed."""
+    """Yield the images below a folder; symbolic links to folders are not followed."""
     folders = [folder]
     while folders:
         try:
@@ -123,19 +122,19 @@ def _walk(folder: str) -> Iterator[bytes]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The paths that a text file names, relative to its folder; blank lines are left out."""
+    """Yield the paths in a text file, relative to its folder; blank lines are skipped."""
     folder = os.fsencode(path.absolute().parent)
     with path.open("rb") as file:
         for line in file:
             name = line.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n")
             if b"\0" in name or len(name) > 4096:
-                raise click.ClickException(f"{path} is no text file with a path a line")
+                raise click.ClickException(f"{path} is not a text file with one path a line")
             if name.strip():
                 yield os.path.join(folder, name)
 
 
-def _sorted(paths: Iterable[bytes]) -> Iterator[bytes]:
-    """Sort any number of paths, most of them on disk: folders list their files in any order."""
+def _sort_on_disk(paths: Iterable[bytes]) -> Iterator[bytes]:
+    """Sort any number of paths by merging sorted runs on disk."""
     with ExitStack() as stack:
         runs = []
         for chunk in _chunks(paths, _SORTED_AT_ONCE):
@@ -153,7 +152,7 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _records(file: IO[bytes]) -> Iterator[bytes]:
-    """What a file holds between NULs, which no path can have in it."""
+    """Yield the NUL-terminated records of a file; no path contains NUL."""
     rest = b""
     while block := file.read(1 << 16):
         *records, rest = (rest + block).split(b"\0")

@@ -1,6 +1,6 @@
 """One tagging from start to end, by either engine.
 
-Owns the order of things. Imports pyspark only for the engine of that name.
+pyspark is imported only for the Spark engine.
 
     summary = tag("models:/nuswide-tagger@champion", "photos/", "tags.parquet", all_scores=True)
 """
@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from nuswide.core.machine import available_cores
-from nuswide.deployment.batch.image_list import list_pictures
-from nuswide.deployment.batch.local import tag_here
-from nuswide.deployment.batch.parts import LISTED, REJECTED, Parts, describe, exclusive_lock
-from nuswide.deployment.batch.request import Model, Options, Summary, find_model
+from nuswide.deployment.batch.image_list import list_images
+from nuswide.deployment.batch.local import tag_locally
+from nuswide.deployment.batch.parts import LISTED, REJECTED, TagParts, describe_job, exclusive_lock
+from nuswide.deployment.batch.request import ResolvedModel, TagOptions, TagSummary, resolve_model
 
 
 def tag(
@@ -28,15 +28,14 @@ def tag(
     master: str | None = None,
     partition_by: str | None = None,
     **options: Any,
-) -> Summary:
-    """Tag a source's pictures with a model into a folder of Parquet parts.
+) -> TagSummary:
+    """Tag the images of a source with a model, into a folder of Parquet parts.
 
-    engine: `local` or `spark`. workers: processes of the local engine, one a core if None. master,
-    partition_by: Spark's. options: fields of Options. Raises click.ClickException for whatever is
-    wrong.
+    engine: `local` or `spark`. workers: processes of the local engine; None for one a core. master,
+    partition_by: Spark's. options: fields of TagOptions. Raises click.ClickException for wrong input.
     """
-    chosen = Options(**options)
-    model = find_model(address, chosen.threshold)
+    chosen = TagOptions(**options)
+    model = resolve_model(address, chosen.threshold)
     if engine == "spark":
         from nuswide.deployment.batch.spark import tag_on_spark
 
@@ -44,27 +43,29 @@ def tag(
         return tag_on_spark(model, source, out, chosen, master, columns)
     for name, value in {"master": master, "partition_by": partition_by}.items():
         if value:
-            raise click.UsageError(f"--{name} is for --engine spark")
-    return _tag_here(model, source, Path(out), chosen, workers or available_cores())
+            raise click.UsageError(f"--{name} requires --engine spark")
+    return _tag_locally(model, source, Path(out), chosen, workers or available_cores())
 
 
-def _tag_here(model: Model, source: str, out: Path, options: Options, workers: int) -> Summary:
-    """Tag with this machine's cores; what an earlier process wrote there is kept."""
+def _tag_locally(
+    model: ResolvedModel, source: str, out: Path, options: TagOptions, workers: int
+) -> TagSummary:
+    """Tag with the cores of this machine. Parts that an earlier process has written are kept."""
     with exclusive_lock(out):
-        listing = list_pictures(source, out / LISTED)
-        parts = Parts(out, describe(model, source, listing, options))
+        listing = list_images(source, out / LISTED)
+        parts = TagParts(out, describe_job(model, source, listing, options))
         parts.begin()
         done = sum(map(parts.size, parts.done))
         click.echo(
-            f"{listing.count:,} pictures of the {listing.kind} {source}, tagged by {model.uri}"
+            f"tagging {listing.count:,} images of the {listing.kind} {source} with {model.uri}"
             + (f"; {done:,} are done" if done else ""),
             err=True,
         )
         start = time.perf_counter()
         if done < listing.count:
-            tag_here(parts, model.bundle, listing.file, options.batch_size, workers)
+            tag_locally(parts, model.bundle, listing.file, options.batch_size, workers)
         seconds = time.perf_counter() - start
         rejected = parts.finish()
-    return Summary(
+    return TagSummary(
         str(out), listing.count, rejected, str(out / REJECTED), listing.count - done, seconds
     )

@@ -1,9 +1,9 @@
-"""The local engine: worker processes that decode and score, one that writes.
+"""The local engine: worker processes decode and score, the main process writes.
 
-Owns the processes and what flows between them: paths there, scores back. A worker has its share of
-the cores; while it scores some pictures, a thread of it decodes the next.
+Workers get paths and return scores. The cores are divided among them. While a worker scores a
+batch, a thread of it decodes the next one.
 
-    tag_here(parts, model.bundle, listing.file, batch_size=8, workers=2)
+    tag_locally(parts, model.bundle, listing.file, batch_size=8, workers=2)
 """
 
 import itertools
@@ -27,23 +27,25 @@ from tqdm import tqdm
 from nuswide.core.machine import available_cores
 from nuswide.deployment.batch.decode import decode_file
 from nuswide.deployment.batch.image_list import read_chunks
-from nuswide.deployment.batch.parts import Parts, Rejected
+from nuswide.deployment.batch.parts import Rejected, TagParts
 from nuswide.tagger import Tagger
 
-_BLOCK = 32  # pictures a worker takes at a time
-_WAITING = 4  # blocks for each worker, so that one slow picture leaves no other worker idle
+_BLOCK = 32  # images that a worker gets at a time
+_WAITING = 4  # blocks queued for each worker, so that a slow image leaves no other worker idle
 ScoredBlock = tuple[
     NDArray[np.float32], dict[int, str]
 ]  # scores (N, C); reasons by place in the block
 
 
-def tag_here(parts: Parts, bundle: Path, pictures: Path, batch_size: int, workers: int) -> None:
-    """Tag a listing's pictures that no part has yet, on this machine."""
+def tag_locally(
+    parts: TagParts, bundle: Path, pictures: Path, batch_size: int, workers: int
+) -> None:
+    """Tag the listed images that no part contains yet."""
     total = parts.about["pictures"]
     done = sum(map(parts.size, parts.done))
     with (
         _pool(bundle, batch_size, workers) as pool,
-        tqdm(total=total, initial=done, desc="tagging", unit=" pictures", disable=None) as bar,
+        tqdm(total=total, initial=done, desc="tagging", unit=" images", disable=None) as bar,
     ):
         waiting: deque[tuple[int, list[str], Future[ScoredBlock]]] = deque()
         part: list[tuple[list[str], ScoredBlock]] = []
@@ -61,14 +63,14 @@ def tag_here(parts: Parts, bundle: Path, pictures: Path, batch_size: int, worker
                 part = []
 
 
-def _blocks(parts: Parts, pictures: Path) -> Iterator[tuple[int, list[str]]]:
+def _blocks(parts: TagParts, pictures: Path) -> Iterator[tuple[int, list[str]]]:
     for number, paths in read_chunks(pictures, parts.about["part_size"]):
         if number not in parts.done:
             for start in range(0, len(paths), _BLOCK):
                 yield number, paths[start : start + _BLOCK]
 
 
-def _write(parts: Parts, number: int, part: Sequence[tuple[list[str], ScoredBlock]]) -> None:
+def _write(parts: TagParts, number: int, part: Sequence[tuple[list[str], ScoredBlock]]) -> None:
     tagged: list[str] = []
     rejected: Rejected = []
     for paths, (_, reasons) in part:
@@ -82,9 +84,9 @@ def _write(parts: Parts, number: int, part: Sequence[tuple[list[str], ScoredBloc
 
 @contextmanager
 def _pool(bundle: Path, batch_size: int, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes; the death of one, or of this process, ends them all."""
+    """Yield a pool of worker processes. If one of them or this process dies, all end."""
     threads = max(1, available_cores() // workers)
-    # spawn: a fork would copy the threads' locks of whoever called, in whatever state they are.
+    # spawn: a fork would copy locks that threads of the caller may hold.
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
@@ -95,15 +97,15 @@ def _pool(bundle: Path, batch_size: int, workers: int) -> Iterator[ProcessPoolEx
         yield pool
     except BrokenProcessPool as error:
         raise click.ClickException(
-            "a worker process died, perhaps for want of memory; the same command goes on, with "
-            "fewer --workers if need be"
+            "a worker process died, possibly out of memory; repeat the command to resume, with "
+            "fewer --workers if necessary"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 class _Worker:
-    """What a worker process keeps: its network, and a thread that decodes ahead."""
+    """The state of a worker process: its network, and a thread that decodes ahead."""
 
     def __init__(self, bundle: Path, threads: int, batch_size: int) -> None:
         self.tagger = Tagger.load(bundle, threads)
@@ -111,7 +113,7 @@ class _Worker:
         self.ahead = ThreadPoolExecutor(1)
 
     def score(self, paths: Sequence[str]) -> ScoredBlock:
-        """Score the pictures that can be read."""
+        """Score the images that can be decoded."""
         reasons: dict[int, str] = {}
         scores = [np.empty((0, len(self.tagger.labels)), np.float32)]
         images = self._readable(paths, reasons)
@@ -133,7 +135,7 @@ class _Worker:
 
 
 def _writable(path: str) -> str:
-    """A path as text; bytes of a name that are not UTF-8 come out as backslashes."""
+    """Return a path as text, with bytes that are not UTF-8 as backslash escapes."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -142,13 +144,13 @@ _worker: _Worker
 
 def _start_worker(bundle: Path, threads: int, batch_size: int) -> None:
     global _worker
-    # Ctrl-C reaches the whole group of processes; the one that writes ends the others.
+    # Ctrl-C reaches the whole process group; the main process ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _worker = _Worker(bundle, threads, batch_size)
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent
     wait([parent.sentinel])

@@ -1,11 +1,8 @@
 """The result of a tagging: a folder of Parquet parts.
 
-Owns the schema, the writing of a part (whole or not at all), the check that what is there belongs
-to the same tagging, and the list of rejected pictures. Scores nothing.
-
-A folder holds part-00000.parquet ..., _tagging.json and _rejected.csv; readers of Parquet leave
-out names that begin with _. A part has in its own metadata what tagging it belongs to, and which of
-its pictures were rejected, so that no kill can part the two.
+The folder contains part-00000.parquet ..., _tagging.json and _rejected.csv; readers of Parquet
+ignore names that begin with _. Parts are written atomically. A part's metadata describes the
+tagging that it belongs to and lists its rejected images, so that a kill cannot separate them.
 """
 
 import csv
@@ -24,8 +21,8 @@ from numpy.typing import NDArray
 
 from nuswide.core import files
 from nuswide.core.files import atomic_write, temporary_path
-from nuswide.deployment.batch.image_list import Listing
-from nuswide.deployment.batch.request import Model, Options
+from nuswide.deployment.batch.image_list import ImageList
+from nuswide.deployment.batch.request import ResolvedModel, TagOptions
 
 ABOUT, REJECTED, LISTED = "_tagging.json", "_rejected.csv", "_pictures.list"
 _LOCK = "_lock"
@@ -33,8 +30,10 @@ _PREFIX = "nuswide."
 Rejected = list[tuple[str, str]]
 
 
-def describe(model: Model, source: str, listing: Listing, options: Options) -> dict[str, Any]:
-    """What a tagging is: equal for two commands whose parts can stand beside each other."""
+def describe_job(
+    model: ResolvedModel, source: str, listing: ImageList, options: TagOptions
+) -> dict[str, Any]:
+    """Describe a tagging. Parts of equal descriptions belong to the same result."""
     return {
         "labels": list(model.labels),
         "thresholds": [float(t) for t in model.thresholds],
@@ -54,7 +53,10 @@ def describe(model: Model, source: str, listing: Listing, options: Options) -> d
 def select(
     scores: NDArray[np.float32], labels: Sequence[str], thresholds: NDArray[np.float32], top_k: int
 ) -> tuple[pa.Array, pa.Array]:
-    """The labels and scores, best first, of scores (N, C) that reach their thresholds (C,)."""
+    """Select the labels whose scores (N, C) reach their thresholds (C,), best first.
+
+    Returns the lists of labels and of their scores.
+    """
     order = np.argsort(-scores, axis=1, kind="stable")
     best_first = np.take_along_axis(scores, order, axis=1)
     kept = best_first >= thresholds[order]
@@ -69,26 +71,26 @@ def select(
 
 
 @dataclass
-class Parts:
-    """The parts of one tagging in a folder. about: what describe() says of it."""
+class TagParts:
+    """The parts of one tagging in a folder. about: the description by describe_job."""
 
     folder: Path
     about: dict[str, Any]
     done: set[int] = field(default_factory=set)
 
     def path(self, number: int) -> Path:
-        """Where a part is."""
+        """Return the path of a part."""
         return self.folder / f"part-{number:05d}.parquet"
 
     def size(self, number: int) -> int:
-        """How many pictures a part is of, rejected ones among them."""
+        """Return the number of images of a part, including rejected ones."""
         size: int = self.about["part_size"]
         return min(size, int(self.about["pictures"]) - number * size)
 
     def begin(self) -> None:
-        """Begin a tagging, or find the parts that an earlier process left of it.
+        """Start a tagging, or find the parts that an earlier process has written.
 
-        Raises click.ClickException if they are of another one, or damaged.
+        Raises click.ClickException if they belong to another tagging or are damaged.
         """
         about = self.folder / ABOUT
         if about.exists():
@@ -105,12 +107,12 @@ class Parts:
             key = min(differing, key=list(self.about).index)
             texts = [_brief(about.get(key)) for about in (found, self.about)]
             raise click.ClickException(
-                f"{path} is of another tagging: its {key} is {texts[0]}, not {texts[1]}; give what "
-                "it was begun with, or another --out"
+                f"{path} belongs to another tagging: its {key} is {texts[0]}, not {texts[1]}; "
+                "repeat the command it was started with, or choose another --out"
             )
 
     def _check(self, path: Path) -> int:
-        """Check that a part is sound and of this tagging; gives its number."""
+        """Check that a part is intact and belongs to this tagging; return its number."""
         try:
             metadata = pq.read_metadata(path)
             found = read_about(metadata.metadata)
@@ -119,20 +121,20 @@ class Parts:
         except (OSError, pa.ArrowException, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise click.ClickException(
-                f"{path} is damaged ({reason}); remove it, and it is made again"
+                f"{path} is damaged ({reason}); remove it and repeat the command"
             ) from error
         self._require_same(found, path)
         if self.path(number) != path or size != self.size(number):
             raise click.ClickException(
-                f"{path} has {size} pictures, which is not what it should; remove it, and it is "
-                "made again"
+                f"{path} has {size} images, not as many as expected; remove it and repeat the "
+                "command"
             )
         return number
 
     def write(
         self, number: int, paths: Sequence[str], scores: NDArray[np.float32], rejected: Rejected
     ) -> None:
-        """Write a part: the tagged pictures' paths, their scores (N, C), and the rejected ones."""
+        """Write a part: paths of the tagged images, their scores (N, C), and rejected images."""
         thresholds = np.asarray(self.about["thresholds"], np.float32)
         names, best = select(scores, self.about["labels"], thresholds, self.about["top_k"])
         columns = {"path": pa.array(paths, pa.string()), "labels": names, "scores": best}
@@ -149,7 +151,7 @@ class Parts:
         self.done.add(number)
 
     def finish(self) -> int:
-        """List the rejected pictures of all parts in one file; gives how many there are."""
+        """Write the rejected images of all parts into one file; return their number."""
         with atomic_write(self.folder / REJECTED) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "reason"])
@@ -163,7 +165,7 @@ class Parts:
 
 
 def read_about(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
-    """What the metadata of a part's schema says of its tagging."""
+    """Return the description of the tagging in the metadata of a part."""
     texts = {key.decode(): value for key, value in (metadata or {}).items()}
     return {
         key.removeprefix(_PREFIX): json.loads(value)
@@ -174,9 +176,9 @@ def read_about(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a result; the lock goes with the process, however it ends.
+    """Lock a result against other processes. The lock is released when the process ends.
 
-    Raises click.ClickException if the folder holds something else, or can't be written.
+    Raises click.ClickException if the folder contains other files or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,12 +194,12 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def _require_own(folder: Path) -> None:
-    """Refuse a folder that holds anything other than a tagging."""
+    """Raise click.ClickException if the folder contains files that are not of a tagging."""
     own = {LISTED, _LOCK, temporary_path(folder / ABOUT).name}
     others = {path.name for path in folder.iterdir()} - own
     if others and ABOUT not in others:
         raise click.ClickException(
-            f"{folder} holds something else ({min(others)}); give another --out"
+            f"{folder} contains other files ({min(others)}); choose another --out"
         )
 
 

@@ -1,7 +1,4 @@
-"""What one tagging is asked to do: which model, which options.
-
-Owns Options and Model, and the look-up of a model by address or folder. Scores nothing.
-"""
+"""The options, the model and the summary of a tagging."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,8 +14,8 @@ from nuswide.tracking.registry import address_of, find_version
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user may choose of the result; the command line names units and defaults."""
+class TagOptions:
+    """Options of the result; the command line documents them."""
 
     threshold: float | None = None
     top_k: int = 0
@@ -28,14 +25,14 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """How many pictures a tagging was of, how many can't be read, and where they are listed.
+class TagSummary:
+    """The outcome of a tagging. rejected: images that cannot be decoded, listed in rejected_file.
 
-    scored: those of them that were not done before; seconds: what they took.
+    scored: images that no earlier process had tagged; seconds: the time that they took.
     """
 
     out: str
-    pictures: int
+    images: int
     rejected: int
     rejected_file: str
     scored: int
@@ -43,20 +40,20 @@ class Summary:
 
     def __str__(self) -> str:
         rejected = (
-            f"{self.rejected:,} were rejected, as {self.rejected_file} says"
+            f"{self.rejected:,} were rejected and are listed in {self.rejected_file}"
             if self.rejected
             else "none was rejected"
         )
-        speed = f", {self.scored / self.seconds:.1f} pictures/s" if self.scored else ""
-        return f"{self.out} holds the tags of {self.pictures:,} pictures; {rejected}{speed}"
+        speed = f", {self.scored / self.seconds:.1f} images/s" if self.scored else ""
+        return f"{self.out} contains the tags of {self.images:,} images; {rejected}{speed}"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model that is about to tag.
+class ResolvedModel:
+    """The model of a tagging.
 
-    uri: what MLflow knows it by, with its version's number, or the folder. bundle: its folder of
-    model.onnx and tagger.json. digest: 16 hex digits over these two. thresholds: (C,).
+    uri: models:/NAME/VERSION, or the folder. bundle: the folder of model.onnx and tagger.json.
+    digest: 16 hex digits over these two files. thresholds: (C,).
     """
 
     uri: str
@@ -67,11 +64,11 @@ class Model:
     thresholds: NDArray[np.float32]
 
 
-def find_model(address: str, threshold: float | None) -> Model:
-    """Find models:/NAME@ALIAS, models:/NAME/VERSION, a bundle's folder or a logged model's.
+def resolve_model(address: str, threshold: float | None) -> ResolvedModel:
+    """Find models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of a bundle or logged model.
 
-    threshold: for all labels, in place of the model's own. Raises click.ClickException if there is
-    no such model.
+    threshold: for all labels, instead of the model's own. Raises click.ClickException if the model
+    does not exist.
     """
     version = None
     if address.startswith("models:/"):
@@ -89,7 +86,7 @@ def find_model(address: str, threshold: float | None) -> Model:
     for name in ("model.onnx", "tagger.json"):
         with (bundle / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return Model(
+    return ResolvedModel(
         address, version, bundle, digest.hexdigest()[:16], tuple(tagger.labels), thresholds
     )
 
@@ -97,11 +94,11 @@ def find_model(address: str, threshold: float | None) -> Model:
 def _open(bundle: Path, address: str) -> Tagger:
     if not (bundle / "model.onnx").is_file() or not (bundle / "tagger.json").is_file():
         raise click.ClickException(
-            f"{address} is no model; give models:/NAME@ALIAS, models:/NAME/VERSION, or a folder "
+            f"{address} is not a model; give models:/NAME@ALIAS, models:/NAME/VERSION, or a folder "
             "with model.onnx and tagger.json"
         )
     try:
         return Tagger.load(bundle)
-    except Exception as error:  # those of ONNX Runtime have no other base
+    except Exception as error:  # ONNX Runtime's errors have no other base class
         reason = str(error).splitlines()[0]
-        raise click.ClickException(f"the model in {bundle} can't be opened: {reason}") from error
+        raise click.ClickException(f"the model in {bundle} cannot be loaded: {reason}") from error

@@ -1,11 +1,10 @@
-"""The Spark engine: the logged model as a function over a table of pictures.
+"""The Spark engine: the logged model as a function over a table of images.
 
-Owns the session, the reading of sources and the writing of the result. The pictures stay on the
-executors: each is decoded there once, into the square that the model takes, and so comes to the
-model as a small picture without loss. One that can't be decoded is replaced by a blank one, whose
-tags are dropped, since the model would fail the whole batch because of it.
+Images are read and decoded on the executors, once, into the square that the model takes, and reach
+the model as a small lossless image. An image that cannot be decoded is replaced by a blank one, the
+tags of which are dropped, because it would fail the model's whole batch.
 
-    tag_on_spark(model, "hdfs://photos", "hdfs://tags.parquet", Options(), "yarn", [])
+    tag_on_spark(model, "hdfs://photos", "hdfs://tags.parquet", TagOptions(), "yarn", [])
 """
 
 import json
@@ -28,57 +27,65 @@ import pandas as pd
 import pyarrow as pa
 
 from nuswide.deployment.batch.decode import MAX_BYTES, as_lossless
-from nuswide.deployment.batch.image_list import SUFFIXES, Listing, list_pictures, read_chunks
-from nuswide.deployment.batch.parts import REJECTED, describe
-from nuswide.deployment.batch.request import Model, Options, Summary
+from nuswide.deployment.batch.image_list import SUFFIXES, ImageList, list_images, read_chunks
+from nuswide.deployment.batch.parts import REJECTED, describe_job
+from nuswide.deployment.batch.request import ResolvedModel, TagOptions, TagSummary
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _TABLE = "table:"
-_PER_BATCH = 32  # rows handed to Python at once; Spark's 10,000 pictures would not fit in memory
+_PER_BATCH = 32  # rows of an Arrow batch; Spark's default of 10,000 images would not fit in memory
 
 
 def tag_on_spark(
-    model: Model, source: str, out: str, options: Options, master: str | None, keep: Sequence[str]
-) -> Summary:
-    """Tag a source's pictures on Spark into a folder of Parquet, parted by the columns `keep`.
+    model: ResolvedModel,
+    source: str,
+    out: str,
+    options: TagOptions,
+    master: str | None,
+    keep: Sequence[str],
+) -> TagSummary:
+    """Tag a source's images on Spark into a folder of Parquet, partitioned by the columns `keep`.
 
-    Raises click.ClickException if Spark is not there, and for whatever is wrong with the source.
+    Raises click.ClickException if Spark is not installed or the source cannot be read.
     """
     if not (model.bundle.parent.parent / "MLmodel").is_file():
         raise click.ClickException(
-            f"{model.uri} is no model of MLflow's, which Spark needs; give models:/NAME@ALIAS or "
-            "the folder that has MLmodel in it"
+            f"{model.uri} is not an MLflow model, which Spark needs; give models:/NAME@ALIAS or "
+            "the folder that contains MLmodel"
         )
     if "://" not in out:
         out = os.path.abspath(out)
         if os.path.exists(out):
-            raise click.ClickException(f"{out} is there already; remove it, or give another --out")
+            raise click.ClickException(f"{out} already exists; remove it or choose another --out")
         out = f"file://{out}"
     with _session(master) as spark, tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
-        # Executors fetch the code when they start, so that it has to stay.
+        # Executors fetch the code when they start, so the archive must stay until the end.
         archive = shutil.make_archive(f"{scratch}/nuswide", "zip", _PACKAGE.parent, _PACKAGE.name)
         spark.sparkContext.addPyFile(archive)
         pictures, listing = _read(spark, source, Path(scratch) / "pictures", keep)
         rows = _tagged(spark, pictures, model, keep).persist()
         count, rejected, digest = _count(rows)
         if not count:
-            raise click.ClickException(f"{source} holds no pictures")
-        listing = listing or Listing(Path(), "table", count, digest, digest)
-        about = describe(model, source, listing, options)
+            raise click.ClickException(f"{source} contains no images")
+        listing = listing or ImageList(Path(), "table", count, digest, digest)
+        about = describe_job(model, source, listing, options)
         _write(rows, out, about, model, options, keep)
         rows.unpersist()
         seconds = time.perf_counter() - start
     place = out.removeprefix("file://")
-    return Summary(place, count, rejected, f"{place}/{REJECTED}", count, seconds)
+    return TagSummary(place, count, rejected, f"{place}/{REJECTED}", count, seconds)
 
 
 @contextmanager
 def _session(master: str | None) -> "Iterator[SparkSession]":
-    """Start Spark, or say what is missing; a local one listens on no outside address."""
+    """Start Spark; a local one listens on the loopback only.
+
+    Raises click.ClickException if something is missing, and for errors of Spark.
+    """
     try:
         from py4j.protocol import Py4JError
         from pyspark import SparkConf
@@ -86,13 +93,13 @@ def _session(master: str | None) -> "Iterator[SparkSession]":
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise click.ClickException(
-            f"Spark's Python package is missing ({error}); pip install 'pyspark>=4.1,<5'"
+            f"pyspark is missing ({error}); pip install 'pyspark>=4.1,<5'"
         ) from error
     if not shutil.which("java") and not os.environ.get("JAVA_HOME"):
-        raise click.ClickException("Spark needs Java 17 or later; install it, or set JAVA_HOME")
+        raise click.ClickException("Spark needs Java 17 or later; install it or set JAVA_HOME")
     master = master or SparkConf().get("spark.master") or "local[*]"
     builder = SparkSession.builder.appName("nuswide tag").master(master)
-    # What of pandas 3 is used here is tested: strings, bytes, and lists of them.
+    # The features of pandas 3 used here are tested: strings, bytes, and lists of them.
     warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
     settings = {"spark.sql.execution.arrow.maxRecordsPerBatch": str(_PER_BATCH)}
     if master.startswith("local"):
@@ -113,10 +120,10 @@ def _session(master: str | None) -> "Iterator[SparkSession]":
 
 def _read(
     spark: "SparkSession", source: str, listed: Path, keep: Sequence[str]
-) -> "tuple[DataFrame, Listing | None]":
-    """A table with path, content, refused and what is to be kept; and the listing, if there is one.
+) -> "tuple[DataFrame, ImageList | None]":
+    """Return a table of path, content, refused and the columns to keep; and the image list, if any.
 
-    content is null where the executors are to open the path; refused says why they are not to.
+    content is null where the executors open the path; refused is the reason not to open it.
     """
     from pyspark.sql import functions as F
 
@@ -134,13 +141,15 @@ def _read(
             table = table.withColumn("content", nothing["content"])
         return table.select("path", "content", "refused", *keep), None
     if keep:
-        raise click.ClickException(f"{source} is no table; --partition_by takes a table's columns")
+        raise click.ClickException(
+            f"{source} is not a table; --partition_by takes columns of a table"
+        )
     if "://" in source:
         return _read_files(spark, source), None
-    listing = list_pictures(source, listed)
+    listing = list_images(source, listed)
     if listing.kind == "folder":
         _refuse_hidden(listing, os.path.abspath(source))
-        # Spark would take these signs in a folder's name for a pattern.
+        # Spark would interpret these characters in a folder's name as a pattern.
         literal = re.sub(r"([\\*?\[\]{}])", r"\\\1", os.path.abspath(source))
         return _read_files(spark, f"file://{literal}"), listing
     chunks = (pa.table({"path": paths}) for _, paths in read_chunks(listed, 10_000))
@@ -150,7 +159,7 @@ def _read(
 
 
 def _read_files(spark: "SparkSession", folder: str) -> "DataFrame":
-    """The pictures below a folder, by Spark's own source; it reads no content of a huge file."""
+    """Return the images below a folder as Spark's binaryFile source; huge files are not read."""
     from pyspark.sql import functions as F
 
     def any_case(suffix: str) -> str:
@@ -171,27 +180,27 @@ def _read_files(spark: "SparkSession", folder: str) -> "DataFrame":
     return small.unionByName(huge)
 
 
-def _refuse_hidden(listing: Listing, folder: str) -> None:
-    """Spark leaves out files and folders with such names, without a word."""
+def _refuse_hidden(listing: ImageList, folder: str) -> None:
+    """Raise click.ClickException for names that Spark would silently skip."""
     for _, paths in read_chunks(listing.file, 10_000):
         for path in paths:
             if any(part.startswith("_") for part in Path(os.path.relpath(path, folder)).parts):
                 raise click.ClickException(
-                    f"Spark does not see {path}, since a name begins with _; rename it, or give a "
-                    "text file with the paths"
+                    f"Spark ignores {path}, because a name begins with _; rename it or give a text "
+                    "file with the paths"
                 )
 
 
 def _tagged(
-    spark: "SparkSession", pictures: "DataFrame", model: Model, keep: Sequence[str]
+    spark: "SparkSession", pictures: "DataFrame", model: ResolvedModel, keep: Sequence[str]
 ) -> "DataFrame":
-    """path, what is to be kept, reason (of a rejected picture), and all labels and scores."""
+    """Return path, the columns to keep, reason (of rejected images), and all labels and scores."""
     from pyspark.sql import functions as F
 
     size_px = json.loads((model.bundle / "tagger.json").read_text("utf-8"))["image_size_px"]
 
     def decode(path: pd.Series, content: pd.Series) -> pd.DataFrame:
-        # Runs on the executors, to which this package was sent; pickled whole, for it is nested.
+        # Runs on the executors, to which this package is sent; nested, so that it is pickled whole.
         from nuswide.deployment.batch.decode import as_lossless, decode_file
 
         rows = []
@@ -200,7 +209,7 @@ def _tagged(
             rows.append((None, found) if isinstance(found, str) else (as_lossless(found), None))
         return pd.DataFrame(rows, columns=["image", "reason"], dtype=object)
 
-    # Its stubs know of no function that makes columns out of more than one.
+    # The stubs lack functions that map several columns to several columns.
     decoder: Any = F.pandas_udf(decode, "image string, reason string")  # type: ignore[call-overload]
     tagger = mlflow.pyfunc.spark_udf(
         spark,
@@ -221,7 +230,7 @@ def _tagged(
 
 
 def _count(rows: "DataFrame") -> tuple[int, int, str]:
-    """Tag all; gives the pictures, the rejected ones, and a digest of the paths in any order."""
+    """Tag all; return the numbers of images and rejected ones, and a digest of the unordered paths."""
     from pyspark.sql import functions as F
 
     found = rows.agg(
@@ -235,8 +244,8 @@ def _write(
     rows: "DataFrame",
     out: str,
     about: dict[str, Any],
-    model: Model,
-    options: Options,
+    model: ResolvedModel,
+    options: TagOptions,
     keep: Sequence[str],
 ) -> None:
     from pyspark.sql import functions as F
@@ -256,8 +265,8 @@ def _write(
     rejected.coalesce(1).write.option("header", True).option("escape", '"').csv(f"{out}/{REJECTED}")
 
 
-def _selected(model: Model, options: Options) -> "tuple[Column, Column]":
-    """Of all labels and scores, best first, those that reach their thresholds."""
+def _selected(model: ResolvedModel, options: TagOptions) -> "tuple[Column, Column]":
+    """Select the labels and scores that reach their thresholds, best first."""
     from pyspark.sql import functions as F
 
     limits = F.map_from_arrays(
