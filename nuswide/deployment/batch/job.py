@@ -32,7 +32,8 @@ def tag(
     """Tag the images of a source with a model, into a folder of Parquet parts.
 
     engine: `local` or `spark`. workers: processes of the local engine; None for one a core. master,
-    partition_by: Spark's. options: fields of TagOptions. Raises click.ClickException for wrong input.
+    partition_by: Spark's. options: fields of TagOptions. Raises click.ClickException for invalid
+    input.
     """
     chosen = TagOptions(**options)
     model = resolve_model(address, chosen.threshold)

@@ -230,7 +230,7 @@ def _tagged(
 
 
 def _count(rows: "DataFrame") -> tuple[int, int, str]:
-    """Tag all; return the numbers of images and rejected ones, and a digest of the unordered paths."""
+    """Tag all; return the numbers of images and rejected ones, and a digest of the path set."""
     from pyspark.sql import functions as F
 
     found = rows.agg(
