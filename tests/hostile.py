@@ -1,4 +1,4 @@
-"""Requests that mean harm or make no sense, drawn by hypothesis; for tests and benchmarks."""
+"""Malicious and malformed requests, drawn by hypothesis; for tests and benchmarks."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """A small file that unpacks to a picture of any size: a decompression bomb."""
+    """A small file that decompresses to an image of any size: a decompression bomb."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     packer = zlib.compressobj(9)
     row = bytes(width + 1)
@@ -43,14 +43,16 @@ def png_of_zeros(width: int, height: int) -> bytes:
 
 
 def claimed_png(width: int, height: int) -> bytes:
-    """A PNG that claims a size, without the pixels."""
+    """A PNG whose header claims a size, without the pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2_000_000)))  # a bomb of a comment, too
+    text = chunk(
+        b"zTXt", b"a\0\0" + zlib.compress(bytes(2_000_000))
+    )  # and a compressed comment of 2 MB
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + text + chunk(b"IEND", b"")
 
 
 def _saved() -> dict[str, bytes]:
-    """A small picture in every form that this Pillow can write."""
+    """A small image in every format that the installed Pillow can write."""
     Image.init()
     picture, found = Image.linear_gradient("L").resize((40, 30)), {}
     for form in sorted(Image.SAVE):
@@ -58,7 +60,7 @@ def _saved() -> dict[str, bytes]:
             file = io.BytesIO()
             try:
                 picture.convert(mode).save(file, form)
-            except Exception:  # noqa: BLE001 - some forms take other modes, or a handler
+            except Exception:  # noqa: BLE001 - some formats take other modes or need a handler
                 continue
             found[form] = file.getvalue()
             break
@@ -81,7 +83,7 @@ EXTRA = (
 
 @st.composite
 def pictures(draw: st.DrawFn) -> bytes:
-    """A picture of any form, whole, damaged, cut or joined to another; or no picture."""
+    """An image of any format, intact, damaged, truncated or joined to another; or no image."""
     content = draw(st.sampled_from([*SAVED.values(), *EXTRA, *BOMBS]))
     if len(content) > 50_000 or not content or draw(st.booleans()):
         return content
@@ -130,7 +132,7 @@ params: Strategy = st.one_of(
 
 @st.composite
 def json_bodies(draw: st.DrawFn) -> bytes:
-    """JSON of a known form with anything in it, or anything at all."""
+    """JSON of a known format with any content, or any JSON."""
     rows = draw(st.lists(images, max_size=3))
     content: Any = draw(
         st.sampled_from([
@@ -163,7 +165,7 @@ texts: Strategy = st.sampled_from([
 
 @st.composite
 def form_bodies(draw: st.DrawFn) -> bytes:
-    """A multipart form with the boundary B, sound or not."""
+    """A multipart form with the boundary B, valid or not."""
     parts = []
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from(["image", "image", "threshold", "top_k", "all_scores", SECRET]))

@@ -1,6 +1,6 @@
-"""A PostgreSQL server of a test's own, on a free port of the loopback, gone with the `with` block.
+"""A PostgreSQL server for one test, on a free loopback port, removed after the `with` block.
 
-Its programs refuse to be root: there they run as the user that their package has made.
+PostgreSQL does not run as root; for root, its programs run as the package's user postgres.
 """
 
 import os
@@ -22,7 +22,7 @@ _SETTINGS = "-c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsyn
 
 
 class Server:
-    """A server of an empty folder."""
+    """A server with its data in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,7 +32,7 @@ class Server:
             self._port = free.getsockname()[1]
 
     def create(self) -> None:
-        """Make its database."""
+        """Create the database cluster."""
         if os.getuid() == 0:
             shutil.chown(self._folder, "postgres", "postgres")
         data = str(self._folder / "data")
@@ -40,22 +40,22 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The address of its database."""
+        """The URL of its database."""
         return f"postgresql://sweeper@127.0.0.1:{self._port}/postgres"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it and wait until it accepts connections."""
         log, settings = str(self._folder / "log"), f"{_SETTINGS} -p {self._port}"
         _run(*self._control, "-l", log, "-o", settings, "-w", "start")
 
     def stop(self) -> None:
-        """Stop it at once, as a power cut would; nothing happens if it is not running."""
+        """Stop it immediately, as a power cut would. Does nothing if it is not running."""
         _run(*self._control, "-m", "immediate", "-w", "stop", check=False)
 
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """Start a server; a test skips where there is none to start."""
+    """Start a server; skip the test where PostgreSQL is not installed."""
     if not INITDB:
         pytest.skip("needs PostgreSQL's server: apt-get install postgresql")
     folder = Path(tempfile.mkdtemp(prefix="nuswide-postgres-"))
@@ -71,7 +71,7 @@ def server() -> Iterator[Server]:
 
 def _run(*command: str, check: bool = True) -> None:
     own = ("runuser", "-u", "postgres", "--") if os.getuid() == 0 else ()
-    # Into files, not pipes: the server would keep a pipe open, and subprocess would wait for it.
+    # Into a file: the server would keep a pipe open, and subprocess would wait for it.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run((*own, *command), stdout=output, stderr=output, cwd="/", timeout=120)
         output.seek(0)

@@ -1,4 +1,4 @@
-"""A server as a process of its own, and ways to ask it; for tests and benchmarks."""
+"""A `nuswide serve` process and requests to it, for tests and benchmarks."""
 
 import contextlib
 import http.client
@@ -37,7 +37,7 @@ class Server:
     def ask(
         self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """One request on a connection of its own; its status and body."""
+        """Send one request on its own connection; return status and body."""
         url = f"http://127.0.0.1:{self.port}{path}"
         request = urllib.request.Request(url, body, headers or {})
         try:
@@ -47,20 +47,20 @@ class Server:
             return error.code, error.read()
 
     def scores(self, photo: bytes) -> dict[str, float]:
-        """All scores of a photo."""
+        """Return all scores of a photo."""
         status, body = self.ask("/invocations?all_scores=true", photo, JPEG)
         assert status == 200, body
         found: dict[str, float] = json.loads(body)["predictions"][0]["all_scores"]
         return found
 
     def send(self, content: bytes) -> socket.socket:
-        """A connection on which some bytes have been sent."""
+        """Return a connection on which the bytes have been sent."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=120)
         connection.sendall(content)
         return connection
 
     def workers(self) -> list[int]:
-        """The process ids of the workers."""
+        """Return the process ids of the workers."""
         listed = subprocess.run(
             ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
             capture_output=True, text=True, check=True,
@@ -68,11 +68,11 @@ class Server:
         return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
 
     def resident_mb(self) -> float:
-        """Memory of the server and its workers, in MB."""
+        """Return the resident memory of the server and its workers, in MB."""
         return sum(map(_resident_mb, [self.process.pid, *self.workers()]))
 
     def log(self) -> list[dict[str, Any]]:
-        """The access log until now."""
+        """Return the access log so far."""
         lines = self.output.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -89,7 +89,7 @@ def _resident_mb(pid: int) -> float:
 def serving(
     folder: Path, env: dict[str, str], *options: str, model: str = "models:/small@champion"
 ) -> Iterator[Server]:
-    """Start a server, wait until it answers, and stop it."""
+    """Start a server, wait until it responds, and stop it on exit."""
     port, output = free_port(), folder / f"serve-{time.time_ns()}.log"
     command = [sys.executable, "-m", "nuswide", "serve", "--model", model, "--port", str(port)]
     begun = time.monotonic()

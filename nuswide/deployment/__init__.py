@@ -1,1 +1,1 @@
-"""A trained model outside of training: export, int8, the server, batch tagging."""
+"""Use of a trained model: export, quantization, the HTTP server, batch tagging."""

@@ -1,6 +1,6 @@
-"""The bundle: a trained network as ONNX with its labels and its card.
+"""Export of a trained network as a bundle (ONNX, labels, model card) and its registration.
 
-Owns export and registration. Never trains, and writes nothing that could execute code.
+Nothing that is written can execute code.
 
     write_bundle(folder, model, settings, decision, images)
     logged = log_bundle(folder, images[0], config.registered_model, run.id, card)
@@ -38,8 +38,8 @@ from nuswide.tagger import Tagger
 from nuswide.tracking.reader import file_digest
 from nuswide.tracking.registry import model_id_of
 
-_TOLERANCE = 1e-4  # between the scores of torch and of ONNX Runtime
-_LEAST_GROUP = 16  # channels in a convolution's group
+_TOLERANCE = 1e-4  # between the scores of torch and ONNX Runtime
+_LEAST_GROUP = 16  # channels of a convolution's group
 _MOST_DESCRIBED = 4000  # characters; the registry's page takes 5,000
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
@@ -51,11 +51,11 @@ def write_bundle(
     decision: Decision,
     images: NDArray[np.uint8],
 ) -> None:
-    """Write model.onnx and tagger.json, and check on real images that both engines agree.
+    """Write model.onnx and tagger.json, and check on images that both engines agree.
 
-    settings: labels, image_size_px and whatever else should travel with the model. decision: what
-    is made of its scores. images: (N, 3, S, S) uint8. Raises click.ClickException if a score
-    differs by more than 1e-4.
+    settings: labels, image_size_px and others to store with the model. decision: calibration and
+    thresholds. images: (N, 3, S, S) uint8. Raises click.ClickException if a score of ONNX Runtime
+    differs from torch's by more than 1e-4.
     """
     folder.mkdir()
     model.cpu().eval()
@@ -71,15 +71,15 @@ def write_bundle(
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], decision: Decision) -> None:
-    """Write the bundle's tagger.json, or write it over."""
+    """Write the bundle's tagger.json, replacing an existing one."""
     text = json.dumps({**settings, **decision.as_settings()}, indent=2, ensure_ascii=False)
     (folder / "tagger.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _export_onnx(model: TaggerNet, path: Path, image_size_px: int) -> None:
-    # The exporter and its optimizer tell their progress in a dozen lines that no user needs.
-    for chatty in ("torch.onnx", "onnxscript"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    # The exporter and its optimizer log a dozen lines of progress.
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     example = torch.zeros(2, 3, image_size_px, image_size_px, dtype=torch.uint8)
     torch.onnx.export(
         _widen_groups(copy.deepcopy(Scorer(model).eval())),
@@ -94,11 +94,11 @@ def _export_onnx(model: TaggerNet, path: Path, image_size_px: int) -> None:
 
 
 def _widen_groups(network: nn.Module) -> nn.Module:
-    """Join a network's narrow groups of channels, with zeros between what was not connected.
+    """Merge narrow groups of grouped convolutions, with zero weights between merged groups.
 
-    The same function, but ONNX Runtime takes only groups of 8 or 16 channels, as wide as the
-    processor's registers, to its fastest convolutions; ResNeXt's first stages have 4 and 8. Groups
-    of a single channel have kernels of their own.
+    The function is unchanged, but ONNX Runtime has its fastest convolutions only for groups of 8 or
+    16 channels, the width of the processor's registers; ResNeXt's first stages have 4 and 8.
+    Depthwise convolutions have kernels of their own.
     """
     for conv in network.modules():
         if type(conv) is not nn.Conv2d:
@@ -116,7 +116,7 @@ def _widen_groups(network: nn.Module) -> nn.Module:
 
 
 def write_weights(path: Path, model: TaggerNet, labels: Sequence[str]) -> str:
-    """Write the network's weights for fine-tuning, as safetensors; gives the file's SHA-256."""
+    """Write the network's weights for fine-tuning, as safetensors; return the file's SHA-256."""
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, path, metadata={"labels": json.dumps(list(labels))})
     return file_digest(path)
@@ -124,7 +124,7 @@ def write_weights(path: Path, model: TaggerNet, labels: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """A model in the record; version is its number in the registry, None if it is not there."""
+    """A logged model. version: its version in the registry, None if it is not registered."""
 
     model_id: str
     uri: str
@@ -136,15 +136,15 @@ def log_bundle(
 ) -> LoggedModel:
     """Log a bundle to the active run as a pyfunc, and register it unless the name is `none`.
 
-    example: an image (3, S, S) uint8 for the model's input example. card: in Markdown; it goes into
-    the bundle, and onto the version's page. A version that this run has registered before it was
-    killed is taken as it is.
+    example: an image (3, S, S) uint8 as the model's input example. card: Markdown, for the bundle
+    and the version's description. If this run has registered a version before it was killed, that
+    version is returned.
     """
     if found := _registered_by(run_id, registered_model):
         _describe(registered_model, str(found.version), card)
         return found
     (folder / "card.md").write_text(card, encoding="utf-8")
-    # Else a uv.lock in the working directory, torch and all, becomes the model's environment.
+    # Otherwise a uv.lock in the working directory becomes the model's environment, with torch.
     mlflow.environment_variables.MLFLOW_UV_AUTO_DETECT.set(False)
     info = mlflow.pyfunc.log_model(
         name="model",
@@ -163,7 +163,7 @@ def log_bundle(
 
 
 def _describe(name: str, version: str, card: str) -> None:
-    """Put the card onto the page of a version that has no description yet."""
+    """Set the card as description of a version that has none."""
     client = mlflow.MlflowClient()
     if not client.get_model_version(name, version).description:
         client.update_model_version(name, version, without_labels(card)[:_MOST_DESCRIBED])
@@ -171,11 +171,11 @@ def _describe(name: str, version: str, card: str) -> None:
 
 def _registered_by(run_id: str, name: str) -> LoggedModel | None:
     run = mlflow.get_run(run_id)
-    if run.info.end_time:  # it was finished, and has been trained further
+    if run.info.end_time:  # it had finished and was then trained further
         return None
     for version in mlflow.MlflowClient().search_model_versions(f"name='{name}'"):
         if version.run_id == run_id:
-            number = str(version.version)  # which a store may give as an int
+            number = str(version.version)  # some stores return an int
             return LoggedModel(model_id_of(version) or "", version.source or "", number)
     return None
 

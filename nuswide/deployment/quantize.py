@@ -1,11 +1,11 @@
-"""An int8 variant of a registered model, in the registry beside it if it is as good.
+"""Static quantization: an int8 variant of a registered model, registered if it is as good.
 
-Owns the calibration on train pictures and the verdict on val. Never trains, nor moves an alias.
+It is calibrated on images of train and compared on val. Aliases are not moved.
 
     quantize("models:/nuswide-tagger@champion", data=None, cache=Path("data/cache"))
 
-The network's body is computed in 8 bits, weights with a scale for each channel (Jacob et al. 2018,
-arXiv:1712.05877); normalisation and sigmoid in float.
+The network's body runs in int8, with one weight scale a channel (Jacob et al. 2018,
+arXiv:1712.05877); normalisation and sigmoid run in float32.
 """
 
 import json
@@ -40,7 +40,7 @@ from nuswide.tracking.run import Run, scratch_folder, start_run
 
 _NETWORK = "model.onnx"
 _BODY = ["Conv", "Add", "Relu", "MaxPool", "GlobalAveragePool", "Gemm", "MatMul"]
-_TIMED = 20  # pictures, one at a time
+_TIMED = 20  # images, scored one at a time
 
 
 def quantize(
@@ -48,8 +48,9 @@ def quantize(
 ) -> None:
     """Register an int8 variant of a registered model as a new version of it.
 
-    data: where its data set is, None for where it was. images: of train, to calibrate on.
-    most_lost: of val's mAP; raises click.ClickException, and registers nothing, if more is.
+    data: the model's data set; None for where it was in training. images: number of train images
+    for calibration. most_lost: the largest accepted loss of mAP on val; if int8 loses more, raises
+    click.ClickException and registers nothing.
     """
     version = registry.find_version(model)
     source = registry.fetch_bundle(version)
@@ -69,22 +70,22 @@ def quantize(
         quantize_network(source / _NETWORK, folder / _NETWORK, chosen)
         small = Tagger.load(folder)
         evaluations = _evaluate(config, settings, small, folder, whole)
-        words = _weigh(run, tagger, small, evaluations[0], whole.of("val"), most_lost)
-        choice = f"It computes in int8, made of version {version.version}: {words}."
+        words = _compare(run, tagger, small, evaluations[0], whole.of("val"), most_lost)
+        choice = f"Quantized to int8 from version {version.version}: {words}."
         card = make_card(config, whole.manifest, evaluations, choice=choice)
         logged = export.log_bundle(folder, chosen[0], version.name, run.id, card)
         _record(run, version, evaluations, logged, words)
 
 
 def _config_of(tagger: Tagger, data: str | None) -> Config:
-    """The configuration that the model was trained with, as far as this package knows it."""
+    """Return the configuration of the model's training, less fields unknown to this version."""
     known = {f.name for f in fields(Config)}
     recorded = {k: v for k, v in tagger.config.items() if k in known}
     return load_config(None, recorded | ({"data": data} if data else {}))
 
 
 def _require_same(whole: Dataset, digest: str | None, data: str, address: str) -> None:
-    """Refuse data whose val may hold what the model was trained on."""
+    """Raise click.ClickException for other data: their val may contain the model's train images."""
     if whole.manifest.digest != digest:
         raise click.ClickException(
             f"{data} (digest {whole.manifest.digest}) is not what {address} was trained on "
@@ -92,7 +93,7 @@ def _require_same(whole: Dataset, digest: str | None, data: str, address: str) -
         )
     if not len(whole.manifest.indices("val")):
         raise click.ClickException(
-            f"{address} was trained without a val split, on which int8 is judged; train one with it"
+            f"{address} was trained without a val split, which int8 is compared on; train with one"
         )
 
 
@@ -102,20 +103,20 @@ def _choose(train: Dataset, count: int, *, seed: int) -> NDArray[np.uint8]:
 
 
 class _Reader(quantization.CalibrationDataReader):
-    """Hands the pictures to ONNX Runtime one by one."""
+    """The calibration images, one by one."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
-        bar = tqdm(images, "calibrating", unit="picture", leave=False, disable=None)
+        bar = tqdm(images, "calibrating", unit="image", leave=False, disable=None)
         self.left: Iterator[NDArray[np.uint8]] = iter(bar)
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """The network's next input; None after the last one."""
+        """Return the network's next input, None after the last one."""
         image = next(self.left, None)
         return None if image is None else {"images": image[None]}
 
 
 def quantize_network(source: Path, target: Path, images: NDArray[np.uint8]) -> None:
-    """Write a network's int8 form, calibrated on images (N, 3, S, S) uint8."""
+    """Write an int8 variant of a network, calibrated on images (N, 3, S, S) uint8."""
     prepared = target.with_suffix(".prepared")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     quantization.quantize_static(
@@ -124,8 +125,8 @@ def quantize_network(source: Path, target: Path, images: NDArray[np.uint8]) -> N
         _Reader(images),
         op_types_to_quantize=_BODY,
         per_channel=True,
-        # Weights of 7 bits: two products of 8 overflow 16 on processors without VNNI, and a model
-        # that is good here would be a bad one there.
+        # Weights of 7 bits: on processors without VNNI the sum of two 8-bit products overflows 16
+        # bits, so a model that is accurate here would not be accurate there.
         reduce_range=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
@@ -136,7 +137,7 @@ def quantize_network(source: Path, target: Path, images: NDArray[np.uint8]) -> N
 def _evaluate(
     config: Config, settings: dict[str, Any], small: Tagger, folder: Path, whole: Dataset
 ) -> list[Evaluation]:
-    """Fit on val what the network's own scores want, into its bundle; val's and test's figures."""
+    """Fit calibration and thresholds on val, write them to the bundle; evaluate val and test."""
     parts = {split: whole.of(split) for split in ("val", "test")}
     raw = {split: predict(small.network_scores, part) for split, part in parts.items()}
     decision = fit_decision(config, parts["val"].manifest, raw["val"])
@@ -150,27 +151,27 @@ def _evaluate(
     ]
 
 
-def _weigh(
+def _compare(
     run: Run, tagger: Tagger, small: Tagger, after: Evaluation, val: Dataset, most_lost: float
 ) -> str:
-    """Record what int8 costs and gains; gives it in words.
+    """Log the difference in mAP and the times; return them in words.
 
-    Raises click.ClickException if it costs too much.
+    Raises click.ClickException if int8 loses more than most_lost.
     """
     before = Evaluation("val", val.manifest, predict(tagger.network_scores, val), 0.5)
     value, low, high, _ = metrics.paired(after.resampled, before.resampled)["map"]
     times = _median_ms({"float": tagger, "int8": small}, val)
     run.log_metrics({f"{name}/median_ms": ms for name, ms in times.items()}, step=0)
-    figures = {"float/val_map": before.metrics["map"], "int8/val_map_difference": value}
-    run.log_metrics(figures, step=0)
+    maps = {"float/val_map": before.metrics["map"], "int8/val_map_difference": value}
+    run.log_metrics(maps, step=0)
     words = (
         f"val mAP {value:+.4f} [{low:+.4f}, {high:+.4f}] against {before.metrics['map']:.4f} in "
-        f"float, a picture in {times['int8']:.1f} ms against {times['float']:.1f} ms"
+        f"float, an image in {times['int8']:.1f} ms against {times['float']:.1f} ms"
     )
     if not value >= -most_lost:
         raise click.ClickException(
-            f"int8 costs too much: {words}; at most {most_lost:g} of mAP may be lost, so nothing "
-            "was registered. More --images may help"
+            f"int8 loses too much: {words}; the limit is {most_lost:g} of mAP, so nothing was "
+            "registered. More --images may help"
         )
     return words
 
@@ -182,7 +183,7 @@ def _record(
     logged: LoggedModel,
     words: str,
 ) -> None:
-    """Record the figures, with the new version and on it, and print what came out."""
+    """Log the metrics to the run and onto the new version, and print the result."""
     tags = {"precision": "int8", "quantized_from": str(version.version)}
     for evaluation in evaluations:
         run.log_dataset(evaluation.samples, evaluation.split)
@@ -190,13 +191,13 @@ def _record(
         tags |= evaluation.as_tags()
     registry.tag_version(version.name, str(logged.version), tags)
     table = summary.summary(summary.result_rows(evaluations))
-    came_out = f"{words}\nIt is registered as models:/{version.name}/{logged.version}."
-    run.set_note(f"{came_out}\n\n```\n{table}\n```")
-    click.echo(f"{table}\n\n{came_out}\nrun {run.id}\n{run.address}")
+    result = f"{words}\nIt is registered as models:/{version.name}/{logged.version}."
+    run.set_note(f"{result}\n\n```\n{table}\n```")
+    click.echo(f"{table}\n\n{result}\nrun {run.id}\n{run.address}")
 
 
 def _median_ms(taggers: Mapping[str, Tagger], val: Dataset) -> dict[str, float]:
-    """What a picture takes; the taggers take turns, so that all meet the same machine."""
+    """Return each tagger's median time an image; they alternate, under the same machine load."""
     times: dict[str, list[float]] = {name: [] for name in taggers}
     for image in val.gather(np.arange(min(_TIMED, len(val)))):
         for name, tagger in taggers.items():
