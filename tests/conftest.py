@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Test processes share the cores; threads of each would spend their time waiting for the rest.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["chromium"]  # the fixture `browser`
+pytest_plugins = ["chromium", "serving"]  # the fixtures `browser` and `server`
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("NUSWIDE_REAL_DATA") or "no-real-data")
 TINY = {

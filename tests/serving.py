@@ -14,7 +14,12 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Registered
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -112,3 +117,11 @@ def serving(
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGTERM)
         process.wait(120)
+
+
+@pytest.fixture(scope="session")
+def server(registered: "Registered") -> Iterator[Server]:
+    """One server with two workers and short time limits, for all tests of a process."""
+    limits = "--header_s 1 --body_s 1 --connections 12 --pixels 1000000 --workers 2".split()
+    with serving(registered.workspace.folder, registered.workspace.env, *limits) as server:
+        yield server

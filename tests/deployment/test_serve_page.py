@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from test_serve_limits import KEY, photo, scores_of
 from nuswide.tagger import Tagger
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def server(registered: Registered) -> Iterator[Server]:
-    with serving(registered.workspace.folder, registered.workspace.env) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

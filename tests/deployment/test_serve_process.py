@@ -5,8 +5,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import mlflow
 import pytest
+from click.testing import CliRunner
 from conftest import Registered
 from hostile import Hostile, requests
 from hypothesis import HealthCheck, given, settings
 from serving import JPEG, Server, serving
 from test_serve_limits import photo, scores_of
 
+from nuswide.cli import main
 from nuswide.deployment.serve.server import _listen, read_key
 from nuswide.deployment.serve.settings import Settings
 from nuswide.tagger import Tagger
@@ -32,13 +33,6 @@ REQUEST = (
     b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
     b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(PHOTO), PHOTO)
 )
-
-
-@pytest.fixture(scope="module")
-def server(registered: Registered) -> Iterator[Server]:
-    limits = "--header_s 1 --body_s 1 --connections 12 --pixels 1000000 --workers 2".split()
-    with serving(registered.workspace.folder, registered.workspace.env, *limits) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +187,13 @@ def test_the_log_is_json_and_goes_to_standard_output(server: Server) -> None:
     assert last["status"] == 200 and last["pictures"] == 1 and last["worker"] in server.workers()
 
 
+@pytest.fixture
+def tracking(registered: Registered) -> Iterator[None]:
+    mlflow.set_tracking_uri(registered.workspace.env["MLFLOW_TRACKING_URI"])
+    yield
+    mlflow.set_tracking_uri(None)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -202,15 +203,9 @@ def test_the_log_is_json_and_goes_to_standard_output(server: Server) -> None:
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(
-    registered: Registered, options: list[str], words: str
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "nuswide", "serve", "--model", "models:/small@champion", *options],
-        cwd=registered.workspace.folder, env=registered.workspace.env,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode in (1, 2)
+def test_an_invalid_option_is_one_line(tracking: None, options: list[str], words: str) -> None:
+    done = CliRunner().invoke(main, ["serve", "--model", "models:/small@champion", *options])
+    assert done.exit_code in (1, 2) and isinstance(done.exception, SystemExit)
     assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
