@@ -23,8 +23,9 @@ class Browser(webdriver.Chrome):
         for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        options.ignore_local_proxy_environment_variables()
-        super().__init__(options, webdriver.ChromeService(DRIVER))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("no_proxy", "localhost")  # where chromedriver listens
+            super().__init__(options, webdriver.ChromeService(DRIVER))
 
     def resize(self, width: int, height: int = 800) -> None:
         """Set the size of the page, which may be narrower than the narrowest window."""
