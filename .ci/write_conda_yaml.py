@@ -1,7 +1,7 @@
-"""Writes conda.yaml from pyproject.toml, with an exact pin for every package of the closure.
+"""Write conda.yaml from pyproject.toml, with an exact pin for every direct or indirect dependency.
 
-Run it after a change of pyproject.toml's dependencies: `python .ci/write_conda_yaml.py`. It needs
-uv. Pins that still fit are kept; `--upgrade` moves all to the newest.
+Run it after changing the dependencies in pyproject.toml: `python .ci/write_conda_yaml.py`. It needs
+uv. Existing pins that still satisfy pyproject.toml are kept; `--upgrade` renews all.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = """\
-# Generated from pyproject.toml by .ci/write_conda_yaml.py: change that and run this, don't edit.
+# Generated from pyproject.toml by .ci/write_conda_yaml.py. Do not edit.
 name: nuswide
 channels:
   - conda-forge
@@ -24,7 +24,7 @@ dependencies:
 
 
 def main() -> None:
-    """Resolve the dependencies, and write them in conda's form."""
+    """Resolve the dependencies and write conda.yaml."""
     conda_yaml = ROOT / "conda.yaml"
     pinned = conda_yaml.read_text(encoding="utf-8") if conda_yaml.exists() else ""
     with tempfile.NamedTemporaryFile("w+", suffix=".txt", encoding="utf-8") as pins:

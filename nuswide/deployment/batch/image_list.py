@@ -61,7 +61,7 @@ def list_images(source: str, file: Path) -> ImageList:
     elif os.path.isdir(source):
         kind, paths = "folder", _sort_on_disk(_walk(os.path.abspath(source)))
     elif os.path.isfile(source) and source.lower().endswith(SUFFIXES):
-        kind, paths = "picture", iter([os.fsencode(source)])
+        kind, paths = "image file", iter([os.fsencode(source)])
     elif os.path.isfile(source):
         kind, paths = "list", _lines(Path(source))
     elif glob.has_magic(source):

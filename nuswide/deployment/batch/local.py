@@ -38,7 +38,7 @@ ScoredBlock = tuple[
 
 
 def tag_locally(
-    parts: TagParts, bundle: Path, pictures: Path, batch_size: int, workers: int
+    parts: TagParts, bundle: Path, image_list: Path, batch_size: int, workers: int
 ) -> None:
     """Tag the listed images that no part contains yet."""
     total = parts.about["pictures"]
@@ -49,7 +49,7 @@ def tag_locally(
     ):
         waiting: deque[tuple[int, list[str], Future[ScoredBlock]]] = deque()
         part: list[tuple[list[str], ScoredBlock]] = []
-        blocks = _blocks(parts, pictures)
+        blocks = _blocks(parts, image_list)
         while True:
             for number, paths in itertools.islice(blocks, _WAITING * workers - len(waiting)):
                 waiting.append((number, paths, pool.submit(_score_block, paths)))
@@ -63,8 +63,8 @@ def tag_locally(
                 part = []
 
 
-def _blocks(parts: TagParts, pictures: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, paths in read_chunks(pictures, parts.about["part_size"]):
+def _blocks(parts: TagParts, image_list: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, paths in read_chunks(image_list, parts.about["part_size"]):
         if number not in parts.done:
             for start in range(0, len(paths), _BLOCK):
                 yield number, paths[start : start + _BLOCK]

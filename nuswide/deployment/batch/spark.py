@@ -66,8 +66,8 @@ def tag_on_spark(
         # Executors fetch the code when they start, so the archive must stay until the end.
         archive = shutil.make_archive(f"{scratch}/nuswide", "zip", _PACKAGE.parent, _PACKAGE.name)
         spark.sparkContext.addPyFile(archive)
-        pictures, listing = _read(spark, source, Path(scratch) / "pictures", keep)
-        rows = _tagged(spark, pictures, model, keep).persist()
+        images, listing = _read(spark, source, Path(scratch) / "images", keep)
+        rows = _tagged(spark, images, model, keep).persist()
         count, rejected, digest = _count(rows)
         if not count:
             raise click.ClickException(f"{source} contains no images")
@@ -192,7 +192,7 @@ def _refuse_hidden(listing: ImageList, folder: str) -> None:
 
 
 def _tagged(
-    spark: "SparkSession", pictures: "DataFrame", model: ResolvedModel, keep: Sequence[str]
+    spark: "SparkSession", images: "DataFrame", model: ResolvedModel, keep: Sequence[str]
 ) -> "DataFrame":
     """Return path, the columns to keep, reason (of rejected images), and all labels and scores."""
     from pyspark.sql import functions as F
@@ -219,7 +219,7 @@ def _tagged(
         params={"threshold": 0.0},
     )
     blank = F.lit(as_lossless(np.zeros((3, 8, 8), np.uint8)))
-    decoded = pictures.select(
+    decoded = images.select(
         "path", "refused", *keep, decoder.asNondeterministic()("path", "content").alias("decoded")
     )
     image = F.coalesce("decoded.image", blank).alias("image")
