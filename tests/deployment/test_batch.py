@@ -1,4 +1,4 @@
-"""The local engine of `nuswide tag`: what it reads, what it writes, and that no kill harms it."""
+"""The local engine of `nuswide tag`: sources, results, and recovery after a kill."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def draw(path: Path, colour: tuple[int, int, int] = (9, 99, 199)) -> Path:
 
 
 def draw_photos(folder: Path) -> Path:
-    """Seven pictures of one colour each, two of them in a folder below."""
+    """Draw seven images of one colour each, two of them in a subfolder."""
     rng = np.random.default_rng(0)
     for i in range(7):
         r, g, b = rng.integers(0, 256, 3).tolist()
@@ -63,14 +63,14 @@ def listed(source: str | Path, file: Path) -> list[str]:
 
 
 def tag_here(registered: Registered, source: Path, out: Path, **options: Any) -> TagSummary:
-    """Tag in one worker process, unless another number is given."""
+    """Tag with the local engine, by default in one worker process."""
     return tag(str(registered.bundle), str(source), str(out), **{"workers": 1, **options})
 
 
-# what a source is
+# sources
 
 
-def test_a_folder_gives_its_pictures_in_order_at_any_depth(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_is_listed_in_order_at_any_depth(photos: Path, tmp_path: Path) -> None:
     draw(photos / "A.JPG"), draw(photos / ".hidden" / "x.jpg"), draw(photos / ".x.jpg")
     (photos / "notes.txt").write_text("no picture")
     expected = [photos / "0.png", *(photos / f"{i}.png" for i in range(1, 5)), photos / "A.JPG"]
@@ -115,7 +115,7 @@ def test_sorting_on_disk_is_sorting(paths: list[bytes]) -> None:
         assert list(image_list._sort_on_disk(paths)) == sorted(paths)
 
 
-# what is written of the scores
+# results
 
 
 @given(
@@ -136,7 +136,7 @@ def test_selection_is_best_first_at_or_above_each_threshold(
 
 
 @pytest.mark.slow
-def test_the_result_has_the_networks_scores_and_says_whose_they_are(
+def test_the_result_has_the_networks_scores_and_names_the_model(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "tags.parquet"
@@ -176,7 +176,7 @@ def test_workers_and_batch_sizes_do_not_change_the_result(
             assert list(one) == (list(other) if column == "labels" else pytest.approx(list(other)))
 
 
-# pictures that can't be read
+# images that cannot be decoded
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_rejected_pictures_are_listed_with_their_reasons(
 
 
 @pytest.mark.slow
-def test_a_source_of_nothing_but_rejected_pictures_gives_an_empty_table(
+def test_a_source_of_rejected_images_only_is_an_empty_table(
     registered: Registered, tmp_path: Path
 ) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
@@ -227,11 +227,11 @@ def test_the_lossless_form_decodes_to_the_same_pixels(photos: Path) -> None:
     assert np.array_equal(again, noise)
 
 
-# going on, and not mixing things up
+# resuming
 
 
 @pytest.mark.slow
-def test_what_is_done_is_not_done_again(
+def test_finished_parts_are_not_tagged_again(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -252,7 +252,7 @@ def test_what_is_done_is_not_done_again(
 def finished(
     registered: Registered, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Path]:
-    """Some pictures, their tags in parts of four, and the same with other options."""
+    """Photos, their tags in parts of four images, and their tags with other options."""
     folder = tmp_path_factory.mktemp("finished")
     photos = draw_photos(folder / "photos")
     tag_here(registered, photos, folder / "one", part_size=4)
@@ -319,7 +319,7 @@ def test_a_part_of_another_tagging_or_a_damaged_one_is_refused(
 
 
 @pytest.mark.slow
-def test_a_folder_of_something_else_is_left_alone(
+def test_a_folder_of_other_files_is_not_touched(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
     before = sorted(photos.rglob("*"))
@@ -335,7 +335,7 @@ def test_a_folder_of_something_else_is_left_alone(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["nowhere", "models:/none@champion", "damaged"])
-def test_a_model_that_is_not_there_is_one_clear_error(
+def test_a_missing_model_is_one_clear_error(
     model: str, registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "damaged").mkdir()
@@ -362,7 +362,7 @@ def test_options_of_spark_are_refused_by_the_local_engine(
 
 @pytest.fixture
 def many(tmp_path: Path, tiny_data: Path) -> Path:
-    """A folder of 1,440 pictures, 30 names for each of 48."""
+    """A folder of 1,440 images: 48, each under 30 names."""
     folder = tmp_path / "many"
     folder.mkdir()
     for path in (tiny_data / "images").iterdir():
@@ -372,7 +372,7 @@ def many(tmp_path: Path, tiny_data: Path) -> Path:
 
 
 def start(registered: Registered, source: Path, out: Path) -> subprocess.Popen[str]:
-    """Begin to tag; returns once the second part is there."""
+    """Start tagging and return when the second part is written."""
     process = subprocess.Popen(
         [sys.executable, "-m", "nuswide", "tag", registered.uri, str(source), "--out", str(out),
          "--part_size", "16", "--workers", "2"],
@@ -404,7 +404,7 @@ def wait_until_gone(pids: list[int]) -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_after_kill_9_no_process_stays_and_every_picture_is_tagged_once(
+def test_after_kill_9_no_process_remains_and_every_image_is_tagged_once(
     registered: Registered, many: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -433,7 +433,9 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(
     process = start(registered, many, tmp_path / "out")
     workers = children(process.pid)
     for pid in workers:
-        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():  # no helper of Python's own
+        if (
+            "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        ):  # not Python's resource tracker
             os.kill(pid, signal.SIGKILL)
     _, words = process.communicate(timeout=120)
     assert process.returncode == 1 and words.count("Error: a worker process died") == 1, words
@@ -441,10 +443,10 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(
 
 
 @pytest.mark.slow
-def test_tagging_needs_neither_torch_nor_what_else_training_needs(
+def test_tagging_needs_neither_torch_nor_other_packages_for_training(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:
-    """Every process of the command finds these packages missing."""
+    """These packages cannot be imported in any process of the command."""
     barred = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "pyspark")
     code = f"import sys; sys.modules.update(dict.fromkeys({barred}))\n"
     (tmp_path / "sitecustomize.py").write_text(code)

@@ -1,4 +1,4 @@
-"""What `mlflow models generate-dockerfile` makes of a logged model."""
+"""The container that `mlflow models generate-dockerfile` describes for a logged model."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_the_image_gets_the_models_few_pinned_requirements_and_no_torch(
 def test_a_lock_file_in_the_working_directory_is_not_the_models(
     registered: Registered, tmp_path: Path
 ) -> None:
-    """MLflow would restore the environment from it, and so install what trains the model."""
+    """MLflow would restore the environment from it and so install the packages for training."""
     for name in ("pyproject.toml", "uv.lock"):
         (tmp_path / name).write_text('version = 1\n[project]\nname = "x"\nversion = "0"\n')
     code = (

@@ -1,4 +1,4 @@
-"""The same pictures get the same scores wherever they are scored: to 1e-5."""
+"""Evaluation, serving and both batch engines give the same scores, to 1e-5."""
 
 import base64
 import json
@@ -28,12 +28,12 @@ from nuswide.tracking.registry import find_version, load_tagger
 
 pytestmark = pytest.mark.slow
 
-_AT_ONCE = 32  # pictures in a request
+_AT_ONCE = 32  # images in a request
 
 
 @contextmanager
 def mlflow_serving(registered: Registered) -> Iterator[str]:
-    """`mlflow models serve`, until it answers and after that; gives its address."""
+    """Start `mlflow models serve`, wait until it responds, and yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

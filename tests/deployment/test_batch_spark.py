@@ -1,4 +1,4 @@
-"""The Spark engine of `nuswide tag`, on a real Spark in this machine."""
+"""The Spark engine of `nuswide tag`, on a local Spark."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def tracking(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """Drawn scenes under odd names, in a folder with an odd one, and two that are no pictures."""
+    """Drawn scenes under unusual names in a folder of an unusual name, and two invalid files."""
     folder = tmp_path_factory.mktemp("spark") / "a {b} [c]"
     (folder / "below").mkdir(parents=True)
     sources = sorted((tiny_data / "images").iterdir())
@@ -90,7 +90,7 @@ def test_both_engines_give_the_same_and_bad_pictures_fail_no_job(
     lists = [rejected(tmp_path / name) for name in ("here", "there")]
     assert lists[0]["path"].tolist() == lists[1]["path"].tolist()
     assert lists[1]["reason"].str.startswith("not a readable picture").all()
-    # A local run opens no port to the outside, and what was tagged is told in the schema.
+    # The schema describes the tagging.
     (part, *_) = (tmp_path / "there").glob("part-*.parquet")
     row = json.loads(pq.read_schema(part).metadata[b"org.apache.spark.sql.parquet.row.metadata"])
     (labels,) = (field for field in row["fields"] if field["name"] == "labels")

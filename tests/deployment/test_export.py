@@ -73,7 +73,7 @@ def test_a_bundle_with_test_flips_scores_both_ways_round_as_torch_does(
         np.testing.assert_allclose(served, mean, atol=1e-5)
         assert np.abs(served - plain.score(IMAGES[:n])).max() > 1e-4
     sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("False", "True")]
-    assert sizes[1] < 1.01 * sizes[0]  # the network is in it once
+    assert sizes[1] < 1.01 * sizes[0]  # the network is stored once
 
 
 def test_a_bundle_is_one_network_file_and_one_text_file(model: TaggerNet, tmp_path: Path) -> None:
@@ -96,11 +96,13 @@ def test_a_bundle_calibrates_as_its_evaluation_did(model: TaggerNet, tmp_path: P
 def test_joined_groups_compute_what_the_narrow_ones_did() -> None:
     torch.manual_seed(0)
     narrow = nn.Sequential(
-        nn.Conv2d(16, 32, 3, groups=8, padding=1, bias=False),  # 2 channels to a group, and 4 out
+        nn.Conv2d(
+            16, 32, 3, groups=8, padding=1, bias=False
+        ),  # 2 input channels a group, 4 output channels
         nn.Conv2d(32, 32, 3, groups=8, stride=2),
         nn.Conv2d(32, 64, (1, 3), groups=2),  # wide enough
-        nn.Conv2d(64, 64, 3, groups=64),  # one to a group
-        nn.Conv2d(64, 24, 1, groups=8, dilation=2),  # 8 to a group, and 3 out
+        nn.Conv2d(64, 64, 3, groups=64),  # depthwise
+        nn.Conv2d(64, 24, 1, groups=8, dilation=2),  # 8 input channels a group, 3 output channels
         nn.Conv2d(24, 24, 1, groups=4),  # 6 do not divide 16
         nn.Conv2d(24, 24, 1),
     )

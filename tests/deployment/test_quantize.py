@@ -1,4 +1,4 @@
-"""An int8 variant, from a registered model to a new version of it."""
+"""Quantization of a registered model to a new int8 version."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_too_great_a_loss_on_val_registers_nothing(
     client = mlflow.MlflowClient()
     before = {v.version for v in client.search_model_versions("name='nuswide-tagger'")}
     with pytest.raises(click.ClickException, match="nothing was registered"):
-        # To gain all of mAP is more than int8 can do, whatever the noise.
+        # Demand an impossible gain, so that the outcome does not depend on noise.
         quantize(SOURCE, data=None, cache=Path(trained.cache), images=16, most_lost=-1.0)
     assert {v.version for v in client.search_model_versions("name='nuswide-tagger'")} == before
     (last,) = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)

@@ -1,4 +1,4 @@
-"""The server's app, asked in its own process: every form, every limit, and what no caller gets."""
+"""The ASGI app, called in this process: request formats, limits, access, errors."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ JPEG = {"content-type": "image/jpeg"}
 
 
 @dataclass
-class Answer:
+class Response:
     status: int
     headers: dict[str, str]
     body: bytes
@@ -40,7 +40,7 @@ class Answer:
         return json.loads(self.body)
 
 
-async def exchange(
+async def send_request(
     app: Any,
     headers: dict[str, str],
     parts: Iterable[bytes],
@@ -48,15 +48,15 @@ async def exchange(
     path: str = "/invocations",
     query: str = "",
     before: Callable[[int], Awaitable[None]] | None = None,
-) -> Answer:
-    """One request of an ASGI app. before: awaited before each part of the body is there."""
+) -> Response:
+    """Send one request to an ASGI app. before: awaited before each part of the body."""
     todo, sent = list(parts), []
     if todo:
         headers = {"content-length": str(sum(map(len, todo)))} | headers
 
     async def receive() -> dict[str, Any]:
         if not todo:
-            return await asyncio.Future()  # the caller stays
+            return await asyncio.Future()  # the client does not disconnect
         if before:
             await before(len(todo))
         part = todo.pop(0)
@@ -74,12 +74,12 @@ async def exchange(
     }  # fmt: skip
     await app(scope, receive, send)
     got = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
-    return Answer(sent[0]["status"], got, b"".join(m.get("body", b"") for m in sent[1:]))
+    return Response(sent[0]["status"], got, b"".join(m.get("body", b"") for m in sent[1:]))
 
 
 @pytest.fixture(scope="module")
 def parts(registered: Registered) -> Iterable[tuple[Any, Tagger]]:
-    """MLflow's own app on the registered model, and its tagger."""
+    """MLflow's scoring app with the registered model, and the model's tagger."""
     mlflow.set_tracking_uri(registered.workspace.env["MLFLOW_TRACKING_URI"])
     yield (
         scoring_server.init(mlflow.pyfunc.load_model("models:/small@champion")),
@@ -101,8 +101,8 @@ def app(registered: Registered) -> LimitedApp:
     return create_app(registered, body_mib=2, pictures=3, pixels=1_000_000, body_s=2)
 
 
-def ask(app: Any, headers: dict[str, str], *parts: bytes, **more: Any) -> Answer:
-    return asyncio.run(exchange(app, headers, parts, **more))
+def ask(app: Any, headers: dict[str, str], *parts: bytes, **more: Any) -> Response:
+    return asyncio.run(send_request(app, headers, parts, **more))
 
 
 def photo(level: int = 90, size: tuple[int, int] = (50, 40), form: str = "JPEG") -> bytes:
@@ -137,7 +137,7 @@ def scores_of(tagger: Tagger, content: bytes) -> dict[str, float]:
     return dict(zip(tagger.labels, tagger.score(image[None])[0].tolist(), strict=True))
 
 
-# What is asked in any form gets MLflow's answer
+# Request formats
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -196,16 +196,16 @@ def test_ping_health_and_version_answer_as_mlflows(
     assert (ours.status, ours.body) == (theirs.status, theirs.body) == (200, theirs.body)
 
 
-def test_the_card_of_the_model_names_labels_with_their_thresholds(app: LimitedApp) -> None:
+def test_get_model_lists_labels_with_their_thresholds(app: LimitedApp) -> None:
     card = ask(app, {}, method="GET", path="/model").content
     assert (card["name"], card["version"], card["image_size_px"]) == ("small", "1", 32)
     assert {"label": "plants & trees", "threshold": 0.55} in card["labels"]
 
 
-# What is refused, and how
+# Errors and limits
 
 
-def refused(answer: Answer, status: int, words: str) -> Answer:
+def refused(answer: Response, status: int, words: str) -> Response:
     assert answer.status == status, answer
     assert words in answer.content["message"] and answer.content["error_code"]
     assert SECRET not in answer.body.decode()
@@ -264,7 +264,7 @@ def test_other_paths_and_methods_are_refused(app: LimitedApp) -> None:
 
 
 @pytest.mark.parametrize("length", [str(2 * MIB + 1), "9" * 30])
-def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(
+def test_a_body_declared_too_large_is_refused_before_it_is_read(
     app: LimitedApp, length: str
 ) -> None:
     answer = ask(app, JPEG | {"content-length": length, "expect": "100-continue"}, b"never read")
@@ -277,11 +277,11 @@ def test_a_body_that_grows_too_large_is_refused(app: LimitedApp) -> None:
     assert ask(app, JPEG, photo()).status == 200
 
 
-def test_bodies_that_are_held_at_once_are_bounded(registered: Registered) -> None:
+def test_bodies_in_memory_are_limited(registered: Registered) -> None:
     app = create_app(registered, held_mib=0.001)
     answer = refused(ask(app, JPEG, bytes(600), bytes(600)), 503, "waiting")
     assert int(answer.headers["retry-after"]) >= 1
-    assert ask(app, JPEG, photo(size=(8, 8))).status == 200  # what was held is let go
+    assert ask(app, JPEG, photo(size=(8, 8))).status == 200  # the memory is released
 
 
 def test_a_body_that_takes_too_long_is_refused(registered: Registered) -> None:
@@ -293,7 +293,7 @@ def test_a_body_that_takes_too_long_is_refused(registered: Registered) -> None:
 
 
 class Slow:
-    """A tagger's network that waits until it is told to go on."""
+    """Makes the tagger's network wait until goes_on is set."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.goes_on, self.begun, real = False, 0, Tagger.score
@@ -319,14 +319,14 @@ def test_a_request_beyond_the_queue_gets_503_with_retry_after(
     app = create_app(registered, concurrency=1, queue=2)
     slow = Slow(monkeypatch)
 
-    async def crowd() -> list[Answer]:
-        first = [asyncio.create_task(exchange(app, JPEG, [photo(i)])) for i in range(3)]
+    async def scenario() -> list[Response]:
+        first = [asyncio.create_task(send_request(app, JPEG, [photo(i)])) for i in range(3)]
         await until(lambda: slow.begun == 1 and app._queue._waiting == 2)
-        fourth = await exchange(app, JPEG, [photo()])
+        fourth = await send_request(app, JPEG, [photo()])
         slow.goes_on = True
         return [fourth, *await asyncio.gather(*first)]
 
-    fourth, *others = asyncio.run(crowd())
+    fourth, *others = asyncio.run(scenario())
     assert int(refused(fourth, 503, "try again").headers["retry-after"]) >= 1
     assert [answer.status for answer in others] == [200] * 3
 
@@ -337,14 +337,16 @@ def test_a_request_past_its_deadline_gets_503_and_keeps_its_slot_until_it_ends(
     app = create_app(registered, concurrency=1, request_s=0.3)
     slow = Slow(monkeypatch)
 
-    async def visit() -> list[Answer]:
-        answers = [await exchange(app, JPEG, [photo()])]
-        answers.append(await exchange(app, JPEG, [photo()]))  # waits for the slot, in vain
+    async def scenario() -> list[Response]:
+        answers = [await send_request(app, JPEG, [photo()])]
+        answers.append(
+            await send_request(app, JPEG, [photo()])
+        )  # waits for the slot until its deadline
         slow.goes_on = True
         await until(lambda: not app._queue._slots.locked())
-        return [*answers, await exchange(app, JPEG, [photo()])]
+        return [*answers, await send_request(app, JPEG, [photo()])]
 
-    one, two, three = asyncio.run(visit())
+    one, two, three = asyncio.run(scenario())
     refused(one, 503, "try again")
     refused(two, 503, "try again")
     assert slow.begun == 2 and three.status == 200
@@ -356,8 +358,8 @@ def test_a_client_that_disconnects_leaves_the_queue(
     app = create_app(registered, concurrency=1)
     slow = Slow(monkeypatch)
 
-    async def visit() -> None:
-        first = asyncio.create_task(exchange(app, JPEG, [photo()]))
+    async def scenario() -> None:
+        first = asyncio.create_task(send_request(app, JPEG, [photo()]))
         await until(lambda: slow.begun == 1)
         messages = [{"type": "http.request", "body": photo()}, {"type": "http.disconnect"}]
         headers = HOST | JPEG | {"content-length": "9"}
@@ -377,10 +379,10 @@ def test_a_client_that_disconnects_leaves_the_queue(
         slow.goes_on = True
         assert (await first).status == 200
 
-    asyncio.run(visit())
+    asyncio.run(scenario())
 
 
-def test_a_server_error_does_not_tell_its_cause(
+def test_a_server_error_does_not_reveal_its_cause(
     registered: Registered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create_app(registered)
@@ -393,7 +395,7 @@ def test_a_server_error_does_not_tell_its_cause(
     assert "Traceback" not in answer.body.decode()
 
 
-# Who may ask
+# Access
 
 
 @pytest.mark.parametrize(
@@ -418,11 +420,11 @@ def test_only_its_own_names_and_addresses_reach_the_server(
     {"http://127.0.0.1:5001": 200, "https://127.0.0.1:5001": 200, "http://127.0.0.1:9": 403,
      "null": 403, "http://evil.example": 403, "": 403, "http://[": 403}.items(),
 )  # fmt: skip
-def test_a_page_of_another_site_may_not_ask(app: LimitedApp, origin: str, status: int) -> None:
+def test_a_page_of_another_site_gets_403(app: LimitedApp, origin: str, status: int) -> None:
     assert ask(app, JPEG | {"origin": origin}, photo()).status == status
 
 
-def test_a_key_is_asked_for_where_it_is_set(registered: Registered) -> None:
+def test_a_configured_key_is_required(registered: Registered) -> None:
     app = create_app(registered, key=KEY)
     for wrong in ("", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer ", "Bearer é"):
         answer = ask(app, JPEG | {"authorization": wrong}, photo())
@@ -434,7 +436,7 @@ def test_a_key_is_asked_for_where_it_is_set(registered: Registered) -> None:
     assert ask(app, JPEG | {"authorization": f"Bearer {KEY}"}, photo()).status == 200
 
 
-# What it tells of itself
+# Log, metrics, page
 
 
 def test_the_log_has_an_object_a_request_without_pictures_keys_or_queries(
@@ -466,7 +468,7 @@ def test_the_metrics_count_requests_and_pictures(registered: Registered) -> None
         assert f"nuswide_{gauge} 0.0" in text
 
 
-def test_every_answer_forbids_what_the_page_does_not_need(app: LimitedApp) -> None:
+def test_every_response_has_the_security_headers(app: LimitedApp) -> None:
     for answer in (
         ask(app, {}, method="GET", path="/"),
         ask(app, JPEG, b"x"),
@@ -489,7 +491,7 @@ def test_the_page_has_no_outside_resource_and_no_inline_code(app: LimitedApp) ->
     assert "innerHTML" not in script and "eval(" not in script
 
 
-# Nothing breaks it
+# Random requests
 
 PHOTO = photo(33)
 
@@ -504,7 +506,7 @@ def test_no_request_breaks_the_server_or_comes_back_in_its_answer(
 ) -> None:
     headers = {} if request.content_type is None else {"content-type": request.content_type}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of damaged pictures
+        warnings.simplefilter("ignore")  # Pillow warns of damaged images
         answer = ask(
             app, headers, request.body, query=request.query.encode().decode("latin-1"),
             method=request.method, path=request.path,

@@ -1,4 +1,4 @@
-"""The try-it page in headless Chromium."""
+"""The server's web page in headless Chromium."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The server as a user starts it: sockets, workers, signals."""
+"""The server as a process: sockets, workers, signals."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def expected(registered: Registered) -> dict[str, float]:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """Read until the server closes the connection."""
     parts = []
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(65536):
@@ -49,7 +49,7 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_two_workers_give_the_exact_scores_and_add_up_their_metrics(
+def test_two_workers_return_the_exact_scores_and_sum_their_metrics(
     server: Server, expected: dict[str, float]
 ) -> None:
     assert len(server.workers()) == 2
@@ -69,20 +69,20 @@ def pictures_in(server: Server) -> float:
     return float(line.split()[1])
 
 
-def test_headers_that_do_not_end_are_cut_off(server: Server) -> None:
+def test_a_connection_with_incomplete_headers_is_closed(server: Server) -> None:
     for start in (b"", b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nX: "):
         assert read_all(server.send(start)) == b""
     kept = server.send(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert kept.recv(65536).startswith(b"HTTP/1.1 200")
-    kept.sendall(b"GET /pi")  # a second request that does not end, either
+    kept.sendall(b"GET /pi")  # a second request that does not end
     assert b"HTTP" not in read_all(kept)
 
 
-def test_a_body_that_does_not_come_is_answered_408(server: Server) -> None:
+def test_an_incomplete_body_gets_408(server: Server) -> None:
     assert read_all(server.send(REQUEST[:-10])).startswith(b"HTTP/1.1 408")
 
 
-def test_a_body_too_large_is_answered_before_it_is_read_whole(server: Server) -> None:
+def test_a_body_too_large_gets_413_before_it_is_read(server: Server) -> None:
     head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
     head = head.replace(b"Host: x", b"Host: localhost")
     told = head + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
@@ -140,7 +140,7 @@ class Sent:
 
 
 def keep_asking(server: Server, sent: list[Sent], stop: threading.Event) -> None:
-    """Ask again and again, each time on a new connection, until none can be made."""
+    """Send requests, each on a new connection, until the server accepts no more."""
     while not stop.is_set():
         try:
             connection = server.send(REQUEST)
@@ -209,7 +209,7 @@ def test_an_invalid_option_is_one_line(tracking: None, options: list[str], words
     assert words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_a_key_comes_from_a_file_or_the_environment(
+def test_the_key_is_read_from_a_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert read_key(Settings()) is None
@@ -223,8 +223,8 @@ def test_a_key_comes_from_a_file_or_the_environment(
             read_key(Settings(api_key_file=str(tmp_path / "key")))
 
 
-def test_answers_leave_at_once() -> None:
-    """Head and body of an answer are written apart; else the body would wait for an echo."""
+def test_responses_are_sent_without_delay() -> None:
+    """Headers and body are written separately; without TCP_NODELAY the body waits for an ACK."""
 
     async def option() -> int:
         accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
