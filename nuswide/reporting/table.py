@@ -10,6 +10,7 @@ import csv
 import html
 import io
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 _NOTHING = "–"
 _MOST_NAME, _LEAST_NAME = 32, 12  # characters of the first column where the width is limited
 _LONG = 30  # characters of a cell that asks for more room on a page
-_UNLIMITED = 10**6
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,18 @@ def format_value(value: Any, form: str = "") -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def to_text(table: Table, width: int = _UNLIMITED) -> str:
+def to_text(table: Table, width: int | None = None) -> str:
     """Write aligned columns, in blocks of as many as fit; each block begins with the first column.
 
-    width: in characters. What is longer is cut.
+    width: in characters, None for no limit. Longer cells are cut.
     """
     titles = tuple(column.title for column in table.columns)
     first, *others = zip(titles, *table.texts(), strict=True)
-    name_width = _MOST_NAME if width >= _UNLIMITED else min(_MOST_NAME, width // 3)
-    names = _padded(first, max(_LEAST_NAME, name_width))
-    room = max(8, width - len(names[0]) - 2)
+    most_name = max(map(len, first))
+    if width is not None:
+        most_name = max(_LEAST_NAME, min(_MOST_NAME, width // 3))
+    names = _padded(first, most_name)
+    room = sys.maxsize if width is None else max(8, width - len(names[0]) - 2)
     blocks = [[names]]
     used = 0
     for column in (_padded(cells, room) for cells in others):

@@ -18,6 +18,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from nuswide.data.importers.files import first_double
 from nuswide.data.manifest import Manifest
 
 FILE = "scores.npz"
@@ -81,7 +82,7 @@ class SavedScores:
         if self.scores.size and not (self.scores.min() >= 0 and self.scores.max() <= 1):
             raise ValueError("scores must be numbers from 0 to 1; a sigmoid takes logits there")
         for name in ("images", "labels"):
-            if doubled := _first_doubled(getattr(self, name)):
+            if doubled := first_double(getattr(self, name)):
                 raise ValueError(f"{doubled!r} is twice among the {name}")
 
     def for_samples(self, samples: Manifest) -> NDArray[np.float32]:
@@ -96,7 +97,7 @@ class SavedScores:
             names if whole else tuple(PurePosixPath(name).name for name in names)
             for names in (self.images, samples.names)
         )
-        if doubled := _first_doubled(own):
+        if doubled := first_double(own):
             raise click.ClickException(
                 f"two images are called {doubled!r}; give the names that the data set has"
             )
@@ -111,15 +112,6 @@ def _places(wanted: Sequence[str], there: Sequence[str], kind: str) -> list[int]
             f"there are no scores for {len(missing)} of {len(wanted)} {kind}, {missing[0]!r} first"
         )
     return [place[name] for name in wanted]
-
-
-def _first_doubled(names: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

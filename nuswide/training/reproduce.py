@@ -22,12 +22,14 @@ from safetensors.numpy import load_file
 from nuswide.config import Config, load_config, may_differ
 from nuswide.data.dataset import read_manifest
 from nuswide.data.manifest import carve_val
+from nuswide.reporting.table import Column, make_table, to_text
 from nuswide.tracking.reader import WEIGHTS
 from nuswide.tracking.run import JOB_TAG, environment
 from nuswide.training.pipeline import train_and_register
 
 REPRODUCES_TAG = "nuswide.reproduces"
 _TIMED = {"train/images_per_s", "train/seconds", "run/seconds"}
+_ALWAYS_SHOWN = ("test/map", "test/micro/f1", "test/macro/f1")
 _COMMIT, _CHANGES = "mlflow.source.git.commit", "git.uncommitted_changes"
 
 
@@ -61,7 +63,7 @@ def reproduce(run_id: str, changes: Mapping[str, str]) -> None:
         return
     rows = difference_rows(recorded.data.metrics, mlflow.get_run(again).data.metrics)
     gap = _weights_gap(run_id, again)
-    text = f"{_figures_text(rows)}\n{_verdict(rows, gap, checks)}"
+    text = f"{_metrics_text(rows)}\n{_verdict(rows, gap, checks)}"
     _record(again, f"{_checks_text(checks)}\n\n{text}")
     click.echo(f"\n{text}\nrun {again}")
 
@@ -173,13 +175,16 @@ def _checks_text(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _figures_text(rows: list[tuple[str, float, float]]) -> str:
-    """A line for each figure that differs, and for test's headline in any case."""
-    lines = [f"{'figure':32s} {'recorded':>10s} {'again':>10s} {'difference':>11s}"]
-    for name, one, other in rows:
-        if not _is_equal(one, other) or name in ("test/map", "test/micro/f1", "test/macro/f1"):
-            lines.append(f"{name:32s} {one:10.6f} {other:10.6f} {other - one:+11.1e}")
-    return "\n".join(lines)
+def _metrics_text(rows: list[tuple[str, float, float]]) -> str:
+    """Write a line for each metric that differs, and always for test's headline."""
+    columns = ("metric", Column("recorded", ".6f"), Column("again", ".6f"),
+               Column("difference", "+.1e"))  # fmt: skip
+    shown = (
+        (name, one, other, other - one)
+        for name, one, other in rows
+        if not _is_equal(one, other) or name in _ALWAYS_SHOWN
+    )
+    return to_text(make_table(columns, shown))
 
 
 def _record(run_id: str, text: str) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from nuswide.reporting import table
+from nuswide.reporting.table import Column, make_table
 from nuswide.training.sweep.plan import Params, Plan
 
 MOST_DEATHS = 4  # workers that may die of a trial before it counts as failed
@@ -84,28 +86,24 @@ def columns(plan: Plan, trials: Sequence[Trial]) -> dict[str, list[Any]]:
     """The table of trials, best first; nothing in it is of test."""
     order = ("complete", "pruned", "running", "waiting", "lost", "failed")
     rows = sorted(trials, key=lambda t: (order.index(t.state), -(t.value or 0), t.place))
-    table: dict[str, list[Any]] = {
+    found: dict[str, list[Any]] = {
         "trial": [t.place + 1 for t in rows],
         "state": [t.state for t in rows],
         "val/map": [None if t.value is None else round(t.value, 4) for t in rows],
         "epochs": [t.epochs for t in rows],
         "seconds": [round(t.seconds, 1) for t in rows],
     }
-    table |= {d.name: [t.params[d.name] for t in rows] for d in plan.search}
-    return table | {"run": [t.run or "" for t in rows], "reason": [t.reason for t in rows]}
+    found |= {d.name: [t.params[d.name] for t in rows] for d in plan.search}
+    return found | {"run": [t.run or "" for t in rows], "reason": [t.reason for t in rows]}
 
 
 def to_text(plan: Plan, trials: Sequence[Trial]) -> str:
     """The table for the terminal."""
-    table = columns(plan, trials)
-    if not any(table["reason"]):
-        del table["reason"]
-    texts = {key: [key, *map(_cell, cells)] for key, cells in table.items()}
-    widths = {key: max(map(len, cells)) for key, cells in texts.items()}
-    lines = zip(*([c.ljust(widths[key]) for c in cells] for key, cells in texts.items()),
-                strict=True)  # fmt: skip
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    found = columns(plan, trials)
+    if not any(found["reason"]):
+        del found["reason"]
+    titles = [
+        Column(title, ".4g" if any(isinstance(value, float) for value in values) else "")
+        for title, values in found.items()
+    ]
+    return table.to_text(make_table(titles, zip(*found.values(), strict=True)))
