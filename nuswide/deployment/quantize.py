@@ -190,7 +190,7 @@ def _record(
         evaluation.record(run, step=0, model_id=logged.model_id)
         tags |= evaluation.as_tags()
     registry.tag_version(version.name, str(logged.version), tags)
-    table = summary.summary(summary.result_rows(evaluations))
+    table = summary.results_text(summary.result_rows(evaluations))
     result = f"{words}\nIt is registered as models:/{version.name}/{logged.version}."
     run.set_note(f"{result}\n\n```\n{table}\n```")
     click.echo(f"{table}\n\n{result}\nrun {run.id}\n{run.address}")

@@ -1,6 +1,6 @@
-"""Measuring anew: a registered model, or the scores of another program, by the rules of training.
+"""`nuswide evaluate`: a registered model, or a file of scores, with the metrics of training.
 
-Owns the jobs of `evaluate`. Never trains.
+Owns the two evaluations. Never trains.
 
     evaluate_registered("models:/nuswide-tagger@champion", "sample", "test", Path("data/cache"))
     evaluate_scores(Path("scores.csv"), "data/voc", "test", thresholds="fixed", threshold=0.5)
@@ -23,10 +23,10 @@ from nuswide.tracking.score_file import SavedScores
 
 
 def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
-    """Measure a registered model again on a split of a data set, in a run of its own.
+    """Evaluate a registered model on a split of a data set, in a run of its own.
 
     model: models:/NAME@ALIAS or models:/NAME/VERSION. val is carved as the model's own run did.
-    cache: the folder for decoded pictures.
+    cache: the folder for decoded images.
     """
     version = registry.find_version(model)
     tagger = registry.load_tagger(version)
@@ -58,7 +58,7 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
 
 
 def open_as_trained(tagger: Tagger, data: str, cache: Path) -> Dataset:
-    """Open a data set as the model's own run did, so that the same images are val."""
+    """Open a data set as the model's training run did, so that val has the same images."""
     config = tagger.config
     whole = open_dataset(
         load_manifest(data),
@@ -70,7 +70,7 @@ def open_as_trained(tagger: Tagger, data: str, cache: Path) -> Dataset:
 
 
 def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:
-    """The model's columns in the order of the data's labels."""
+    """Return the model's columns in the order of the data's labels."""
     unknown = [label for label in manifest.labels if label not in tagger.labels]
     if unknown:
         raise click.ClickException(
@@ -83,7 +83,7 @@ def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:
 def evaluate_scores(
     path: Path, data: str, split: str, *, thresholds: str, threshold: float
 ) -> None:
-    """Judge the scores of another program in a run of their own; needs no pictures.
+    """Evaluate the scores of another program in a run of their own; needs no images.
 
     path: an npz or CSV, see scores.SavedScores. thresholds: fixed (at `threshold`), or global or
     label, fitted on the data's own val split, for which the file must have scores, too.
@@ -116,8 +116,8 @@ def evaluate_scores(
 
 
 def _conclude(run: Run, name: str, data: str, evaluation: Evaluation) -> None:
-    """Say what came out, on the run's page and in the terminal."""
-    table = summary.summary({f"{name}, {evaluation.split}": evaluation.metrics})
+    """Describe the results on the run's page and in the terminal."""
+    table = summary.results_text({f"{name}, {evaluation.split}": evaluation.metrics})
     headline = summary.with_intervals(evaluation)
     digest = evaluation.samples.digest
     run.set_note(f"**{headline}**\n\n```\n{table}\n```\nData: `{data}`, digest `{digest}`.")

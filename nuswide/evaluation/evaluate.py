@@ -75,7 +75,7 @@ def torch_score(
 def predict(score: Score, data: Dataset) -> NDArray[np.float32]:
     """Score all samples in their order; (N, C), in every process.
 
-    Many processes share whole batches out, so that the scores are those of one process.
+    Processes score whole batches in turn, so that the scores equal those of one process.
     """
     batches = np.array_split(np.arange(len(data)), range(_BATCH, len(data), _BATCH))
     own = batches[distributed.rank() :: distributed.world_size()]
@@ -87,17 +87,17 @@ def predict(score: Score, data: Dataset) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Decision:
-    """How scores become predictions: fitted on val alone, and stored in the model.
+    """Calibration and thresholds, which turn scores into predictions. Fitted on val only.
 
-    thresholds: (C,); a label is predicted at its own or above. calibration: what scores go through
-    first, None to leave them as they are.
+    thresholds: (C,); a label is predicted at its threshold or above. calibration: applied to the
+    scores first, None for none.
     """
 
     thresholds: NDArray[np.float32]
     calibration: Calibration | None = None
 
     def calibrate(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map a network's scores (N, C) to those that the thresholds are for."""
+        """Return the calibrated scores (N, C), to which the thresholds apply."""
         return self.calibration.apply(scores) if self.calibration else scores
 
     def as_settings(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def fit_decision(config: Config, val: Manifest, scores: NDArray[np.float32]) -> 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores (N, C) of one split's samples, and what follows from them.
+    """The scores (N, C) of one split's samples, and the metrics computed from them.
 
     thresholds: one, or (C,). train_positives: (C,), for the metrics of frequent and rare labels.
     """
@@ -139,12 +139,12 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> Metrics:
-        """Every metric: `map`, `micro/f1` ..."""
+        """Return every metric: `map`, `micro/f1` ..."""
         return self._metrics_at(self.thresholds)
 
     @cached_property
     def curves(self) -> Metrics:
-        """The few metrics that are worth a curve, under the split's name: `val/map` ..."""
+        """Return the metrics logged during training, under the split's name: `val/map` ..."""
         samples = self.samples
         predictions = Predictions(samples.targets, self.scores, self.thresholds, samples.known)
         found = precision_recall_f1(predictions) | average_precisions(predictions)
@@ -152,17 +152,17 @@ class Evaluation:
 
     @cached_property
     def resampled(self) -> Resampled:
-        """The headline metrics on many halves of the images, for intervals and comparisons."""
+        """Return the headline metrics resampled, for intervals and comparisons."""
         samples = self.samples
         return resample(samples.targets, self.scores, self.thresholds, samples.known)
 
     @property
     def prefixed(self) -> Metrics:
-        """All metrics under the split's name: `test/map` ..."""
+        """Return all metrics under the split's name: `test/map` ..."""
         return {f"{self.split}/{name}": value for name, value in self.metrics.items()}
 
     def as_tags(self) -> dict[str, str]:
-        """The summary metrics and the samples' digest, as tags of a registered version."""
+        """Return the summary metrics and the samples' digest as tags of a registered version."""
         summary = {f"{self.split}/{k}": f"{self.metrics[k]:.6f}" for k in SUMMARY}
         return {**summary, f"{self.split}_digest": self.samples.digest}
 
@@ -194,7 +194,7 @@ class Evaluation:
             run.log_file(folder / FILE, split)
 
     def record_pictures(self, run: Run, data: Dataset, *, step: int) -> None:
-        """Record a few pictures, always the same ones, with their true and predicted labels."""
+        """Record a few images, always the same, with their true and predicted labels."""
         samples = self.samples
         count = min(_SHOWN, len(samples))
         chosen = np.sort(np.random.default_rng(0).choice(len(samples), count, replace=False))
@@ -226,5 +226,5 @@ def summary_line(metrics: Metrics, split: str) -> str:
 
 
 def baseline_key(baseline: str, metric: str) -> str:
-    """The name under which a trivial baseline's metric on test is recorded."""
+    """Return the key under which a trivial baseline's metric on test is recorded."""
     return f"test_baselines/{baseline}_{metric.replace('/', '_')}"

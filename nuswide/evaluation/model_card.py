@@ -1,4 +1,4 @@
-"""The model card: what a registered model is, what it can do, and what it can't.
+"""The model card: what a registered model is, how good it is, and its limits.
 
 Owns the text that travels with a model. Computes no metric.
 
@@ -24,8 +24,8 @@ def make_card(
 ) -> str:
     """Write the card in Markdown.
 
-    manifest: of all splits. evaluations: the last one is of test. choice: how the network came
-    about, in words.
+    manifest: of all splits. evaluations: the last one is of test. choice: how the weights were
+    chosen, in words.
     """
     sections = {
         "": _about(config, manifest, choice),
@@ -69,7 +69,7 @@ def _metrics(evaluations: Sequence[Evaluation]) -> str:
     )
     sizes = (f"{e.split}, {len(e.samples)} images" for e in evaluations)
     return (
-        f"{to_markdown(make_table(('figure', *sizes), rows))}\n\n"
+        f"{to_markdown(make_table(('metric', *sizes), rows))}\n\n"
         "In brackets, 95 % intervals over images; another seed would differ, too. Nothing "
         "was chosen on test unless it says so above."
     )

@@ -1,4 +1,4 @@
-"""Who is champion: a contest on val, and the way back.
+"""Promotion to champion by a contest on val, and rollback.
 
 Owns the rule and its verdict, and what is recorded of it. Never looks at test: it is for the
 report, and a champion chosen on it would make its metrics there too good.
@@ -30,12 +30,12 @@ _VERBS = {  # by rule, of who lost and of who won
     "not_worse": ("was not shown to be about as good as", "was shown to be about as good as"),
 }
 RULES = tuple(_VERBS)
-_ATTEMPTS = 6  # ... while others move the alias
+_ATTEMPTS = 6  # ... while other processes move the alias
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When a challenger takes the alias.
+    """The rule by which a challenger becomes champion.
 
     figure: one of HEADLINE. rule: `better`, the whole 95 % interval of the paired difference is
     above margin; `not_worse`, it is above -margin.
@@ -63,7 +63,7 @@ class Verdict:
 
     @property
     def wins(self) -> bool:
-        """Whether the challenger takes the alias."""
+        """Whether the challenger becomes champion."""
         bound = self.rule.margin if self.rule.rule == "better" else -self.rule.margin
         return self.difference.low > bound  # NaN is not
 
@@ -90,7 +90,7 @@ def decide(challenger: SavedScores, champion: SavedScores, rule: Rule) -> Verdic
 
 
 def promote(model: str, rule: Rule) -> str:
-    """Make a version champion if it earns that; gives what came of it in words.
+    """Make a version champion if it wins the contest; return the outcome in words.
 
     The first champion needs no contest. Raises click.ClickException if there can't be one, as with
     no val split, or another one.
@@ -104,14 +104,14 @@ def promote(model: str, rule: Rule) -> str:
         try:
             return _conclude(version, champion, verdict)
         except ChampionMoved:
-            time.sleep(random.uniform(0.1, 1.0))  # apart from who else waits
+            time.sleep(random.uniform(0.1, 1.0))  # so that waiting processes do not collide again
     raise click.ClickException(f"others keep moving {version.name}@{CHAMPION}; try again later")
 
 
 def try_for_champion(name: str, version: str) -> str:
-    """Let a version that was just trained try by the default rule; gives what came of it in words.
+    """Let a newly trained version compete by the default rule; return the outcome in words.
 
-    That there can be no contest is no error here.
+    It is no error if no contest is possible.
     """
     try:
         return promote(f"models:/{name}/{version}", Rule())
@@ -151,7 +151,7 @@ def _tags(verdict: Verdict, champion: ModelVersion) -> dict[str, str]:
 
 
 def roll_back(name: str, *, steps: int = 1) -> str:
-    """Give the alias back to the champion before, some steps back; gives that in words.
+    """Return the alias to the champion before, some steps back; describe it in words.
 
     Raises click.ClickException if there is none.
     """
@@ -172,7 +172,7 @@ def roll_back(name: str, *, steps: int = 1) -> str:
 def _val_scores(
     challenger: ModelVersion, champion: ModelVersion
 ) -> tuple[SavedScores, SavedScores]:
-    """The scores of both on the same val images."""
+    """Return the scores of both on the same val images."""
     (digest, scores), (other, other_scores) = map(_scores_of, (challenger, champion))
     if digest != other:
         raise click.ClickException(
@@ -184,7 +184,7 @@ def _val_scores(
 
 
 def _scores_of(version: ModelVersion) -> tuple[str, SavedScores]:
-    """The digest of a version's val images, and its scores on them.
+    """Return the digest of a version's val images, and its scores on them.
 
     Those of its own training run; or those that `evaluate` made of the same images since. Others
     won't do: it may have been trained on them.

@@ -1,4 +1,4 @@
-"""What came out of a run, in tables and words.
+"""The results of a run, as tables and text.
 
 Owns the record of the trivial baselines and of the report, the run's description and the table in
 the terminal. Computes no metric.
@@ -21,17 +21,17 @@ from nuswide.reporting.report import Part, ReportInputs, make_report, to_html
 from nuswide.reporting.table import Column, Table, make_table, to_markdown, to_text
 from nuswide.tracking.run import Run
 
-Rows = dict[str, Metrics]  # what was measured on which split -> metrics
+Rows = dict[str, Metrics]  # what, and on which split -> metrics
 _OWN = "this model"
 
 
 def result_rows(evaluations: Sequence[Evaluation]) -> Rows:
-    """The metrics of this model on each split."""
+    """Return the metrics of this model on each split."""
     return {f"{_OWN}, {e.split}": e.metrics for e in evaluations}
 
 
 def record_baselines(run: Run, train: Manifest, test: Evaluation) -> Rows:
-    """Record what knows nothing of the pictures beside the model; gives its rows."""
+    """Record the trivial baselines beside the model; return their rows."""
     samples = test.samples
     baselines = baseline_metrics(train.targets, samples.targets, samples.known)
     for name, values in baselines.items():
@@ -54,9 +54,9 @@ def record_report(
     costs: Mapping[str, float],
     facts: Mapping[str, str],
 ) -> None:
-    """Record one page on an evaluation, and its metrics and tables beside it.
+    """Record the report of an evaluation: its page, its plots and its tables.
 
-    data: all splits. held_out: in whose labels mistakes are looked for, None for none.
+    data: all splits. held_out: searched for label errors; None for no search.
     """
     split, train = evaluation.split, data.manifest.of("train")
     samples = evaluation.samples
@@ -84,7 +84,7 @@ def record_report(
 
 
 def choice(config: Config, best_steps: int, steps: int) -> str:
-    """Say how the weights were chosen."""
+    """Describe how the weights were chosen."""
     if config.select_on == "last":
         return f"The weights are those after the last of {steps} steps. "
     honesty = " (so that its test metrics flatter it)" if config.select_on == "test" else ""
@@ -97,7 +97,7 @@ def choice(config: Config, best_steps: int, steps: int) -> str:
 def note(
     manifest: Manifest, test: Evaluation, rows: Rows, cost: Mapping[str, float], outcome: str
 ) -> str:
-    """The run's description: what came out, on what, at what cost. The page shows its start."""
+    """Write the run's description: results, data and cost. MLflow's page shows its start."""
     bound = rows["baseline top_k, test"]
     sizes = ", ".join(f"{len(manifest.indices(s))} {s}" for s in SPLITS)
     return "\n".join([
@@ -120,7 +120,7 @@ def with_intervals(evaluation: Evaluation, names: Sequence[str] = ("map", "micro
     return ", ".join(f"{name} {i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in texts)
 
 
-def summary(rows: Rows) -> str:
+def results_text(rows: Rows) -> str:
     """Write the rows as a table for the terminal."""
     return to_text(_table(rows))
 

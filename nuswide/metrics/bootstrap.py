@@ -36,7 +36,7 @@ from nuswide.metrics.predictions import (
 )
 from nuswide.metrics.ranking import image_rankings
 
-# The metrics that stand for the rest: they have intervals, and comparisons and reports show them.
+# The metrics with intervals, which comparisons and reports show.
 HEADLINE = ("map", "micro/f1", "macro/f1", "samples/f1", "cf1", "of1", "micro/ap", "lrap")
 Z_95 = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 _ROWS = 2**14  # rows of a ranking taken at once
@@ -56,9 +56,10 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much higher a metric is, the 95 % interval of that, and a two-sided p-value.
+    """The difference of a metric, its 95 % interval, and a two-sided p-value.
 
-    The interval lies around the difference less its bias, which is small, as both have theirs.
+    The interval is centred on the bias-corrected difference. The bias is small, as both sides have
+    it.
     """
 
     value: float
@@ -85,10 +86,10 @@ class Resampled:
     def intervals(self) -> dict[str, Interval]:
         """Return the interval of each metric in HEADLINE.
 
-        Average precision is too high where positives are few, and the halves show by how much. The
-        interval reaches from the metric without that bias to the metric as it is, and 1.96 standard
-        deviations beyond either: it covers what endless images would give, and what as many other
-        images give on average. It ends at 0 and at 1, as the metrics do.
+        Average precision is biased upwards where positives are few; the halves show by how much.
+        The interval reaches from the bias-corrected metric to the metric itself, and 1.96 standard
+        deviations beyond either: it covers the value on infinitely many images, and the mean value
+        on as many other images. It is limited to 0 and 1, as the metrics are.
         """
         rows = zip(HEADLINE, self.metrics, self.bounds().clip(0, 1), strict=True)
         return {name: Interval(float(value), *bounds.tolist()) for name, value, bounds in rows}
@@ -102,7 +103,7 @@ class Resampled:
 
 
 def _centre_and_deviation(values: Floats, rounds: Floats, n_images: int) -> tuple[Floats, Floats]:
-    """What values (F,) are without bias, and their standard deviation, from rounds (R, F).
+    """Return bias-corrected values (F,) and their standard deviation, from rounds (R, F).
 
     NaN where more than a tenth of the rounds are, and for a single image.
     """
@@ -119,7 +120,7 @@ def _centre_and_deviation(values: Floats, rounds: Floats, n_images: int) -> tupl
 
 
 def paired(challenger: Resampled, champion: Resampled) -> dict[str, Difference]:
-    """How much higher the challenger is in each of HEADLINE, on the same images in each round."""
+    """Return the difference of each HEADLINE metric, from the same images in each round."""
     _check_draws([challenger, champion])
     changes = challenger.metrics - champion.metrics, challenger.rounds - champion.rounds
     found = _differences(*changes, challenger.draw[0])
@@ -127,7 +128,7 @@ def paired(challenger: Resampled, champion: Resampled) -> dict[str, Difference]:
 
 
 def paired_labels(challenger: Resampled, champion: Resampled) -> list[Difference]:
-    """How much higher the challenger's average precision is, label by label; correct by holm."""
+    """Return the difference of each label's average precision. Correct the p-values with holm."""
     _check_draws([challenger, champion])
     changes = (
         challenger.label_ap - champion.label_ap, challenger.label_rounds - champion.label_rounds
@@ -147,7 +148,7 @@ def _differences(values: Floats, rounds: Floats, n_images: int) -> list[Differen
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for being many, as Holm 1979; NaN stays NaN and is not counted."""
+    """Correct p-values for multiple testing (Holm 1979); NaN stays NaN and is not counted."""
     values = np.array(p_values, dtype=np.float64)
     order = np.argsort(values)  # NaN comes last
     n_tests = np.count_nonzero(~np.isnan(values))
@@ -187,7 +188,7 @@ def resample(
 
     Metrics are defined in a half as everywhere: a label without a positive there has no average
     precision and is left out of `map`, and counts in macro F1 and CF1 as it is (0). Uses two
-    threads; what comes out does not depend on them. Memory beyond the arrays' own size is bounded.
+    threads; the result does not depend on them. Memory beyond the arrays' own size is bounded.
     """
     predictions = Predictions(targets, scores, thresholds, known)
     resampler = _Resampler(predictions)
@@ -203,7 +204,7 @@ def resample(
 
 
 def _halves(n_images: int, seed: int, rounds: Sequence[int]) -> Weights:
-    """Draw a half of the images for each round; (N, B) of 0 and 1."""
+    """Draw half of the images for each round; (N, B) of 0 and 1."""
     weights = np.zeros((n_images, len(rounds)), dtype=np.int32)
     for column, number in enumerate(rounds):
         chosen = np.random.default_rng([seed, number]).permutation(n_images)[: n_images // 2]

@@ -1,4 +1,4 @@
-"""Whether scores are probabilities, and maps that make them so.
+"""Calibration: how well scores match probabilities, and maps that improve it.
 
 Owns the calibration error, the Brier loss, and per-label calibration fitted in logit space.
 
@@ -104,8 +104,8 @@ def fit_calibration(
 ) -> Calibration:
     """Fit one of CALIBRATIONS to each label's known entries, by likelihood.
 
-    A label that lacks positives or negatives keeps its scores. Targets are drawn in a little, as
-    far as their number asks for it, which keeps labels with few positives from extremes.
+    A label that lacks positives or negatives keeps its scores. Targets are smoothed, more strongly
+    for few images, which keeps labels with few positives from extremes.
     Source: Platt 1999; Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6; for the temperature
     Guo et al. 2017, arXiv:1706.04599.
     """
@@ -126,13 +126,13 @@ def _logits(scores: Scores) -> Floats:
 
 
 def _smoothed(true: Bools) -> Floats:
-    """Platt's targets: 1 and 0 as they are after one more image of either kind."""
+    """Return Platt's targets: the shares after one more image of either kind."""
     positives, negatives = true.sum(), (~true).sum()
     return np.where(true, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 
 
 def _platt(logits: Floats, targets: Floats) -> tuple[float, float]:
-    """Scale and shift of highest likelihood."""
+    """Return the scale and shift of the highest likelihood."""
     centre = logits.mean()  # makes scale and shift nearly independent, which saves steps
 
     def loss(free: Floats) -> tuple[float, Floats]:
@@ -151,7 +151,7 @@ def _platt(logits: Floats, targets: Floats) -> tuple[float, float]:
 
 
 def _temperature(logits: Floats, targets: Floats) -> tuple[float, float]:
-    """Scale of highest likelihood, which is one by the temperature, and no shift."""
+    """Return the scale of the highest likelihood, 1 / temperature, and no shift."""
     found = minimize_scalar(
         lambda log_scale: _log_loss(np.exp(log_scale) * logits, targets),
         bounds=_LOG_SCALES, method="bounded", options={"xatol": 1e-6},

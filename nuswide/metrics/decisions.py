@@ -81,7 +81,7 @@ def samples_values(predictions: Predictions) -> dict[str, Floats]:
 def top_three(predictions: Predictions) -> Bools:
     """Mark each image's three labels of highest score, all if it has fewer known ones; (N, C).
 
-    Of labels that tie for a place, the first has it.
+    Of tied labels, the first is taken.
     """
     left = (
         predictions.scores

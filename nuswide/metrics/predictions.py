@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Curve:
-    """Entries by falling score, cut after each distinct score, so that ties stand or fall together.
+    """Entries by falling score, grouped by distinct score, so that ties are predicted together.
 
     order: (M,) the images, highest score first. ends: (K,) the last index of each distinct score.
     hits: (K,) how many entries down to there are true. scores: (K,), falling.
@@ -37,17 +37,17 @@ class Curve:
 
     @property
     def predicted(self) -> Ints:
-        """(K,) how many entries have at least each distinct score."""
+        """Return how many entries have at least each distinct score; (K,)."""
         return self.ends + 1
 
     @property
     def positives(self) -> int:
-        """How many entries are true."""
+        """Return the number of true entries."""
         return int(self.hits[-1]) if len(self.hits) else 0
 
 
 def make_curve(true: Bools, scores: Scores, images: NDArray[np.int32]) -> Curve:
-    """Sort entries (M,), each of an image."""
+    """Sort entries (M,) by score. images: (M,) the image of each."""
     order = np.argsort(-scores)
     falling = scores[order]
     is_last = np.append(falling[1:] != falling[:-1], True)[: len(falling)]
@@ -79,20 +79,20 @@ class Predictions:
 
     @cached_property
     def true(self) -> Bools:
-        """(N, C) which entries are known to be true."""
+        """Return which entries are known to be true; (N, C)."""
         true = self.targets > 0
         return true if self.known is None else true & self.known
 
     @cached_property
     def predicted(self) -> Bools:
-        """(N, C) which known entries reach their threshold."""
+        """Return which known entries reach their threshold; (N, C)."""
         # In the scores' own precision: a score at its threshold is predicted.
         predicted = self.scores >= np.asarray(self.thresholds, dtype=self.scores.dtype)
         return predicted if self.known is None else predicted & self.known
 
     @cached_property
     def n_known(self) -> Ints:
-        """(C,) images of which it is known whether they have the label."""
+        """Return the number of images with a known entry for each label; (C,)."""
         n_images, n_labels = self.targets.shape
         return np.full(n_labels, n_images) if self.known is None else self.known.sum(axis=0)
 

@@ -17,7 +17,7 @@ _CHUNK = 2**22  # entries compared at once
 
 
 def average_precision(curve: Curve) -> float:
-    """Tie-aware, not interpolated average precision, as scikit-learn's; NaN without a positive.
+    """Return the tie-aware, not interpolated average precision; NaN without a positive.
 
     The sum over distinct scores, from the highest, of the rise in recall times the precision.
     """
@@ -117,7 +117,7 @@ def image_rankings(predictions: Predictions) -> dict[str, Floats]:
 
 
 def _ranks(predictions: Predictions, image: Ints, label: Ints) -> tuple[Ints, Ints]:
-    """For true entries, how many of the image's labels, and true ones, score at least as high."""
+    """Count, for true entries, the image's labels and true labels that score at least as high."""
     rank, hits = np.empty_like(image), np.empty_like(image)
     step = max(1, _CHUNK // predictions.targets.shape[1])
     for start in range(0, len(image), step):

@@ -50,7 +50,7 @@ def _cell(value: Any) -> int | float | None:
 
 
 def baseline_scores(train_targets: Targets) -> dict[str, Scores]:
-    """Score the labels without looking at a picture, in two ways; name -> (C,) of 0 and 1.
+    """Return the scores of taggers that ignore the image; name -> (C,) of 0 and 1.
 
     all_labels: every label, always. top_k: the k labels most frequent in train, with the k that has
     the best micro-F1 there.

@@ -23,15 +23,15 @@ _EDGE = 1e-7  # keeps logits of thresholds finite
 def fit_thresholds(
     kind: str, targets: Targets, scores: Scores, known: Known = None, *, fixed: float = 0.5
 ) -> NDArray[np.float32]:
-    """Fit one of THRESHOLDS to the known entries of a split; (C,)."""
+    """Fit thresholds (C,) of a kind in THRESHOLDS to the known entries of a split."""
     return THRESHOLDS[kind](Predictions(targets, scores, fixed, known))
 
 
 def best_f1(curve: Curve) -> float:
-    """Find the threshold of the best F1: of equally good ones the highest.
+    """Return the threshold of the best F1, the highest of equally good ones.
 
-    Exact: every distinct score is tried. Lies midway to the next lower score, so that rounding in
-    another program can't move an image across it.
+    Exact: every distinct score is tried. The threshold lies midway to the next lower score, so that
+    rounding in another program cannot move an image across it.
     """
     best = int((curve.hits / (curve.predicted + curve.positives)).argmax())
     at = curve.scores[best]

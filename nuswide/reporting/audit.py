@@ -1,7 +1,7 @@
-"""What a data set is like before anything learns from it.
+"""The audit of a data set.
 
-Owns the questions: how much of what, which labels come together, which are missing by implication,
-which pictures are there twice, and whether the first rows are like the rest. Mends nothing.
+Owns the checks: label counts, co-occurrence, labels missing by implication, duplicate images, and
+whether the first rows are distributed like the rest. Changes nothing.
 
     audit = make_audit(manifest, open_dataset(manifest, size_px=64, folder=Path("data/cache")))
     write_audit(audit, Path("audit"))
@@ -45,7 +45,7 @@ _SHOWN_PAIRS, _SHOWN_EXAMPLES = 12, 3
 
 @dataclass(frozen=True)
 class Gap:
-    """Images that have `label` but lack `implied`, which nearly always, or by meaning, is there."""
+    """Images that have `label` but lack `implied`, which follows by meaning or nearly always."""
 
     label: str
     implied: str
@@ -57,7 +57,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Bias:
-    """How the first rows of train differ from its other rows, label by label.
+    """Label frequencies in the first rows of train against its other rows.
 
     first, rest: (C,) share of images with the label. margin: (C,) half the width of the interval of
     their difference, 95 % for all labels together.
@@ -70,13 +70,13 @@ class Bias:
 
     @property
     def is_off(self) -> NDArray[np.bool_]:
-        """Labels whose shares differ by more than chance; (C,)."""
+        """Return the labels whose shares differ by more than chance; (C,)."""
         return np.asarray(np.abs(self.first - self.rest) > self.margin)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The answers. together: (C, C) images that have both labels. pairs: None without pictures."""
+    """The results. together: (C, C) images that have both labels. pairs: None without images."""
 
     manifest: Manifest
     together: NDArray[np.int64]
@@ -94,10 +94,10 @@ class Audit:
 def make_audit(
     manifest: Manifest, pictures: Dataset | None = None, *, first_rows: int = 5000
 ) -> Audit:
-    """Audit a data set, without a look at its pictures if there are none.
+    """Audit a data set, without its images if there are none.
 
-    pictures: the manifest's samples, decoded. first_rows: so many rows of train are compared with
-    the others, if it has more.
+    pictures: the manifest's samples, decoded. first_rows: how many rows of train are compared with
+    the others.
     """
     targets = manifest.targets.astype(np.float32)
     return Audit(
@@ -111,12 +111,12 @@ def make_audit(
 
 
 def find_gaps(manifest: Manifest) -> tuple[Gap, ...]:
-    """Labels that are missing by implication, the most missing first."""
+    """Find labels that are missing by implication, the most missing first."""
     targets = manifest.targets.astype(np.float32)
     known = np.ones_like(targets) if manifest.known is None else manifest.known.astype(np.float32)
     judged, both = targets.T @ known, targets.T @ targets  # [a, b]: of a's images
-    place = {label: i for i, label in enumerate(manifest.labels)}
-    meant = {(place[a], place[b]) for a, b in IMPLIED if a in place and b in place}
+    index = {label: i for i, label in enumerate(manifest.labels)}
+    meant = {(index[a], index[b]) for a, b in IMPLIED if a in index and b in index}
     habit = (both >= _NEARLY_ALWAYS * judged) & (judged >= _LEAST_IMAGES)
     np.fill_diagonal(habit, False)
     gaps = [
@@ -244,7 +244,7 @@ def _is_across(audit: Audit, pair: Pair) -> bool:
 
 
 def findings(audit: Audit) -> list[str]:
-    """What a reader must know, a sentence each."""
+    """Return the main findings, a sentence each."""
     n = len(audit.manifest)
     bare = int((~audit.manifest.targets.any(axis=1)).sum())
     said = [f"{bare:,} of {n:,} images have no label ({bare / n:.1%})."]

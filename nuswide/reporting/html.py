@@ -21,24 +21,24 @@ _SIDE_PX = 256  # of one at most
 
 
 def page(title: str, *parts: str) -> str:
-    """A whole page of parts that are markup already."""
+    """Return a whole page. parts: markup."""
     body = "\n".join(parts)
     script = _sorting() if "<table class=sortable>" in body else ""
     return _PAGE.format(title=html.escape(title), style=_STYLE, body=body, script=script)
 
 
 def heading(text: str) -> str:
-    """A section's heading, which `contents` can point at."""
+    """Return a section's heading, to which `contents` links."""
     return f'<h2 id="{_anchor(text)}">{html.escape(text)}</h2>'
 
 
 def subheading(text: str) -> str:
-    """A heading inside a section."""
+    """Return a heading inside a section."""
     return f"<h3>{html.escape(text)}</h3>"
 
 
 def contents(headings: Iterable[str]) -> str:
-    """A table of contents of headings, by their texts."""
+    """Return a table of contents with links to headings."""
     items = "".join(f'<li><a href="#{_anchor(h)}">{html.escape(h)}</a>' for h in headings)
     return f"<nav aria-label=Contents><ol>{items}</ol></nav>"
 
@@ -48,23 +48,23 @@ def _anchor(text: str) -> str:
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f"<p>{html.escape(text)}</p>"
 
 
 def points(texts: Iterable[str]) -> str:
-    """A list of plain texts."""
+    """Return a list of plain texts."""
     return f"<ul>{''.join(f'<li>{html.escape(text)}' for text in texts)}</ul>"
 
 
 def definitions(values: Mapping[str, str]) -> str:
-    """Names and what they are, one a line."""
+    """Return a list of names and values."""
     items = (f"<dt>{html.escape(k)}<dd>{html.escape(v)}" for k, v in values.items())
     return f"<dl>{''.join(items)}</dl>"
 
 
 def picture(drawn: Image.Image, alt: str, caption: str = "") -> str:
-    """A plot in the page; `drawn` carries its dpi."""
+    """Return a plot for the page. drawn: with its dpi in `info`."""
     png = io.BytesIO()
     flat = drawn.quantize(_COLOURS, dither=Image.Dither.NONE)
     flat.save(png, format="png", optimize=True)
@@ -77,7 +77,7 @@ def picture(drawn: Image.Image, alt: str, caption: str = "") -> str:
 
 
 def photograph(image: NDArray[np.uint8], alt: str, lines: Sequence[str]) -> str:
-    """A picture (3, H, W) with lines of text below it, the first of them its headline."""
+    """Return an image (3, H, W) with lines of text below it, the first of them in bold."""
     jpeg = io.BytesIO()
     shown = Image.fromarray(image.transpose(1, 2, 0))
     shown.thumbnail((_SIDE_PX, _SIDE_PX))
@@ -91,7 +91,7 @@ def photograph(image: NDArray[np.uint8], alt: str, lines: Sequence[str]) -> str:
 
 
 def gallery(photographs: Iterable[str]) -> str:
-    """Photographs side by side, as many in a row as the page is wide."""
+    """Return photographs in rows that fill the width of the page."""
     return f"<div class=gallery>{''.join(photographs)}</div>"
 
 
@@ -100,7 +100,7 @@ def _base64(file: io.BytesIO) -> str:
 
 
 def _sorting() -> str:
-    """The script that sorts tables, under a policy that lets nothing else run or load."""
+    """Return the script that sorts tables, under a policy that forbids everything else."""
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -112,7 +112,7 @@ def _sorting() -> str:
     )
 
 
-# A column falls first if it holds numbers; what has no value stays last either way.
+# Columns of numbers sort descending first; missing values stay last either way.
 _SCRIPT = """
 const numberOf = text => text.trim() === "" ? NaN : Number(text.replaceAll(",", ""));
 function compare(a, b, sign) {

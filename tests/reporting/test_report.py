@@ -200,7 +200,7 @@ def test_headline_shows_the_metrics_intervals_and_baselines_that_it_was_given(
         replace(small, metrics=metrics, intervals={"map": interval}, baselines=baselines)
     )
     table = report.tables["headline"]
-    row = {name: values[table["figure"].index("map")] for name, values in table.as_dict().items()}
+    row = {name: values[table["metric"].index("map")] for name, values in table.as_dict().items()}
     assert (row["value"], row["low"], row["high"]) == interval
     assert row["all_labels"] == baselines["all_labels"]["map"]
     assert row["top_k"] == baselines["top_k"]["map"]
@@ -213,7 +213,7 @@ def test_headline_shows_the_metrics_intervals_and_baselines_that_it_was_given(
 def test_metrics_are_computed_if_they_are_not_given(small: ReportInputs) -> None:
     expected = all_metrics(small.data.manifest.targets, small.scores, small.thresholds)
     table = make_report(small).tables["headline"]
-    for name, value in zip(table["figure"], table["value"], strict=True):
+    for name, value in zip(table["metric"], table["value"], strict=True):
         assert value == expected[name]
 
 
@@ -222,7 +222,7 @@ def test_thresholds_stand_beside_a_half() -> None:
     table = make_report(inputs).tables["thresholds"]
     for column, thresholds in (("at its thresholds", inputs.thresholds), ("at 0.5", 0.5)):
         expected = all_metrics(inputs.data.manifest.targets, inputs.scores, thresholds)
-        for name, value in zip(table["figure"], table[column], strict=True):
+        for name, value in zip(table["metric"], table[column], strict=True):
             assert value == expected[name]
 
 

@@ -1,7 +1,7 @@
-"""Runs and registered versions side by side: what came out, what differs, and what is only noise.
+"""Comparison of runs and registered versions: metrics, differences, and which are significant.
 
 Owns the order of a comparison and its record; the modules beside own who takes part, the paired
-statistics, the tables, the drawings and the page. Trains and scores nothing: all is in the record.
+statistics, the tables, the plots and the page. Trains and scores nothing: all is recorded.
 
     compare_runs("Default")  # or "RUN_ID,models:/nuswide-tagger/3,models:/nuswide-tagger@champion"
 """
@@ -32,11 +32,11 @@ def compare_runs(
 ) -> None:
     """Compare runs and versions; print it and record it as a run of its own.
 
-    runs: IDs of runs, names of MLflow experiments and models:/ addresses, parted by commas.
-    baseline: the one of them, as it is named there, that the others are measured against; None for
-    the best by val. across_test_sets: show what was tested on different images, without pairing.
-    pool_seeds: take training runs that differ in their seed alone as one. out: a folder for the
-    page, the tables and the drawings, beside the record.
+    runs: IDs of runs, names of MLflow experiments and models:/ addresses, separated by commas.
+    baseline: the one of them that the others are compared with, as it is named there; None for the
+    best on val. across_test_sets: allow different test images, which cannot be paired. pool_seeds:
+    treat training runs that differ only in their seed as one. out: a folder for a copy of the page,
+    the tables and the plots.
 
     Raises click.ClickException if there are fewer than two to compare, or the test sets differ.
     """
@@ -60,7 +60,7 @@ def compare_runs(
 
 @dataclass(frozen=True)
 class _Made:
-    """What is written of a comparison, by name: tables, files of text, and drawings."""
+    """The files of a comparison, by name: tables, texts and plots."""
 
     tables: dict[str, Table]
     texts: dict[str, str]

@@ -1,10 +1,10 @@
-"""Who takes part in a comparison.
+"""The entrants of a comparison.
 
-Owns the way from what a user names to entrants, the pooling of seeds, and the choice of a baseline.
-Reads no scores.
+Owns the resolution of names to entrants, the pooling of seeds, and the choice of a baseline. Reads
+no scores.
 
     entrants = find_entrants("Default", pool_seeds=True)
-    place, why = choose_baseline(entrants, None)
+    index, why = choose_baseline(entrants, None)
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ _MOST_SHOWN = 6  # values of a param within an entrant
 
 @dataclass(frozen=True)
 class Entrant:
-    """One side of the comparison: a run, a registered version, or runs that differ in their seed.
+    """One side of the comparison: a run, a registered version, or runs that differ in the seed.
 
     given: what the user named it by. has_scores: its runs kept their scores on test.
     """
@@ -37,12 +37,12 @@ class Entrant:
 
     @property
     def digest(self) -> str:
-        """Of the test images and their truth."""
+        """Return the digest of the test images and their targets."""
         return str(self.runs[0].data.tags.get(f"data.{_SPLIT}_digest", "unknown"))
 
     @property
     def params(self) -> dict[str, str]:
-        """Each param, the values of several runs parted by commas."""
+        """Return each param, the values of several runs separated by commas."""
         keys = sorted({key for run in self.runs for key in run.data.params})
         return {key: self._joined(key) for key in keys}
 
@@ -52,21 +52,21 @@ class Entrant:
         return ", ".join(values[:_MOST_SHOWN]) + more
 
     def values(self, key: str) -> list[float]:
-        """A metric of each run that has it; costs may be params or tags, too."""
+        """Return a metric of each run that has it; costs may also be params or tags."""
         sources = [(r.data.metrics, r.data.params, r.data.tags) for r in self.runs]
         found = (next((s[key] for s in three if key in s), None) for three in sources)
         return [float(value) for value in found if value is not None]
 
     def mean(self, key: str) -> float | None:
-        """The mean of a metric over the runs; None unless all have it."""
+        """Return the mean of a metric over the runs; None unless all have it."""
         values = self.values(key)
         return float(np.mean(values)) if len(values) == len(self.runs) else None
 
 
 def find_entrants(runs: str, *, pool_seeds: bool) -> list[Entrant]:
-    """Fetch what the user named; raises click.ClickException if that is fewer than two.
+    """Fetch the entrants that a user named; raises click.ClickException if fewer than two.
 
-    runs: IDs, MLflow experiments and models:/ addresses, parted by commas.
+    runs: IDs, MLflow experiments and models:/ addresses, separated by commas.
     """
     whole = [runs] if reader.find_experiment(runs) else runs.split(",")
     found: dict[str, Entrant] = {}
@@ -115,7 +115,7 @@ def _of_run(run: RecordedRun, given: str) -> Entrant:
 
 
 def _version(uri: str) -> Entrant:
-    """A version by its training run, or by an evaluation where only that kept the scores."""
+    """Return a version by its training run, or by an evaluation if only that kept scores."""
     version = registry.find_version(uri)
     name = f"{version.name}/{version.version}"
     own = reader.training_run(version)
@@ -131,7 +131,7 @@ def _version(uri: str) -> Entrant:
 
 
 def _pool(entrants: Sequence[Entrant]) -> list[Entrant]:
-    """Take training runs of one recipe as one entrant; of a seed that is there twice the latest."""
+    """Pool training runs of one recipe into one entrant; of a repeated seed, keep the latest."""
     groups: dict[object, dict[str, Entrant]] = {}
     for entrant in sorted(entrants, key=lambda e: e.runs[0].info.start_time):
         key, seed = _recipe(entrant), entrant.runs[0].data.params.get("seed", "")
@@ -146,7 +146,7 @@ def _pool(entrants: Sequence[Entrant]) -> list[Entrant]:
 
 
 def _recipe(entrant: Entrant) -> object:
-    """What entrants have in common that are pooled; registered versions stay apart."""
+    """Return what pooled entrants have in common; registered versions are never pooled."""
     run = entrant.runs[0]
     is_version = any(given.startswith("models:/") for given in entrant.given)
     if is_version or run.data.tags.get(JOB_TAG) != "train" or "seed" not in run.data.params:
@@ -160,7 +160,7 @@ def _recipe(entrant: Entrant) -> object:
 
 
 def as_number(cell: str) -> float | str:
-    """`mlflow run` records a param as it was typed: 1e-4 and 0.0001 are no difference."""
+    """Convert a param to a number if it is one: 1e-4 and 0.0001 are the same."""
     try:
         return float(cell)
     except ValueError:
@@ -168,7 +168,7 @@ def as_number(cell: str) -> float | str:
 
 
 def _with_names(entrants: Sequence[Entrant]) -> list[Entrant]:
-    """Shorten `train data=x lr=1 seed=2` to what tells the entrants apart, and no two the same."""
+    """Shorten names like `train data=x lr=1 seed=2` to the words that differ, each unique."""
     words = [entrant.name.split() for entrant in entrants]
     common = set.intersection(*(set(own) for own in words))
     named = []
@@ -189,9 +189,9 @@ def _with_names(entrants: Sequence[Entrant]) -> list[Entrant]:
 
 
 def require_one_test_set(entrants: Sequence[Entrant], *, across_test_sets: bool) -> bool:
-    """Whether all were tested on the same images; raises click.ClickException unless they may not.
+    """Return whether all were tested on the same images.
 
-    across_test_sets: they may be tested on different ones.
+    Raises click.ClickException if they were not, unless across_test_sets allows it.
     """
     sets: dict[str, list[str]] = {}
     for entrant in entrants:
@@ -206,24 +206,24 @@ def require_one_test_set(entrants: Sequence[Entrant], *, across_test_sets: bool)
 
 
 def choose_baseline(entrants: Sequence[Entrant], wanted: str | None) -> tuple[int | None, str]:
-    """The place of the entrant that the others are measured against, and why; None for none.
+    """Return the index of the baseline, or None, and why it was chosen.
 
-    Raises click.ClickException if the wanted one is not there, or kept no scores.
+    Raises click.ClickException if the wanted one is missing or kept no scores.
     """
     if wanted:
-        places = [i for i, e in enumerate(entrants) if _is_meant(e, wanted)]
-        if len(places) != 1:
+        indices = [i for i, e in enumerate(entrants) if _is_meant(e, wanted)]
+        if len(indices) != 1:
             names = ", ".join(e.name for e in entrants)
             raise click.ClickException(
-                f"baseline={wanted} is {len(places) or 'none'} of those compared; name one of them "
-                f"by its run's ID or its models:/ address: {names}"
+                f"baseline={wanted} is {len(indices) or 'none'} of those compared; name one of "
+                f"them by its run's ID or its models:/ address: {names}"
             )
-        if not entrants[places[0]].has_scores:
+        if not entrants[indices[0]].has_scores:
             raise click.ClickException(
                 f"baseline={wanted} kept no scores on test, and nothing can be paired with it; "
                 "name another"
             )
-        return places[0], "as given"
+        return indices[0], "as given"
     predictions = [i for i, entrant in enumerate(entrants) if entrant.has_scores]
     values: Mapping[int, float | None] = {i: entrants[i].mean("val/map") for i in predictions}
     known = {i: value for i, value in values.items() if value is not None}

@@ -60,7 +60,7 @@ class Estimate(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """How much higher than the baseline's a metric is; corrected: the p-value, by Holm's method."""
+    """The difference of a metric from the baseline's; corrected: the p-value by Holm's method."""
 
     value: float
     low: float
@@ -92,9 +92,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it. The baseline, if there is one, is the first of the entrants.
+    """The whole comparison. The baseline, if there is one, is the first of the entrants.
 
-    positives: of each of the labels on test. remarks: what a reader must know.
+    positives: (C,) of each label on test. remarks: caveats for the reader.
     """
 
     entrants: tuple[Entrant, ...]
@@ -121,12 +121,12 @@ def measure(
 ) -> Comparison:
     """Compute metrics, intervals and differences from the entrants' recorded scores.
 
-    baseline: its place, and why it is that. is_paired: all were tested on the same images.
+    baseline: its index, and why it is that. is_paired: all were tested on the same images.
     """
-    place, why = baseline
+    index, why = baseline
     if not is_paired:
         why = "they were tested on different images"
-    ordered = _ordered(entrants, place)
+    ordered = _ordered(entrants, index)
     base, like = None, None
     raw: list[tuple[list[Difference], list[Difference]] | None] = []
     results: list[Result] = []
@@ -142,7 +142,7 @@ def measure(
         if base is None:
             base, like = pool, saved
     corrected = _corrected(results, raw)
-    has_baseline = place is not None and is_paired
+    has_baseline = index is not None and is_paired
     return Comparison(
         tuple(ordered), tuple(corrected), ordered[0].name if has_baseline else None, why,
         len(like.images) if like and is_paired else 0, like.labels if like else (),
@@ -151,13 +151,13 @@ def measure(
 
 
 def _ordered(entrants: Sequence[Entrant], baseline: int | None) -> list[Entrant]:
-    """The baseline, then the others by their mAP on val, which ranks nothing on test."""
+    """Sort the baseline first, then by mAP on val, so that test does not rank."""
 
-    def place(i: int) -> tuple[bool, float]:
+    def rank(i: int) -> tuple[bool, float]:
         value = entrants[i].mean("val/map")
         return i != baseline, -value if value is not None else np.inf
 
-    return [entrants[i] for i in sorted(range(len(entrants)), key=place)]
+    return [entrants[i] for i in sorted(range(len(entrants)), key=rank)]
 
 
 def _positives(saved: SavedScores | None) -> NDArray[np.int64]:
@@ -213,7 +213,7 @@ def _estimates(pool: _Pool) -> dict[str, Estimate]:
 
 
 def _recorded(entrant: Entrant) -> dict[str, Estimate]:
-    """The metrics in the record of runs that kept no scores."""
+    """Return the recorded metrics of runs that kept no scores."""
     found = {}
     for name in COMPARED:
         values = entrant.values(f"{_SPLIT}/{name}")
@@ -224,7 +224,7 @@ def _recorded(entrant: Entrant) -> dict[str, Estimate]:
 
 
 def _differences(pool: _Pool, base: _Pool) -> tuple[list[Difference], list[Difference]]:
-    """Of the metrics, and of each label's average precision."""
+    """Return the differences of the metrics, and of each label's average precision."""
     found = paired(pool.mean, base.mean)
     metrics = [found[name] for name in COMPARED]
     shown = [HEADLINE.index(name) for name in COMPARED]
@@ -236,7 +236,7 @@ def _differences(pool: _Pool, base: _Pool) -> tuple[list[Difference], list[Diffe
 
 
 def _with_seeds(found: Sequence[Difference], sides: Sequence[Floats]) -> list[Difference]:
-    """Add the variance between seeds to that between images, if all sides have several.
+    """Add the variance between seeds to that between images, if all sides have several seeds.
 
     sides: for each, (S, K) of its seeds.
     """
@@ -261,7 +261,7 @@ def _corrected(
     results: Sequence[Result],
     raw: Sequence[tuple[list[Difference], list[Difference]] | None],
 ) -> list[Result]:
-    """Correct the p-values, those of all metrics together, and those of all labels together."""
+    """Correct the p-values of all metrics together, and of all labels together."""
     metrics, labels = (
         iter(holm([d.p_value for pair in raw if pair for d in pair[kind]])) for kind in (0, 1)
     )

@@ -86,7 +86,7 @@ def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
 
 
 def _findings(comparison: Comparison) -> str:
-    """What can be said of each entrant, in a sentence; then what must be known."""
+    """Write a sentence on each entrant, then the remarks."""
     said = [
         _finding(entrant.name, result)
         for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
@@ -113,14 +113,14 @@ def _finding(name: str, result: Result) -> str:
 
 
 def _panels(drawn: Mapping[str, Image.Image], kind: str) -> str:
-    """The drawings of a kind, side by side where there is room."""
+    """Return the plots of a kind, side by side where there is room."""
     own = {name: image for name, image in drawn.items() if name.startswith(f"{kind}/")}
     pictures = (html.picture(image, name.replace("/", " ")) for name, image in own.items())
     return f"<div class=panels>{''.join(f'<div>{picture}</div>' for picture in pictures)}</div>"
 
 
 def _labels(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> list[str]:
-    """The labels that differ most, for the first entrants: a drawing and a table each."""
+    """Return the labels that differ most, for the first entrants: a plot and a table each."""
     pairs = zip(comparison.entrants, comparison.results, strict=True)
     shown = [(entrant.name, result.labels) for entrant, result in pairs if result.labels]
     if not shown:
@@ -135,9 +135,9 @@ def _labels(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> list[st
     ]
     words = {"better": "better", "worse": "worse", "tie": "with no difference shown",
              "unknown": "with too few positives to say"}  # fmt: skip
-    for place, (name, found) in enumerate(shown[:MOST_DETAILED], start=1):
+    for number, (name, found) in enumerate(shown[:MOST_DETAILED], start=1):
         counts = [f"{sum(c.verdict == v for c in found)} {word}" for v, word in words.items()]
-        picture = html.picture(drawn[f"labels/{place}"], f"Differences by label of {name}")
+        picture = html.picture(drawn[f"labels/{number}"], f"Differences by label of {name}")
         table = table_html(tables.shown_labels(comparison, found, _LISTED))
         parts += [
             html.paragraph(f"{name}: of {len(found)} labels {', '.join(counts)}."),

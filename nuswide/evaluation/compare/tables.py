@@ -28,7 +28,7 @@ _MOST_LABELS = 20
 
 
 def overview(comparison: Comparison) -> Table:
-    """A column an entrant; what differs in params, metrics with intervals, costs."""
+    """Return a column for each entrant: differing params, metrics with intervals, costs."""
     rows: list[tuple] = [
         ("runs", *(" ".join(r.info.run_id[:8] for r in e.runs) for e in comparison.entrants)),
         ("n", *(len(e.runs) for e in comparison.entrants)),
@@ -49,7 +49,7 @@ def overview(comparison: Comparison) -> Table:
 
 
 def params(entrants: Sequence[Entrant]) -> Table:
-    """The params and data in which the entrants differ; a column an entrant."""
+    """Return the params and data in which the entrants differ; a column for each entrant."""
     found = [
         {**e.params, "protocol": _tag(e, "data.protocol"), "test digest": e.digest}
         for e in entrants
@@ -65,7 +65,7 @@ def _tag(entrant: Entrant, key: str) -> str:
 
 
 def differences(comparison: Comparison) -> Table:
-    """A row for each metric of each entrant that is paired with the baseline."""
+    """Return a row for each metric of each entrant that is paired with the baseline."""
     rows = [
         (entrant.name, comparison.baseline, name, *map(_finite, compared), compared.verdict)
         for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
@@ -76,7 +76,7 @@ def differences(comparison: Comparison) -> Table:
 
 
 def labels(comparison: Comparison) -> Table:
-    """A row for each label of each entrant that is paired: the difference in AP."""
+    """Return a row for each label of each paired entrant: the difference in AP."""
     rows = [
         (entrant.name, comparison.baseline, label, positives, *map(_finite, compared),
          compared.verdict)
@@ -90,7 +90,7 @@ def labels(comparison: Comparison) -> Table:
 
 
 def trivial(comparison: Comparison) -> dict[str, dict[str, float]]:
-    """The metrics of the trivial taggers on the same images: name -> metric -> value."""
+    """Return the metrics of the trivial taggers on the same images: name -> metric -> value."""
     if len({entrant.digest for entrant in comparison.entrants}) > 1:
         return {}
     metrics = [run.data.metrics for entrant in comparison.entrants for run in entrant.runs]
@@ -134,7 +134,7 @@ def _interval(low: float, high: float, form: str) -> str:
 
 
 def _minus(text: str) -> str:
-    """Numbers with a minus sign that is as wide as a plus."""
+    """Replace hyphens by minus signs, which are as wide as a plus."""
     return text.replace("-", "−")
 
 
@@ -146,7 +146,7 @@ def p_text(p_value: float) -> str:
 
 
 def shown_results(comparison: Comparison, names: Sequence[str] = COMPARED) -> Table:
-    """A row for each entrant and each trivial tagger: its runs, and its metrics with intervals."""
+    """Return a row for each entrant and trivial tagger: its runs, its metrics with intervals."""
     rows: list[tuple] = [
         (
             Cell(entrant.name, note="(baseline)" if entrant.name == comparison.baseline else ""),
@@ -160,7 +160,7 @@ def shown_results(comparison: Comparison, names: Sequence[str] = COMPARED) -> Ta
 
 
 def shown_differences(comparison: Comparison) -> Table:
-    """A row for each entrant that is paired with the baseline: how much higher its metrics are."""
+    """Return a row for each paired entrant: the differences of its metrics."""
     rows = [
         (entrant.name, *map(_difference_cell, result.differences.values()))
         for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
@@ -172,7 +172,7 @@ def shown_differences(comparison: Comparison) -> Table:
 def top_labels(
     comparison: Comparison, found: Sequence[Compared], most: int = _MOST_LABELS
 ) -> list[tuple[str, int, Compared]]:
-    """The labels of the greatest differences with their positives, the highest first."""
+    """Return the labels of the greatest differences with their positives, highest first."""
     rows = list(zip(comparison.labels, comparison.positives.tolist(), found, strict=True))
     known = [row for row in rows if np.isfinite(row[2].low)]
     chosen = sorted(known, key=lambda row: -abs(row[2].value))[:most]
@@ -180,7 +180,7 @@ def top_labels(
 
 
 def shown_labels(comparison: Comparison, found: Sequence[Compared], most: int) -> Table:
-    """A row for each of the labels of the greatest differences."""
+    """Return a row for each of the labels of the greatest differences."""
     rows = [
         (label, positives, _difference_cell(c, with_p=False), p_text(c.p_value),
          p_text(c.corrected))
@@ -190,13 +190,13 @@ def shown_labels(comparison: Comparison, found: Sequence[Compared], most: int) -
 
 
 def shown_costs(keys: Sequence[str], entrants: Sequence[Entrant]) -> Table:
-    """A row for each entrant: its mean costs."""
+    """Return a row for each entrant: its mean costs."""
     rows = [(entrant.name, *map(entrant.mean, keys)) for entrant in entrants]
     return make_table(("cost", *(Column(key, ",.0f") for key in keys)), rows)
 
 
 def introduction(comparison: Comparison) -> str:
-    """What is compared with what, on what."""
+    """Describe the test set and the baseline."""
     if comparison.baseline is None:
         return f"Nothing is paired: {comparison.why_baseline}."
     return (

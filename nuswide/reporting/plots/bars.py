@@ -32,7 +32,7 @@ _MOST_LABELS = 200  # a bar each; more would not fit a picture file
 def label_distribution(
     labels: Sequence[str], counts: Mapping[str, NDArray[np.int64]], most: int = _MOST_LABELS
 ) -> Figure:
-    """Bars of each label's images, a panel a split, most frequent in the first split on top.
+    """Plot each label's images as bars, a panel for each split, most frequent labels on top.
 
     counts: split -> (C,) images with the label. most: so many labels are shown, the most frequent.
     """
@@ -54,26 +54,29 @@ def label_distribution(
     return figure
 
 
-def metric_bars(figures: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Grouped bars: a group a metric, a bar a name; name -> metric -> value in [0, 1]."""
-    metrics = list(dict.fromkeys(metric for values in figures.values() for metric in values))
-    width = 0.8 / max(1, len(figures))
+def metric_bars(bars: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Plot grouped bars: a group for each metric, a bar for each name.
+
+    bars: name -> metric -> value in [0, 1].
+    """
+    metrics = list(dict.fromkeys(metric for values in bars.values() for metric in values))
+    width = 0.8 / max(1, len(bars))
     figure = new_figure(max(6, 1.6 * len(metrics)), 4)
     axis = figure.subplots()
-    for place, values in enumerate(figures.values()):
+    for index, values in enumerate(bars.values()):
         heights = [values.get(metric, np.nan) for metric in metrics]
-        x = np.arange(len(metrics)) - 0.4 + width * (place + 0.5)
-        colour = _BARS[place % len(_BARS)]
-        hatch = "" if place < len(_BARS) else "///"
-        bars = axis.bar(x, heights, width * 0.92, label=str(place), color=colour, hatch=hatch,
+        x = np.arange(len(metrics)) - 0.4 + width * (index + 0.5)
+        colour = _BARS[index % len(_BARS)]
+        hatch = "" if index < len(_BARS) else "///"
+        drawn = axis.bar(x, heights, width * 0.92, label=str(index), color=colour, hatch=hatch,
                         edgecolor="white", linewidth=0)  # fmt: skip
-        if len(figures) <= 4:
-            axis.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+        if len(bars) <= 4:
+            axis.bar_label(drawn, fmt="%.2f", fontsize=7, padding=1)
     axis.set_xticks(np.arange(len(metrics)), metrics)
     axis.set_ylim(0, 1.05)  # room for the number above a bar of 1
     axis.set_title(title, parse_math=False)
     open_axis(axis)
-    add_legend(figure, list(figures))
+    add_legend(figure, list(bars))
     return figure
 
 
@@ -83,15 +86,15 @@ def prevalence_change(
     after: NDArray[np.float64],
     names: tuple[str, str],
 ) -> Figure:
-    """Two shares of images a label, joined by a line, so that a change is seen at once."""
-    places = np.arange(len(labels))[::-1]
+    """Plot two shares of images for each label, joined by a line."""
+    positions = np.arange(len(labels))[::-1]
     shown = [cut(label, 40) for label in labels]
     figure = new_figure(8, 1.4 + 0.2 * len(labels))
     axis = figure.subplots()
-    axis.hlines(places, before, after, color=GREY, linewidth=1)
-    axis.plot(before, places, "o", color=BLUE, label="before", markersize=5)
-    axis.plot(after, places, "D", color=ORANGE, label="after", markersize=5)
-    axis.set_yticks(places, shown, fontsize=8, parse_math=False)
+    axis.hlines(positions, before, after, color=GREY, linewidth=1)
+    axis.plot(before, positions, "o", color=BLUE, label="before", markersize=5)
+    axis.plot(after, positions, "D", color=ORANGE, label="after", markersize=5)
+    axis.set_yticks(positions, shown, fontsize=8, parse_math=False)
     axis.set_xlim(left=0)
     axis.set_xlabel("share of images with the label")
     axis.margins(y=0.02)
@@ -104,23 +107,23 @@ def interval_dots(
     intervals: Mapping[str, tuple[float, float, float]],
     others: Mapping[str, Mapping[str, float]],
 ) -> Figure:
-    """A row a figure: the value with its interval, and other taggers' values as signs of their own.
+    """Plot a row for each metric: its value and interval, and other taggers' values as other signs.
 
-    intervals: figure -> value, low, high. others: tagger -> figure -> value.
+    intervals: metric -> value, low, high. others: tagger -> metric -> value.
     """
-    places = np.arange(len(intervals))[::-1]
+    positions = np.arange(len(intervals))[::-1]
     values, lows, highs = np.array(list(intervals.values())).reshape(-1, 3).T
     figure = new_figure(8, 1.3 + 0.32 * len(intervals))
     axis = figure.subplots()
-    axis.hlines(places, 0, 1, color="#eeeeee", linewidth=1, zorder=0)
+    axis.hlines(positions, 0, 1, color="#eeeeee", linewidth=1, zorder=0)
     errors = np.maximum([values - lows, highs - values], 0)
     handles: list[Any] = [
-        axis.errorbar(values, places, xerr=errors, fmt="o", color=BLUE, capsize=4)
+        axis.errorbar(values, positions, xerr=errors, fmt="o", color=BLUE, capsize=4)
     ]
-    for figures, sign, colour in zip(others.values(), "Ds^v", _BARS[1:], strict=False):
-        shown = [figures.get(key, np.nan) for key in intervals]
-        handles += axis.plot(shown, places, sign, color=colour, markersize=7, fillstyle="none")
-    axis.set_yticks(places, list(intervals), fontsize=9)
+    for metrics, sign, colour in zip(others.values(), "Ds^v", _BARS[1:], strict=False):
+        shown = [metrics.get(key, np.nan) for key in intervals]
+        handles += axis.plot(shown, positions, sign, color=colour, markersize=7, fillstyle="none")
+    axis.set_yticks(positions, list(intervals), fontsize=9)
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.6, len(intervals) - 0.4))
     open_axis(axis)
     add_legend(figure, ["this model, with its 95 % interval", *others], handles)

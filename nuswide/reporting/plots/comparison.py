@@ -52,7 +52,7 @@ class IntervalRow:
 
 
 def metric_intervals(rows: Sequence[IntervalRow], title: str) -> Figure:
-    """Each model's metric with its interval, and each seed's as a small ring."""
+    """Plot each model's metric with its interval, and each seed's as a small ring."""
     figure, axis = _rows_axis([row.name for row in rows])
     for index, row in enumerate(rows):
         axis.hlines(index, row.low, row.high, color=_INK, linewidth=1.5)
@@ -67,7 +67,7 @@ def metric_intervals(rows: Sequence[IntervalRow], title: str) -> Figure:
 def difference_intervals(
     rows: Sequence[IntervalRow], title: str, *, row_inches: float = 0.42
 ) -> Figure:
-    """Differences from a baseline with their intervals, marked by their verdicts."""
+    """Plot differences from a baseline with their intervals, marked by their verdicts."""
     figure, axis = _rows_axis([row.name for row in rows], row_inches)
     for index, row in enumerate(rows):
         sign, colour = _VERDICTS[row.verdict]
@@ -108,7 +108,7 @@ def _plain(axis: Axes) -> None:
 
 
 def learning_curves(curves: Mapping[str, Sequence[Curve]], title: str) -> Figure:
-    """A metric by step: model -> a curve for each of its runs."""
+    """Plot a metric by step. curves: model -> a curve for each of its runs."""
     figure = new_figure(_WIDTH, 3.4)
     axis = figure.subplots()
     named: dict[str, Artist] = {}
@@ -128,7 +128,7 @@ def learning_curves(curves: Mapping[str, Sequence[Curve]], title: str) -> Figure
 def cost_points(
     costs: Sequence[float | None], rows: Sequence[IntervalRow], cost: str, metric: str
 ) -> Figure:
-    """A metric with its interval against a cost, a sign for each model; None: not recorded."""
+    """Plot a metric with its interval against a cost. costs: None for not recorded."""
     figure = new_figure(_WIDTH, 3.4)
     axis = figure.subplots()
     named: dict[str, Artist] = {}

@@ -48,7 +48,7 @@ class Histogram:
 
 
 def precision_recall(panels: Sequence[PrecisionRecall]) -> Figure:
-    """Small multiples of precision over recall, with the operating points marked."""
+    """Plot precision over recall in panels, with the operating points marked."""
     figure, axes = _panels(len(panels), 2.5)
     for axis, panel in zip(axes, panels, strict=False):
         axis.axhline(panel.share, color=GREY, linewidth=1, linestyle=":")
@@ -66,7 +66,7 @@ def precision_recall(panels: Sequence[PrecisionRecall]) -> Figure:
 
 
 def score_histograms(panels: Sequence[Histogram]) -> Figure:
-    """Small multiples: where the scores of positives and of negatives lie, each adding up to 1."""
+    """Plot histograms of the scores of positives and negatives in panels, each adding up to 1."""
     figure, axes = _panels(len(panels), 2.3)
     for axis, panel in zip(axes, panels, strict=False):
         edges = np.linspace(0, 1, len(panel.positives) + 1)
@@ -93,7 +93,7 @@ def score_histograms(panels: Sequence[Histogram]) -> Figure:
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A grid of axes, those left over unseen."""
+    """Make a grid of axes; surplus ones are hidden."""
     columns = min(_COLUMNS, max(1, count))
     rows = -(-count // columns)
     figure = new_figure(max(4.5, 2.6 * columns), height * rows + 0.5)
@@ -107,7 +107,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _outer_labels(axes: Sequence[Axes], x: str, y: str) -> None:
-    """Name and number the axes that have nothing below them, or nothing to their left."""
+    """Label the axes at the bottom and at the left of the grid."""
     for axis in axes[-_COLUMNS:]:
         axis.tick_params(labelbottom=True)
         axis.set_xlabel(x, fontsize=9)
@@ -118,7 +118,7 @@ def _outer_labels(axes: Sequence[Axes], x: str, y: str) -> None:
 def reliability(
     scores: Floats, shares: Floats, lows: Floats, highs: Floats, counts: NDArray[np.int64]
 ) -> Figure:
-    """The share that is true over the mean score of each bin, and how many entries a bin has.
+    """Plot the share of positives over the mean score of each bin, and the entries of each bin.
 
     scores, shares, lows, highs, counts: (B,) of bins of equal width; lows and highs bound shares.
     """
@@ -149,7 +149,7 @@ def reliability(
 
 
 def short_count(n: int) -> str:
-    """A count in few characters: 7, 950, 12k, 3.4M."""
+    """Write a count in few characters: 7, 950, 12k, 3.4M."""
     for unit, size in (("M", 1_000_000), ("k", 1000)):
         if n >= size:
             return f"{n / size:.2g}{unit}" if n < 10 * size else f"{n / size:.0f}{unit}"
@@ -159,7 +159,7 @@ def short_count(n: int) -> str:
 def precision_by_frequency(
     labels: Sequence[str], positives: NDArray[np.int64], precision: Floats, bounds: tuple[int, int]
 ) -> Figure:
-    """A dot a label: average precision over the label's images in train, a few of them named.
+    """Plot a dot for each label: average precision over its images in train. A few are named.
 
     positives: (C,) in train. precision: (C,) in [0, 1]. bounds: between rare, middling, frequent.
     """
@@ -183,7 +183,7 @@ def precision_by_frequency(
 
 
 def _worth_naming(x: Floats, y: Floats) -> list[int]:
-    """The best and worst of each third by x, and the most frequent, where there is room for a name.
+    """Return the best and worst of each third by x, and the most frequent, if names have room.
 
     The first of two that are near each other has it.
     """

@@ -15,7 +15,7 @@ from nuswide.reporting.plots.style import cut, new_figure
 
 
 def co_occurrence(labels: Sequence[str], together: NDArray[np.int64]) -> Figure:
-    """Heat map: of the images with the row's label, the share that has the column's, too.
+    """Plot a heat map: of the images with the row's label, the share with the column's.
 
     together: (C, C) images that have both. Shows the 100 most frequent labels.
     """
@@ -30,9 +30,9 @@ def co_occurrence(labels: Sequence[str], together: NDArray[np.int64]) -> Figure:
     axis.set_facecolor("#bbbbbb")
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)  # by lightness, and sparing of ink
     size = 8 if len(names) < 50 else 7
-    places = np.arange(len(names))
-    axis.set_xticks(places, names, rotation=90, fontsize=size, parse_math=False)
-    axis.set_yticks(places, names, fontsize=size, parse_math=False)
+    positions = np.arange(len(names))
+    axis.set_xticks(positions, names, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(positions, names, fontsize=size, parse_math=False)
     axis.set_xlabel("... have this label, too")
     axis.set_ylabel("of the images with this label ...")
     figure.colorbar(image, ax=axis, shrink=0.6, label="share of images")
@@ -45,7 +45,7 @@ def co_confusion(
     images: NDArray[np.int64],
     missed_images: NDArray[np.int64],
 ) -> Figure:
-    """Heat map: of the images where the row's label is missed, the share with a wrong column.
+    """Plot a heat map: of the images that miss the row's label, the share with a wrong column.
 
     images: (R, K) images where both happen, written into the cells. missed_images: (R,).
     """

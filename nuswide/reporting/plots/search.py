@@ -1,4 +1,4 @@
-"""What a search has tried, and what came of it.
+"""Plots of a hyperparameter search.
 
 Owns the history, the parallel coordinates and the importance of what was searched.
 
@@ -21,17 +21,17 @@ _WAYS = 60  # points of a curve between two axes
 
 @dataclass(frozen=True)
 class SearchAxis:
-    """A searched field: where each trial lies on it, from 0 to 1, and what stands where."""
+    """A searched field: each trial's position on it, from 0 to 1, and its tick labels."""
 
     name: str
-    places: Sequence[float]
+    positions: Sequence[float]
     ticks: Mapping[str, float]
 
 
 def search_history(
     trials: Sequence[int], values: Sequence[float], is_pruned: Sequence[bool]
 ) -> Figure:
-    """A dot a trial in their order, and the best so far. values: higher is better."""
+    """Plot a dot for each trial, in order, and the best so far. values: higher is better."""
     figure = new_figure(8, 4)
     axis = figure.subplots()
     x, y, pruned = np.array(trials), np.array(values), np.array(is_pruned, dtype=bool)
@@ -49,7 +49,7 @@ def search_history(
 
 
 def parallel_coordinates(axes: Sequence[SearchAxis], values: Sequence[float], what: str) -> Figure:
-    """A line a trial over an axis a field, coloured by its value; the best one is thick.
+    """Plot a line for each trial over an axis for each field, coloured by value, the best thick.
 
     values: (K,) of the trials, higher is better, named `what`.
     """
@@ -58,20 +58,20 @@ def parallel_coordinates(axes: Sequence[SearchAxis], values: Sequence[float], wh
     low, high = min(values), max(values)
     norm, colours = Normalize(low, high if high > low else low + 1e-9), colormaps["viridis_r"]
     last = [float(norm(value)) for value in values]
-    places = np.array([*(a.places for a in axes), last])  # (A + 1, K)
+    positions = np.array([*(a.positions for a in axes), last])  # (A + 1, K)
     order = np.argsort(values, kind="stable")
     for trial in order:
-        x, y = _curve(places[:, trial])
+        x, y = _curve(positions[:, trial])
         is_best = trial == order[-1]
         axis.plot(x, y, color=colours(norm(values[trial])), linewidth=3 if is_best else 1.2,
                   alpha=1 if is_best else 0.75, solid_capstyle="round")  # fmt: skip
     ticks = [*(a.ticks for a in axes), {f"{v:.3f}": float(norm(v)) for v in (low, high)}]
-    for place, texts in enumerate(ticks):
-        axis.axvline(place, color="#333333", linewidth=1, zorder=0)
+    for index, texts in enumerate(ticks):
+        axis.axvline(index, color="#333333", linewidth=1, zorder=0)
         for text, height in texts.items():
-            axis.plot([place - 0.02, place + 0.02], [height, height], color="#333333", linewidth=1)
+            axis.plot([index - 0.02, index + 0.02], [height, height], color="#333333", linewidth=1)
             axis.text(
-                place + 0.04, height, cut(text, 22), fontsize=8, va="center", parse_math=False,
+                index + 0.04, height, cut(text, 22), fontsize=8, va="center", parse_math=False,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6},
                 zorder=5,
             )  # fmt: skip
@@ -83,16 +83,16 @@ def parallel_coordinates(axes: Sequence[SearchAxis], values: Sequence[float], wh
 
 
 def _curve(heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth way from axis to axis, level at each, so that lines that meet can be told apart."""
+    """Return a smooth curve from axis to axis, level at each, so that crossing lines stay apart."""
     ways = np.linspace(0, 1, _WAYS)
     ease = (1 - np.cos(np.pi * ways)) / 2
-    x = np.concatenate([place + ways for place in range(len(heights) - 1)])
+    x = np.concatenate([index + ways for index in range(len(heights) - 1)])
     y = np.concatenate([a + (b - a) * ease for a, b in zip(heights, heights[1:], strict=False)])
     return x, y
 
 
 def importance_bars(shares: Mapping[str, float]) -> Figure:
-    """A bar a field: the share of the variance between trials that it explains, greatest on top."""
+    """Plot a bar for each field: the share of the variance between trials that it explains."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     figure = new_figure(7, 1.3 + 0.35 * len(ordered))
     axis = figure.subplots()

@@ -27,7 +27,7 @@ def prediction_grid(
     thresholds: float | NDArray[np.floating],
     title: str,
 ) -> Figure:
-    """Pictures with their labels below: found, missed and wrongly predicted.
+    """Plot images with their labels below: found, missed and wrongly predicted.
 
     images: (N, 3, H, W). targets, scores: (N, C). thresholds: one, or (C,).
     """
@@ -58,7 +58,7 @@ def prediction_grid(
 def _caption(
     labels: Sequence[str], true: NDArray[np.bool_], predicted: NDArray[np.bool_]
 ) -> list[tuple[str, str]]:
-    """The found, wrong and missed labels of a picture, each as (wrapped text, colour)."""
+    """Return the found, wrong and missed labels of an image, each as (wrapped text, colour)."""
     outcomes = (("✓", true & predicted, BLUE), ("+", predicted & ~true, ORANGE),
                 ("−", true & ~predicted, GREY))  # fmt: skip
     caption = []
@@ -82,7 +82,7 @@ def _write_caption(axis: Axes, caption: list[tuple[str, str]]) -> None:
 def pair_sheet(
     firsts: NDArray[np.uint8], seconds: NDArray[np.uint8], captions: Sequence[str]
 ) -> Figure:
-    """Pictures (N, 3, S, S) side by side with their partners, a caption below each pair."""
+    """Plot images (N, 3, S, S) beside their partners, a caption below each pair."""
     columns = min(3, max(2, len(captions)))
     rows = -(-len(captions) // columns)
     figure = new_figure(4.2 * columns, 2.9 * rows)
@@ -98,7 +98,7 @@ def pair_sheet(
 
 
 def picture_sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> Figure:
-    """Pictures (3, H, W), four in a row, with the lines of a caption below each."""
+    """Plot images (3, H, W), four in a row, with the lines of a caption below each."""
     columns = min(4, max(2, len(images)))
     rows = -(-len(images) // columns)
     texts = [

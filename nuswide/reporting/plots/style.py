@@ -1,10 +1,8 @@
-"""What all figures share: layout, pixels, colours, legends and the cutting of long names.
+"""Shared style of all plots: layout, pixels, colours, legends and the cutting of long names.
 
-Owns what no single figure does.
-
-    figure = new_figure(8, 4)
-    figure.subplots().set_title(cut(name, 40), parse_math=False, color=BLUE)
-    to_image(figure).save("figure.png")
+figure = new_figure(8, 4)
+figure.subplots().set_title(cut(name, 40), parse_math=False, color=BLUE)
+to_image(figure).save("figure.png")
 """
 
 from collections.abc import Sequence
@@ -23,14 +21,14 @@ _DPI = 130
 
 
 def new_figure(width: float, height: float, dpi: int = _DPI) -> Figure:
-    """An empty figure, in inches, whose parts will make room for each other."""
+    """Return an empty figure with constrained layout. width, height: in inches."""
     return Figure(figsize=(width, height), layout="constrained", dpi=dpi)
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """The figure's pixels, with their dpi.
+    """Return the figure's pixels, with their dpi.
 
-    Laid out and drawn in one go, where savefig goes through the whole figure twice.
+    Laid out and drawn in one pass; savefig takes two.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -40,7 +38,7 @@ def to_image(figure: Figure) -> Image.Image:
 
 
 def open_axis(axis: Axes) -> None:
-    """Take away the frame's top and right."""
+    """Hide the top and right spines."""
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -52,9 +50,9 @@ def add_legend(figure: Figure, names: list[str], handles: Sequence[Any] | None =
     figure.set_figheight(figure.get_figheight() + 0.18 * (len(shown) // columns))
     if handles is None:
         handles = [handle for axis in figure.axes for handle in axis.get_legend_handles_labels()[0]]
-    places = list(map(str, range(len(shown))))  # matplotlib leaves out labels that begin with _
+    numbers = list(map(str, range(len(shown))))  # matplotlib leaves out labels that begin with _
     legend = figure.legend(
-        handles, places, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+        handles, numbers, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )
     for text, name in zip(legend.get_texts(), shown, strict=True):
         text.set_text(name)

@@ -1,7 +1,7 @@
-"""The entries worth a look: sure mistakes, good hits, doubtful labels, and labels taken for others.
+"""Search for notable entries: confident mistakes, best hits, suspect labels, label confusions.
 
-Owns the search, a block of images at a time, so that memory does not grow with them. An unknown
-entry is never among what is found.
+Owns the search, in blocks of images, so that memory does not grow with them. Unknown entries are
+never found.
 
     found = find_entries(samples, scores, false_positives(thresholds), per_label=24)
     for entry in varied(found, count=12, n_labels=81): ...
@@ -23,7 +23,7 @@ _CANDIDATES = 200  # labels that may be confused, missed and wrong ones each
 
 
 class Block(NamedTuple):
-    """Some images: what is true, what is known to be untrue, and the scores; (n, C) each."""
+    """A block of images: true entries, known negative entries, and the scores; (n, C) each."""
 
     true: Bools
     untrue: Bools
@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An image and a label, and how much the search wants them."""
+    """An image and a label, and the value that the search ranks them by."""
 
     value: float
     image: int
@@ -42,7 +42,7 @@ Value = Callable[[Block], NDArray[np.floating]]  # -> (n, C), -inf for what is n
 
 
 def blocks(samples: Manifest, scores: NDArray[np.float32]) -> Iterator[tuple[int, Block]]:
-    """The first image of each block, and the block."""
+    """Yield the index of each block's first image, and the block."""
     step = max(1, _BLOCK // max(1, scores.shape[1]))
     for start in range(0, len(scores), step):
         rows = slice(start, start + step)
@@ -52,29 +52,29 @@ def blocks(samples: Manifest, scores: NDArray[np.float32]) -> Iterator[tuple[int
 
 
 def false_positives(thresholds: NDArray[np.float32]) -> Value:
-    """What is predicted and untrue, the highest score first."""
+    """Rank false positives, the highest score first."""
     return lambda b: np.where(b.untrue & (b.scores >= thresholds), b.scores, _NONE)
 
 
 def misses(thresholds: NDArray[np.float32]) -> Value:
-    """What is true and not predicted, the lowest score first."""
+    """Rank false negatives, the lowest score first."""
     return lambda b: np.where(b.true & (b.scores < thresholds), -b.scores, _NONE)
 
 
 def doubtful_negatives(b: Block) -> NDArray[np.floating]:
-    """What is labelled as absent, and scored nearer to 1 than to 0."""
+    """Rank negative labels by scores above 0.5."""
     return np.where(b.untrue & (b.scores > 0.5), b.scores, _NONE)
 
 
 def doubtful_positives(b: Block) -> NDArray[np.floating]:
-    """What is labelled as present, and scored nearer to 0 than to 1."""
+    """Rank positive labels by scores below 0.5."""
     return np.where(b.true & (b.scores < 0.5), 1 - b.scores, _NONE)
 
 
 def find_entries(
     samples: Manifest, scores: NDArray[np.float32], value: Value, *, per_label: int
 ) -> list[Entry]:
-    """The `per_label` entries of each label with the highest values, all in falling order."""
+    """Return the `per_label` entries of each label with the highest values, highest first."""
     floor = np.full(scores.shape[1], _NONE, dtype=np.float32)
     worth, image, label = np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
     for start, block in blocks(samples, scores):
@@ -97,7 +97,7 @@ def find_entries(
 
 
 def varied(entries: Sequence[Entry], *, count: int, n_labels: int) -> list[Entry]:
-    """The first entries, no image twice and no label more than twice, if there are many labels."""
+    """Return the first entries, each image once and each label at most twice if there are many."""
     per_label = max(2, -(-count // n_labels))
     chosen: list[Entry] = []
     for entry in entries:
@@ -112,9 +112,9 @@ def varied(entries: Sequence[Entry], *, count: int, n_labels: int) -> list[Entry
 def best_hits(
     samples: Manifest, scores: NDArray[np.float32], thresholds: NDArray[np.float32], count: int
 ) -> list[int]:
-    """The images tagged best: by their own F1, then most labels found, then the surest label.
+    """Return the best tagged images: by their F1, then labels found, then their lowest score.
 
-    The surest label is the lowest score of a found one. Images without a hit are left out.
+    Only the scores of found labels count. Images without a hit are left out.
     """
     parts = []
     for _, block in blocks(samples, scores):
@@ -135,7 +135,7 @@ def _unknown(block: Block) -> Bools:
 
 @dataclass(frozen=True)
 class Confusions:
-    """Labels taken for others. missed, wrong: places of R and K labels, most often so first.
+    """Label confusions. missed, wrong: indices of R and K labels, most frequent first.
 
     images: (R, K) where the row is missed and the column wrongly predicted. missed_images: (R,);
     wrong_images: (K,) among n_images.
@@ -152,7 +152,7 @@ class Confusions:
 def find_confusions(
     samples: Manifest, scores: NDArray[np.float32], thresholds: NDArray[np.float32]
 ) -> Confusions:
-    """Count what comes together, for the 200 labels missed and predicted wrongly most often.
+    """Count missed and wrong labels of the same image, for the 200 most frequent of each.
 
     A label is missed in an image that has it and where it is not predicted; wrongly predicted in
     one that is known to lack it and where it is predicted.

@@ -1,6 +1,6 @@
-"""The pictures of a report, with captions that say what is true, predicted and scored.
+"""The image galleries of a report, with captions of true and predicted labels and scores.
 
-Owns the choice and its words. A label that is unknown of a picture is not in its caption.
+Owns the selection and the captions. Unknown labels are not in a caption.
 
     mistakes(inputs)["misses"][0].lines
 """
@@ -33,7 +33,7 @@ _NAMED = 6  # labels in a line of a caption
 
 @dataclass(frozen=True)
 class Card:
-    """A picture (3, S, S), what is seen in it, and lines of text, the first a headline."""
+    """An image (3, S, S), its alternative text, and the lines of its caption, a headline first."""
 
     entry: Entry
     image: NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Card:
 
 
 def mistakes(inputs: ReportInputs) -> dict[str, list[Card]]:
-    """The surest false positives and misses, and the best hits."""
+    """Return the most confident false positives and misses, and the best hits."""
     samples, scores, thresholds = inputs.data.manifest, inputs.scores, inputs.thresholds
     found = {
         kind: varied(
@@ -64,7 +64,7 @@ def mistakes(inputs: ReportInputs) -> dict[str, list[Card]]:
 
 
 def _surest(inputs: ReportInputs, image: int) -> Entry:
-    """The label of an image that is found with the highest score."""
+    """Return the found label of an image with the highest score."""
     hit = inputs.data.manifest.targets[image] > 0
     hit &= inputs.scores[image] >= inputs.thresholds
     label = int(np.where(hit, inputs.scores[image], -1).argmax())
@@ -82,7 +82,7 @@ def _headline(inputs: ReportInputs, entry: Entry, said: str) -> str:
 def suspects(
     part: Part, thresholds: NDArray[np.float32], label_ap: NDArray[np.float64], ranked: int
 ) -> tuple[dict[str, list[Card]], list[Entry]]:
-    """Pictures of labels that may be missing or wrong, and the `ranked` most doubtful entries."""
+    """Return images whose labels may be missing or wrong, and the `ranked` most suspect entries."""
     samples = part.data.manifest
     galleries, entries = {}, []
     kinds = (("may_be_missing", doubtful_negatives), ("may_be_wrong", doubtful_positives))
@@ -96,10 +96,10 @@ def suspects(
 
 
 def _suspicion(part: Part, entry: Entry, ap: float) -> str:
-    samples, place = part.data.manifest, (entry.image, entry.label)
-    said = "labelled" if samples.targets[place] else "not labelled"
-    why = reason(int(samples.targets[place]), ap)
-    return f"{samples.labels[entry.label]}, {said}, scored {part.scores[place]:.3f}: {why}"
+    samples, index = part.data.manifest, (entry.image, entry.label)
+    said = "labelled" if samples.targets[index] else "not labelled"
+    why = reason(int(samples.targets[index]), ap)
+    return f"{samples.labels[entry.label]}, {said}, scored {part.scores[index]:.3f}: {why}"
 
 
 def _cards(
@@ -128,7 +128,7 @@ def _cards(
 def _outcomes(
     labels: tuple[str, ...], scores: NDArray[np.float32], true: Bools, predicted: Bools
 ) -> list[str]:
-    """The found, wrong and missed labels, a line each, with their scores."""
+    """Return lines of the found, wrong and missed labels, with their scores."""
     kinds = (("✓ found", true & predicted), ("+ wrong", predicted & ~true),
              ("− missed", true & ~predicted))  # fmt: skip
     return [f"{kind}: {_names(labels, chosen, scores)}" for kind, chosen in kinds if chosen.any()]
@@ -137,12 +137,12 @@ def _outcomes(
 def _names(
     labels: tuple[str, ...], chosen: Bools, scores: NDArray[np.float32] | None = None
 ) -> str:
-    """The chosen labels, the highest score first, with their scores if there are any."""
-    places = np.flatnonzero(chosen)
+    """Return the chosen labels, the highest score first, with their scores if given."""
+    indices = np.flatnonzero(chosen)
     if scores is not None:
-        places = places[np.argsort(-scores[places], kind="stable")]
+        indices = indices[np.argsort(-scores[indices], kind="stable")]
     said = [f"{labels[i]} {scores[i]:.2f}" if scores is not None else labels[i]
-            for i in places[:_NAMED]]  # fmt: skip
-    if len(places) > _NAMED:
-        said.append(f"{len(places) - _NAMED} more")
+            for i in indices[:_NAMED]]  # fmt: skip
+    if len(indices) > _NAMED:
+        said.append(f"{len(indices) - _NAMED} more")
     return ", ".join(said) or "none"

@@ -15,14 +15,14 @@ from nuswide.reporting.table import to_html as table_html
 
 _MOST_ROWS = 500  # of a table; a page of thousands would be slow to open and to sort
 _PICTURES = (
-    "Pictures are as the model saw them: squashed to a square of its input's size. In each group a "
-    "picture is shown once, and a label at most twice if there are many. Some mistakes are the "
-    "labels', and not the model's."
+    "Images are shown as the model sees them, resized to its square input. Each group shows an "
+    "image once, and a label at most twice if there are many. Some of the mistakes are errors of "
+    "the labels, not of the model."
 )
 
 
 def to_html(report: Report) -> str:
-    """The whole as one page that needs no network; sorting tables aside, nor scripts."""
+    """Write the report as one page that needs no network, and scripts only to sort tables."""
     sections = {
         "In short": _short(report),
         "Thresholds": _thresholds(report),
@@ -56,10 +56,10 @@ def _short(report: Report) -> list[str]:
 def _thresholds(report: Report) -> list[str]:
     return [
         html.paragraph(
-            "The same scores, cut at the thresholds that come with the model and at 0.5. "
-            "Thresholds that were fitted on these very images would flatter it."
+            "The same scores at the model's thresholds and at 0.5. Thresholds that were fitted on "
+            "these images would be too favourable."
         ),
-        _table(report, "thresholds", "Figures at two kinds of thresholds"),
+        _table(report, "thresholds", "Metrics at the model's thresholds and at 0.5"),
     ]
 
 
@@ -74,11 +74,11 @@ def _per_label(report: Report) -> list[str]:
     cut = f", the {_MOST_ROWS} most frequent of {n_labels:,}" if n_labels > _MOST_ROWS else ""
     return [
         html.paragraph(
-            "Precision, recall and F1 are at the label's threshold. A label that no image has is "
-            "without AP (–)."
+            "Precision, recall and F1 are at the label's threshold. A label without images has no "
+            "AP (–)."
         ),
         table_html(
-            table.first(_MOST_ROWS), caption=f"Figures of each label{cut}", sortable=True,
+            table.first(_MOST_ROWS), caption=f"Metrics of each label{cut}", sortable=True,
             sorted_by=f"images in {report.split}",
         ),
     ]  # fmt: skip
@@ -90,8 +90,8 @@ def _confusions(report: Report) -> list[str]:
     return [
         _drawn(report, "co_confusion"),
         html.paragraph(
-            "A pair says something where the share of the missed is well above the share of all "
-            "images, in which the same label is predicted wrongly."
+            "A pair is informative if its share of the missed is well above the share of all "
+            "images in which the same label is predicted wrongly."
         ),
         _table(report, "confusions", "The most frequent pairs", sortable=True),
     ]
@@ -110,7 +110,7 @@ def _mistakes(report: Report) -> list[str]:
 def _hits(report: Report) -> list[str]:
     return [
         html.paragraph(
-            "The images tagged best: by their own F1, then by the number of labels found, then by "
+            "The best tagged images: by their own F1, then by the number of labels found, then by "
             "the lowest score among these."
         ),
         _gallery(report.galleries["best_hits"], "No label is found in any image."),
@@ -123,8 +123,8 @@ def _suspects(report: Report) -> list[str]:
     return [
         html.paragraph(
             f"Entries of {report.held_out}, which the model was not trained on, where label and "
-            "score are furthest apart. A label is suspected, not convicted: where the model is "
-            "weak, it is more likely the model that errs."
+            "score are furthest apart. These are suspicions: where the model is weak, the model is "
+            "more likely to be wrong than the label."
         ),
         html.subheading("Perhaps missing: not labelled, but scored high"),
         _gallery(report.galleries["may_be_missing"], "None is scored above 0.5."),

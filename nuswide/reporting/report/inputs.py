@@ -1,4 +1,4 @@
-"""What a report is made from.
+"""The inputs of a report.
 
 Owns ReportInputs and Part, and the sample of images for the curves of large splits. Computes no
 metric.
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What an evaluation knows of a model on a split's samples.
+    """An evaluation of a model on the samples of a split.
 
     scores: (N, C). thresholds: (C,), fitted on another split. train_positives: (C,) images in train
     with each label. baselines: trivial tagger -> metrics on the same samples. metrics: of these
@@ -62,13 +62,13 @@ class ReportInputs:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The C labels."""
+        """Return the C labels."""
         return self.data.manifest.labels
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The images that curves and tables are made of: all, or as many as memory allows.
+    """The images from which curves and tables are computed: all, or as many as memory allows.
 
     rows: their indices in the inputs' data.
     """
@@ -78,12 +78,12 @@ class Sample:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """Their targets and scores at the inputs' thresholds."""
+        """Return their targets and scores at the model's thresholds."""
         return self._at(self.inputs.thresholds)
 
     @cached_property
     def at_half(self) -> Predictions:
-        """The same at 0.5 for every label."""
+        """Return the same at a threshold of 0.5 for every label."""
         return self._at(np.full_like(self.inputs.thresholds, 0.5))
 
     def _at(self, thresholds: NDArray[np.float32]) -> Predictions:
@@ -97,17 +97,17 @@ class Sample:
 
     @property
     def is_all(self) -> bool:
-        """Whether no image is left out."""
+        """Whether the sample has every image."""
         return len(self.rows) == len(self.inputs.data)
 
 
 def take_sample(inputs: ReportInputs, most_entries: int) -> Sample:
-    """Take all images, or a random part of them, always the same one."""
+    """Take all images, or a fixed random sample of them."""
     return Sample(inputs, some_rows(inputs.scores, most_entries))
 
 
 def some_rows(scores: NDArray[np.float32], most_entries: int) -> NDArray[np.int64]:
-    """Choose as many images as have no more than so many entries; in their order."""
+    """Choose images, in their order, with at most `most_entries` entries."""
     n_images, n_labels = scores.shape
     most = max(1, most_entries // max(1, n_labels))
     if n_images <= most:

@@ -1,4 +1,4 @@
-"""A report made of what an evaluation knows.
+"""A report from the inputs of an evaluation.
 
 Owns Report, the order of the work, and the sentences at its top.
 
@@ -39,8 +39,8 @@ _RANKED = 50  # suspected labels in their table
 class Report:
     """The pieces of a report. held_out: the split that suspected labels are of, or None.
 
-    tables: name -> table, whole. plots: name -> plot with its words. galleries: kind ->
-    pictures with captions. findings: what a reader must know, a sentence each.
+    tables: name -> table, whole. plots: name -> plot with its texts. galleries: kind ->
+    pictures with captions. findings: a sentence each.
     """
 
     title: str
@@ -53,13 +53,13 @@ class Report:
 
     @cached_property
     def images(self) -> dict[str, Image.Image]:
-        """All there is to see, each as one picture: the plots, and a sheet for each gallery."""
+        """Return the plots, and a sheet for each gallery; name -> image."""
         drawn = {name: plot.image for name, plot in self.plots.items()}
         return drawn | {kind: _sheet(cards) for kind, cards in self.galleries.items() if cards}
 
 
 def make_report(inputs: ReportInputs) -> Report:
-    """Make everything that a report shows; draws no page and writes no file."""
+    """Make everything that a report shows. Writes no page and no file."""
     sample = take_sample(inputs, MOST_ENTRIES)
     metrics = columns.metrics_of(sample)
     samples = inputs.data.manifest
@@ -102,7 +102,7 @@ def _sheet(cards: Sequence[Card]) -> Image.Image:
 
 
 def _label_ap(part: Part) -> NDArray[np.float64]:
-    """Average precision of each label on as many images as memory allows; (C,)."""
+    """Return each label's average precision on as many images as memory allows; (C,)."""
     samples = part.data.manifest
     rows = some_rows(part.scores, MOST_ENTRIES)
     known = None if samples.known is None else samples.known[rows]
@@ -112,7 +112,7 @@ def _label_ap(part: Part) -> NDArray[np.float64]:
 
 
 def findings(sample: Sample, metrics: Metrics, tables: dict[str, Table]) -> list[str]:
-    """What a reader must know, a sentence each."""
+    """Return the main findings, a sentence each."""
     inputs = sample.inputs
     n_images, n_labels = inputs.scores.shape
     said = [f"{n_images:,} images of {inputs.split}, {n_labels:,} labels."]
@@ -138,7 +138,7 @@ def _sampling(sample: Sample) -> list[str]:
 
 
 def _standing(inputs: ReportInputs, metrics: Metrics) -> list[str]:
-    """How good it is, how sure that is, and how good no model is."""
+    """Describe the mAP, its interval, and that of the best trivial tagger."""
     if np.isnan(metrics["map"]):
         return ["No image has any label, so that there is no average precision."]
     _, low, high = inputs.intervals.get("map", (np.nan, np.nan, np.nan))
@@ -156,7 +156,7 @@ def _cut(table: Table) -> list[str]:
 
 
 def _labels(table: Table, split: str) -> list[str]:
-    """The best and worst label, and those that nothing is known of."""
+    """Describe the best and the worst label, and the labels without images."""
     names, support = table["label"], table["support"]
     judged = [(ap, i) for i, ap in enumerate(table["ap"]) if support[i] >= _LEAST_IMAGES]
     said = []

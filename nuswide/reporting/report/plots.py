@@ -58,7 +58,7 @@ def make_plots(sample: Sample, tables: dict[str, Table], confusions: Confusions)
 
 
 def _headline(table: Table, baselines: Any) -> Plot:
-    rows = zip(*(table[name] for name in ("figure", "value", "low", "high")), strict=True)
+    rows = zip(*(table[name] for name in ("metric", "value", "low", "high")), strict=True)
     # Without an interval the value stands alone.
     intervals = {
         name: (value, value if low is None else low, value if high is None else high)
@@ -111,7 +111,7 @@ def _by_frequency(table: Table) -> Plot:
 
 
 def _shown_labels(predictions: Predictions) -> Ints:
-    """The labels with curves of their own: the most frequent of those that have a positive."""
+    """Return the labels with curves of their own: the most frequent that have a positive."""
     support = predictions.true.sum(axis=0)
     order = np.argsort(-support, kind="stable")[:_PANELS]
     return order[support[order] > 0]
@@ -221,7 +221,7 @@ def _calibration(table: Table) -> Plot:
 
 
 def _confusion(labels: tuple[str, ...], found: Confusions) -> Plot | None:
-    """The part of the counts with the most frequent pairs; None if no two labels are confused."""
+    """Plot the most frequent pairs; None if no two labels are confused."""
     if not found.images.any():
         return None
     rows = np.sort(np.argsort(-found.images.max(axis=1), kind="stable")[:_HEAT])

@@ -45,7 +45,7 @@ _PAIRS = 25  # confusions in theirs
 
 
 def metrics_of(sample: Sample) -> Metrics:
-    """The metrics that were given, or those of the sample."""
+    """Return the metrics of the inputs, or else those of the sample."""
     if sample.inputs.metrics is not None:
         return sample.inputs.metrics
     s = sample.predictions
@@ -55,11 +55,11 @@ def metrics_of(sample: Sample) -> Metrics:
 
 
 def headline(inputs: ReportInputs, metrics: Metrics) -> Table:
-    """Each headline metric, its interval, and the baselines'; None for what is not defined."""
+    """Return each headline metric, its interval, and the baselines'; None if not defined."""
     names = [name for name in HEADLINE if name in metrics]
     nothing = (np.nan, np.nan, np.nan)
     columns: dict[str, list[Any]] = {
-        "figure": names, "value": _cells(metrics[name] for name in names),
+        "metric": names, "value": _cells(metrics[name] for name in names),
     }  # fmt: skip
     for index, bound in ((1, "low"), (2, "high")):
         columns[bound] = _cells(inputs.intervals.get(name, nothing)[index] for name in names)
@@ -69,12 +69,12 @@ def headline(inputs: ReportInputs, metrics: Metrics) -> Table:
 
 
 def two_thresholds(sample: Sample) -> Table:
-    """Figures at the inputs's thresholds and at 0.5, side by side."""
+    """Return metrics at the model's thresholds and at 0.5, side by side."""
     own, half = (
         _decision_metrics(predictions) for predictions in (sample.predictions, sample.at_half)
     )
     rows = [(name, own[name], half[name]) for name in _AT_THRESHOLDS]
-    return make_table(("figure", "at its thresholds", "at 0.5"), rows)
+    return make_table(("metric", "at its thresholds", "at 0.5"), rows)
 
 
 def _decision_metrics(predictions: Predictions) -> Metrics:
@@ -85,14 +85,14 @@ def _decision_metrics(predictions: Predictions) -> Metrics:
 
 
 def per_label(sample: Sample) -> Table:
-    """The metrics of each label with its images in train and its F1 at 0.5; frequent ones first."""
+    """Return each label's metrics, images in train and F1 at 0.5; frequent labels first."""
     labels, predictions = sample.inputs.labels, sample.predictions
     table = per_label_table(
         labels, predictions.targets, predictions.scores, predictions.thresholds, predictions.known
     )
     half = _f1(sample.at_half)
-    place = {label: i for i, label in enumerate(labels)}
-    order = [place[label] for label in table["label"]]
+    index = {label: i for i, label in enumerate(labels)}
+    order = [index[label] for label in table["label"]]
     table["f1 at 0.5"] = [round(float(half[i]), 4) for i in order]
     table["in train"] = [int(sample.inputs.train_positives[i]) for i in order]
     return table_of(table)
@@ -106,7 +106,7 @@ def _f1(predictions: Predictions) -> Any:
 
 
 def confusions(inputs: ReportInputs, found: Confusions) -> Table:
-    """The most frequent pairs of a missed label and one wrongly predicted in the same image."""
+    """Return the most frequent pairs of a missed and a wrong label in the same image."""
     order = np.argsort(-found.images, axis=None, kind="stable")[:_PAIRS]
     pairs = [
         (int(r), int(c))
@@ -126,12 +126,12 @@ def confusions(inputs: ReportInputs, found: Confusions) -> Table:
 
 
 def labels_of(labels: tuple[str, ...], chosen: Bools) -> str:
-    """The names of the chosen labels in one text."""
+    """Return the names of the chosen labels in one text."""
     return "; ".join(labels[i] for i in np.flatnonzero(chosen))
 
 
 def pictured(inputs: ReportInputs, groups: Mapping[str, list[Entry]]) -> Table:
-    """What the pictures of mistakes and hits show; kind of picture -> its entries."""
+    """Return the entries in the galleries of mistakes and hits. groups: kind -> its entries."""
     samples, labels = inputs.data.manifest, inputs.labels
     rows = []
     for kind, entries in groups.items():
@@ -148,13 +148,13 @@ def pictured(inputs: ReportInputs, groups: Mapping[str, list[Entry]]) -> Table:
 
 
 def predicted_of(samples: Manifest, scores: Any, thresholds: Any, image: int) -> Bools:
-    """Which known labels of an image are predicted; (C,)."""
+    """Return which known labels of an image are predicted; (C,)."""
     predicted = np.asarray(scores >= thresholds)
     return predicted if samples.known is None else predicted & samples.known[image]
 
 
 def suspects(part: Part, ranked: list[Entry], label_ap: Any) -> Table:
-    """The entries whose label and score are furthest apart, and why each is suspected."""
+    """Return the entries whose label and score are furthest apart, with reasons."""
     samples = part.data.manifest
     targets = [int(samples.targets[e.image, e.label]) for e in ranked]
     scores = [float(part.scores[e.image, e.label]) for e in ranked]
@@ -174,7 +174,7 @@ def suspects(part: Part, ranked: list[Entry], label_ap: Any) -> Table:
 
 
 def reason(target: int, ap: float) -> str:
-    """What is suspected of an entry, and how far to trust the model with its label."""
+    """Describe the suspicion, and how far to trust the model on this label."""
     said = "may not be there" if target else "may be missing"
     if np.isnan(ap):
         return f"{said}; the model is untested on this label"
@@ -183,7 +183,7 @@ def reason(target: int, ap: float) -> str:
 
 
 def calibration(predictions: Predictions) -> Table:
-    """Bins of equal width over all known entries: how many, mean score, and the share that is true.
+    """Return bins of equal width over all known entries: count, mean score, share of positives.
 
     The interval is Wilson's, as if entries were independent; a bin without entries has none.
     """
