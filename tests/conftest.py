@@ -70,6 +70,29 @@ class Workspace:
     def nuswide(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "nuswide", *arguments, check=check)
 
+    def in_process(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `nuswide` in this process, which saves the import of torch and mlflow."""
+        import mlflow
+        from click.testing import CliRunner
+
+        from nuswide.cli import main
+
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.env["MLFLOW_TRACKING_URI"])
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(self.folder)
+                result = CliRunner().invoke(main, arguments)
+        finally:
+            mlflow.set_tracking_uri(before)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        if check and result.exit_code:
+            raise AssertionError(f"{arguments} failed:\n{result.stdout}\n{result.stderr}")
+        return subprocess.CompletedProcess(
+            arguments, result.exit_code, result.stdout, result.stderr
+        )
+
     def mlflow(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "mlflow", *arguments, check=check)
 

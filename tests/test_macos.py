@@ -3,7 +3,10 @@
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import TINY, Workspace
+
+pytestmark = pytest.mark.slow
 
 WORK = """
 import asyncio, builtins, os, sys

@@ -213,16 +213,14 @@ def test_help_is_given_without_importing_torch_or_mlflow(command: tuple[str, ...
 # prepare, audit and cache
 
 
-@pytest.mark.slow
 def test_what_prepare_makes_trains_and_says_so(tiny_data: Path, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    done = workspace.nuswide("prepare", str(tiny_data), "out", "--labels", "top:5")
+    done = workspace.in_process("prepare", str(tiny_data), "out", "--labels", "top:5")
     assert "out holds 40 train, 0 val, 8 test images with 5 labels" in done.stdout
-    said = workspace.nuswide("prepare", str(tiny_data), "out", check=False)
+    said = workspace.in_process("prepare", str(tiny_data), "out", check=False)
     assert said.returncode == 1 and "another folder" in said.stderr and "\n" not in said.stderr[:-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -238,7 +236,7 @@ def test_a_mistake_in_prepare_is_one_line(
     tiny_data: Path, tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
     given = [argument.format(data=tiny_data) for argument in arguments]
-    done = Workspace(tmp_path).nuswide("prepare", *given, check=False)
+    done = Workspace(tmp_path).in_process("prepare", *given, check=False)
     assert done.returncode == code and words in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
@@ -248,20 +246,19 @@ def test_audit_writes_a_page_and_caches_are_listed_and_removed(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path)
-    said = workspace.nuswide("audit", "--data", str(tiny_data), "--out", "out").stdout
+    said = workspace.in_process("audit", "--data", str(tiny_data), "--out", "out").stdout
     assert "pairs of pictures" in said and (tmp_path / "out/audit.html").is_file()
-    listed = workspace.nuswide("cache").stdout
+    listed = workspace.in_process("cache").stdout
     assert "48 images,   64 px" in listed and "complete" in listed
-    assert workspace.nuswide("cache", "--remove", "no such", check=False).returncode == 1
+    assert workspace.in_process("cache", "--remove", "no such", check=False).returncode == 1
     key = listed.split()[0]
-    assert f"removed {key}" in workspace.nuswide("cache", "--remove", key).stdout
-    assert "no caches in data/cache" in workspace.nuswide("cache").stdout
+    assert f"removed {key}" in workspace.in_process("cache", "--remove", key).stdout
+    assert "no caches in data/cache" in workspace.in_process("cache").stdout
 
 
-@pytest.mark.slow
 def test_annotations_without_pictures_are_audited_if_told(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,labels,split\na.jpg,sky,train\nb.jpg,sea,test\n")
-    done = Workspace(tmp_path).nuswide("audit", "--data", ".", "--pictures", "false")
+    done = Workspace(tmp_path).in_process("audit", "--data", ".", "--pictures", "false")
     assert "not looked at" in done.stdout
 
 
