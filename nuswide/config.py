@@ -1,7 +1,7 @@
 """The configuration of one experiment: a frozen dataclass of flat fields.
 
-Owns defaults, ranges and meanings, YAML reading and the naming of mistakes. Never imports torch or
-mlflow, so that `--help` is instant, and never decides how a field is used.
+Owns the fields with their defaults, ranges, help and roles, the reading of experiment files, and
+the messages about mistakes. Never imports torch or mlflow, so that `--help` is fast.
 
     config = load_config(Path("experiments/sample.yaml"), {"lr": "1e-4"})
 """
@@ -135,10 +135,12 @@ class Config:
     warmup_epochs: float = _field(0.0, "Epochs of linear warm-up to lr.", low=0)
     head_epochs: int = _field(0, "First epochs, which train the head only.", low=0)
     clip_norm: float = _field(0.0, "Maximum norm of the gradients; 0 for no clipping.", low=0)
-    ema_epochs: float = _field(0.0, "Span of the weights' moving average; 0 for none.", low=0)
+    ema_epochs: float = _field(
+        0.0, "Span of the weights' moving average in epochs; 0: none.", low=0
+    )
     seed: int = _field(0, "Seed of all randomness.", role="seed", low=0, high=2**31 - 1)
 
-    # Hardware; precision and sync_batchnorm change the network's numbers: they are of the recipe
+    # Hardware; precision and sync_batchnorm change the metrics, and so belong to the recipe
     device: Literal["auto", "cpu", "cuda", "mps"] = _field(
         "auto", "auto uses a CUDA GPU if there is one; mps is an Apple GPU.", role="hardware"
     )
@@ -251,7 +253,7 @@ def _check_start_size(start_px: int, full_px: int) -> None:
     if start_px % 32 or start_px > full_px:
         raise ValueError(
             f"start_size_px={start_px} is no multiple of 32 up to image_size_px={full_px}; give "
-            f"e.g. {max(32, full_px // 64 * 32)}, or 0 for image_size_px from the start"
+            f"e.g. {max(32, full_px // 64 * 32)}, or 0 to use image_size_px throughout"
         )
 
 
@@ -317,7 +319,7 @@ def build_on(own: Mapping[str, Any], path: Path, builders: tuple[Path, ...] = ()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of `key: value` lines; raises click.UsageError if it is none."""
+    """Read a file of `key: value` lines; raises click.UsageError if it cannot be read."""
     import yaml
 
     try:
@@ -335,9 +337,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    """Convert what YAML or the command line gives to the field's type.
+    """Convert a value from YAML or the command line to the type of its field.
 
-    From text too, because YAML reads `1e-4` as a string. A bool or a fraction is no int.
+    Texts are converted too, because YAML reads `1e-4` as one. A bool or a fraction is not an int.
     """
     converter: Callable[[Any], Any] = _CONVERTERS.get(kind, _text)
     try:
@@ -375,7 +377,7 @@ def lookup(registry: Mapping[str, T], name: str, value: str) -> T:
 
 
 def unknown_name(kind: str, name: str, known: Mapping[str, Any]) -> str:
-    """Say that `name` is unknown, with the nearest known name, or all of them (40 at most)."""
+    """Return a message that `name` is unknown, with the nearest known name, or up to 40 of them."""
     near = difflib.get_close_matches(str(name), known, n=1)
     rest = f" ... ({len(known)} in all)" if len(known) > 40 else ""
     listed = ", ".join(list(known)[:40]) + rest
