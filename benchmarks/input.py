@@ -21,12 +21,12 @@ from hardware import describe, device
 from nuswide.data import transforms
 from nuswide.data.dataset import Dataset, open_dataset
 from nuswide.data.label_stats import TrainLabels
-from nuswide.data.loader import open_feed, to_device
+from nuswide.data.loader import create_loader, to_device
 from nuswide.data.sampling import create_sampling, epoch_order
 
 
 def article(task: Task) -> float:
-    """Take all batches from the article's loader; gives images a second."""
+    """Take all batches from the article's loader; return images per second."""
     batches, _ = article_feeds(task)
     start = time.perf_counter()
     for images, targets in batches:
@@ -35,14 +35,14 @@ def article(task: Task) -> float:
 
 
 def ours(task: Task, data: Dataset, kind: str) -> float:
-    """Take all batches from our feed and augment them; gives images a second."""
+    """Take all batches from our loader and augment them; return images per second."""
     config, rows = our_config(task), data.manifest.indices("train")
-    feed = open_feed(data, rows, device(), kind)
+    loader = create_loader(data, rows, device(), kind)
     start = time.perf_counter()
     draws = to_device(transforms.draw(config, n_images=len(data), epoch=0), device())
     sample = create_sampling(config, TrainLabels.of(data.manifest))
     batches = epoch_order(rows, sample, batch_size=BATCH, seed=0, epoch=0)
-    for batch, images in zip(batches, feed.batches(batches), strict=True):
+    for batch, images in zip(batches, loader.batches(batches), strict=True):
         inputs = transforms.augment(images, draws[to_device(batch, device())], config)
         inputs.contiguous(memory_format=torch.channels_last)
     return speed(task, start)

@@ -1,4 +1,4 @@
-"""The served model: pictures in, labels with scores out.
+"""The served model: images in, labels with scores out.
 
 Owns decode_image, which the cache, the evaluation and the server share, and the pyfunc that MLflow
 loads from this very file. Needs numpy, Pillow, onnxruntime, pandas and mlflow only, never torch or
@@ -30,29 +30,31 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
-DECODER_VERSION = 1  # to be raised when decode_image gives other pixels: caches then start afresh
-# What Pillow is known to raise on a file that is no sound picture.
+DECODER_VERSION = 1  # increment it when decode_image changes pixels: caches are then rebuilt
+# What Pillow is known to raise on an invalid image file.
 _PICTURE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, struct.error, Image.DecompressionBombError,
     RuntimeError, AttributeError,  # AVIF, BLP and DDS; SPIDER
 )  # fmt: skip
-# What the served model reads. Pillow knows forty more forms: one of them starts Ghostscript, and
-# others decode in plain Python.
+# Formats that the served model reads. Pillow has forty more: one of them starts Ghostscript, and
+# others decode in pure Python.
 SERVED_FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)
 
 
 def decode_image(source: Path | str | BinaryIO, size_px: int) -> NDArray[np.uint8]:
-    """Decode a picture to RGB, upright, squashed to a square; (3, size_px, size_px) uint8.
+    """Decode an image to RGB, upright, resized to a square; (3, size_px, size_px) uint8.
 
-    Transparency comes out on white. Raises ValueError saying what is wrong with the picture.
+    Transparency is composited on white. Raises ValueError saying why an image cannot be decoded.
     """
     try:
         with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} px is above {MAX_PIXELS} pixels")
-            ImageOps.exif_transpose(image, in_place=True)  # else it copies an upright one, too
+            ImageOps.exif_transpose(
+                image, in_place=True
+            )  # in place: else it copies upright images, too
             square = _to_rgb(image).resize((size_px, size_px), Image.Resampling.BILINEAR)
     except _PICTURE_ERRORS as error:
         raise ValueError(f"not a readable picture: {error}") from error
@@ -60,21 +62,21 @@ def decode_image(source: Path | str | BinaryIO, size_px: int) -> NDArray[np.uint
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # greys of 16 bits, which convert() would clip to white
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
         levels = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
         return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+        return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 class Tagger:
-    """A bundle's network with what is needed to read its scores.
+    """A bundle's network, with the labels and thresholds of its scores.
 
-    labels: C names. thresholds: (C,); a label is predicted at its own or above.
-    image_size_px: side of the square that the network takes. config: the fields of the experiment
-    that made it. Normalisation and sigmoid are inside the network.
+    labels: C names. thresholds: (C,); a label is predicted if its score is at least its threshold.
+    image_size_px: side of the network's square input. config: the fields of the experiment that
+    trained it. Normalization and sigmoid are part of the network.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, settings: dict[str, Any]) -> None:
@@ -92,8 +94,8 @@ class Tagger:
     def load(cls, folder: Path, threads: int | None = None) -> "Tagger":
         """Open the bundle in a folder.
 
-        threads: how many score a batch together; all cores by default, which is wrong for one of
-        several processes on a machine.
+        threads: used to score a batch; by default all cores, which is too many for one of several
+        processes on a machine.
         """
         settings = json.loads((folder / "tagger.json").read_text(encoding="utf-8"))
         session = onnxruntime.InferenceSession(
@@ -107,44 +109,44 @@ class Tagger:
         return scores if self.calibration is None else _calibrated(scores, *self.calibration)
 
     def network_scores(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Score images as score does, without the calibration."""
+        """Score images like `score`, but without calibration."""
         scores: NDArray[np.float32] = self.session.run(["scores"], {"images": images})[0]
         return scores
 
 
 def _per_label(value: Any, n_labels: int) -> NDArray[np.float64]:
-    """One number, or one a label, as (C,)."""
+    """Broadcast one number, or one per label, to (C,)."""
     return np.broadcast_to(np.asarray(value, np.float64), (n_labels,))
 
 
 def _calibrated(
     scores: NDArray[np.float32], scale: NDArray[np.float64], shift: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """sigmoid(scale * logit(score) + shift); scores of 0 and 1 count as the floats next to them."""
+    """Return sigmoid(scale * logit(score) + shift); 0 and 1 count as their neighbouring floats."""
     exact = np.clip(scores.astype(np.float64), 2.0**-126, 1 - 2.0**-25)
     logits = np.log(exact) - np.log1p(-exact)
-    with np.errstate(over="ignore"):  # exp gives inf, and the score 0
+    with np.errstate(over="ignore"):  # exp overflows to inf, the score to 0
         return (1 / (1 + np.exp(-(scale * logits + shift)))).astype(np.float32)
 
 
 def _session_options(threads: int | None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
+    options.intra_op_num_threads = threads or 0  # 0: all cores
     options.inter_op_num_threads = 1  # the network is one chain of layers
     return options
 
 
 class BadRequest(MlflowException):
-    """An error 400 that keeps its words; MLflow's server would prefix the whole request."""
+    """An error 400 with a message of its own; MLflow's server would prefix the whole request."""
 
     def __init__(self, message: str) -> None:
-        self._words = message
+        self._message = message
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
     @property
     def message(self) -> str:
-        """What is wrong with the request."""
-        return self._words
+        """Return what is wrong with the request."""
+        return self._message
 
     @message.setter
     def message(self, value: str) -> None:
@@ -152,7 +154,7 @@ class BadRequest(MlflowException):
 
 
 def check_params(params: dict[str, Any]) -> None:
-    """Raise BadRequest if a param of a request has a wrong type or is out of range."""
+    """Raise BadRequest if a parameter of a request has the wrong type or is out of range."""
     threshold, top_k = params.get("threshold"), params.get("top_k")
     if threshold is not None and not (_is_a(Real, threshold) and 0 <= threshold <= 1):
         raise BadRequest("threshold must be a number from 0 to 1")
@@ -167,15 +169,15 @@ def _is_a(kind: type, value: Any) -> bool:
 
 
 class TaggerModel(PythonModel):
-    """The pyfunc around a Tagger: base64 pictures in, labels with scores out."""
+    """The pyfunc around a Tagger: base64 images in, labels with scores out."""
 
-    max_pixels = MAX_PIXELS  # of a picture
+    max_pixels = MAX_PIXELS  # of an image
 
     def load_context(self, context: Any) -> None:
         """Open the bundle that was logged with the model.
 
-        OMP_NUM_THREADS, where it is set, says how many threads score; `mlflow models serve -w N`
-        wants the machine's cores divided by N.
+        OMP_NUM_THREADS, if set, is the number of threads; with `mlflow models serve -w N` it should
+        be the number of cores divided by N.
         """
         threads = os.environ.get("OMP_NUM_THREADS", "")
         bundle = Path(context.artifacts["bundle"])
@@ -184,13 +186,13 @@ class TaggerModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Tag the pictures in the column `image`: base64 texts or data:image/...;base64 URIs.
+        """Tag the images in the column `image`: base64 texts or data:image/...;base64 URIs.
 
-        params: `threshold` (for all labels; default: the model's own; 0 gives every label), `top_k`
-        (the most labels a picture gets; 0 for any number) and `all_scores` (add the column
-        `all_scores`, every label with its score). Gives a row a picture with `labels` and their
-        `scores`, best first. One picture that can't be read fails the whole request, naming the
-        row; nothing of the input is repeated.
+        params: `threshold` (for all labels; default: the model's own; 0 returns every label),
+        `top_k` (maximum labels per image; 0 for no limit) and `all_scores` (add the column
+        `all_scores`, every label with its score). Return one row per image with `labels` and their
+        `scores`, best first. An image that cannot be decoded fails the whole request, naming the
+        row; the message never repeats the input.
         """
         thresholds, top_k, with_all = self._read_params(params or {})
         if "image" not in model_input:
@@ -203,7 +205,9 @@ class TaggerModel(PythonModel):
     def _read_params(self, params: dict[str, Any]) -> tuple[NDArray[np.float32], int | None, bool]:
         check_params(params)
         threshold = params.get("threshold")
-        thresholds = self.tagger.thresholds.astype(np.float32)  # a score's type: 0.7 is at 0.7
+        thresholds = self.tagger.thresholds.astype(
+            np.float32
+        )  # the type of scores: a score of 0.7 reaches a threshold of 0.7
         if threshold is not None:
             thresholds[:] = threshold
         return thresholds, int(params.get("top_k") or 0) or None, bool(params.get("all_scores"))
@@ -223,7 +227,7 @@ class TaggerModel(PythonModel):
             picture.seek(0)
             return decode_image(picture, self.tagger.image_size_px)
         except _PICTURE_ERRORS:
-            # Pillow's own words may quote the input; the caller knows what it sent.
+            # Pillow's message may quote the input.
             raise BadRequest(f"row {row}: image is not a readable picture") from None
 
     def _tag(

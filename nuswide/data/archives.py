@@ -1,7 +1,7 @@
-"""Archives from elsewhere, unpacked without trust.
+"""Safe extraction of untrusted archives.
 
-Owns which members are let in. Never runs or unpickles what came, and never writes outside the
-folder it was given.
+Owns the checks of their members. Never runs or unpickles their content, and never writes outside
+the given folder.
 
     n_files = extract(Path("photos.tar.gz"), Path("photos"))
 """
@@ -31,11 +31,11 @@ CHUNK_BYTES = 2**16
 MAX_READ_BYTES = 2**20
 MAX_MEMBERS = 1_000_000
 MAX_UNPACKED_BYTES = 200 * 10**9
-MAX_RATIO = 100  # unpacked to packed; photographs have about 1
-SMALL_BYTES = 10 * 2**20  # no bomb, whatever its ratio: tar pads small files with zeros
+MAX_RATIO = 100  # of unpacked to packed size; about 1 for photographs
+SMALL_BYTES = 10 * 2**20  # accepted at any ratio: tar pads small files with zeros
 _UNPACKERS: dict[bytes, Callable[[Any], Any]] = {
     rb"\x1f\x8b": gzip.open,
-    rb"BZh[1-9]1AY": bz2.open,  # a tar begins with a file's name, which may be BZhang.jpg
+    rb"BZh[1-9]1AY": bz2.open,  # a tar starts with a file name, which may be BZhang.jpg
     rb"\xfd7zXZ\x00": lzma.open,
 }
 
@@ -44,14 +44,14 @@ class _Member(NamedTuple):
     name: str
     size_bytes: int
     is_folder: bool
-    problem: str  # what makes it hostile, or nothing
+    problem: str  # why it is refused, or empty
     open: Callable[[], Any]
 
 
 class _Bounded(io.BufferedIOBase):
-    """What tarfile reads: it ends in an error after `limit` bytes, or at a huge header.
+    """A stream for tarfile that raises after `limit` bytes, or at a huge header.
 
-    tarfile would take such a header into memory whole.
+    tarfile would read such a header into memory as a whole.
     """
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
@@ -74,42 +74,44 @@ class _Bounded(io.BufferedIOBase):
 
 
 def extract(archive: Path, out: Path) -> int:
-    """Unpack the files of a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip into a new folder; how many.
+    """Unpack a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip into a new folder; return the file count.
 
-    All or nothing: every member is checked before the first is written, and `out` appears when the
-    last is there. Raises click.ClickException, a single line, naming the member that is hostile.
+    Atomic: every member is checked before the first is written, and `out` appears when the last is
+    complete. Raises click.ClickException, a single line, naming the first refused member.
     """
     refuse_filled(out)
-    place = out.absolute()
+    target = out.absolute()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open("rb") as file:
             limit = max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size)
             limit = min(limit, MAX_UNPACKED_BYTES)
-            members = _checked(_members(file, place, limit), limit)
-            needed, free = sum(m.size_bytes for m in members), shutil.disk_usage(place.parent).free
+            members = _checked(_members(file, target, limit), limit)
+            needed, free = sum(m.size_bytes for m in members), shutil.disk_usage(target.parent).free
             if needed > free:
                 raise OSError(errno.ENOSPC, f"it needs {needed} bytes, {free} are free; make room")
-            with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as parent:
-                folder = Path(parent) / place.name  # has the usual mode, unlike its parent
+            with tempfile.TemporaryDirectory(
+                prefix=f".{target.name}.", dir=target.parent
+            ) as parent:
+                folder = Path(parent) / target.name  # has the default mode, unlike its parent
                 folder.mkdir()
-                for member in tqdm(members, desc=place.name, unit="file", disable=None):
+                for member in tqdm(members, desc=target.name, unit="file", disable=None):
                     _write(member, folder)
-                folder.replace(place)
+                folder.replace(target)
     except Exception as error:  # a parser of hostile bytes may raise anything
         if isinstance(error, OSError) and error.errno:
             reason = f"{error.strerror}"
         else:
             words = " ".join(str(error).split()) or type(error).__name__
-            reason = f"{words:.300}; get a sound .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of files"
+            reason = f"{words:.300}; get a valid .tar, .tar.gz, .tar.bz2, .tar.xz or .zip of files"
         raise click.ClickException(f"cannot unpack {archive} into {out}: {reason}") from error
     return sum(not member.is_folder for member in members)
 
 
 def refuse_filled(out: Path) -> None:
-    """Raise click.ClickException if anything but an empty folder is at `out`."""
+    """Raise click.ClickException if `out` exists and is not an empty folder."""
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise click.ClickException(f"{out} is there already; move it away, or name a new folder")
+        raise click.ClickException(f"{out} exists already; move it away, or name a new folder")
 
 
 def _members(file: IO[bytes], out: Path, limit: int) -> Iterator[_Member]:
@@ -127,7 +129,7 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
         problem = "is encrypted" if info.flag_bits & 1 else ""
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             problem = "is a link" if kind == stat.S_IFLNK else "is a device or the like"
-        name, is_folder = info.orig_filename, info.is_dir()  # filename ends at a NUL
+        name, is_folder = info.orig_filename, info.is_dir()  # filename is cut at a NUL
         opened = functools.partial(archive.open, info)
         yield _Member(name, 0 if is_folder else info.file_size, is_folder, problem, opened)
 
@@ -137,12 +139,12 @@ def _tar_members(stream: _Bounded, out: Path) -> Iterator[_Member]:
     for info in archive:
         opened = functools.partial(archive.extractfile, info)
         yield _Member(info.name, info.size, info.isdir(), _tar_problem(info, out), opened)
-    # tarfile takes garbage and a cut between two members for the end; that has a block of zeros.
+    # tarfile treats garbage, or a cut between two members, as the end; a real end is a zero block.
     stream.seek(archive.offset)
     if stream.read(512) != bytes(512):
         raise EOFError("it is cut short or damaged")
     while stream.read(CHUNK_BYTES):
-        pass  # up to the checksum, which is compared when it is reached
+        pass  # up to the checksum, which is verified at the end
 
 
 def _tar_problem(info: tarfile.TarInfo, out: Path) -> str:
@@ -155,7 +157,7 @@ def _tar_problem(info: tarfile.TarInfo, out: Path) -> str:
     if not hasattr(tarfile, "data_filter"):  # before Python 3.11.4
         return ""
     try:
-        tarfile.data_filter(info, str(out))  # a second opinion, PEP 706
+        tarfile.data_filter(info, str(out))  # a second check, PEP 706
     except (tarfile.FilterError, ValueError) as error:
         return f"is refused by tarfile ({type(error).__name__})"
     return ""
@@ -165,18 +167,18 @@ def _path_problem(name: str) -> str:
     if PureWindowsPath(name).anchor:
         return "has an absolute path"
     if "\\" in name or "\0" in name or ".." in name.split("/"):
-        return "leads out of the folder, or means to"
+        return "leads out of the folder, or tries to"
     return "" if name else "has no name"
 
 
 def _checked(members: Iterable[_Member], limit: int) -> list[_Member]:
-    """Take all members, or raise ValueError at the first that is not welcome."""
+    """Return all members, or raise ValueError at the first refused one."""
     kept: list[_Member] = []
     is_folder: dict[str, bool] = {}
     total = 0
     for member in members:
         problem = _path_problem(member.name) or member.problem
-        # Names that some file systems take for one.
+        # Some file systems treat these names as equal.
         name = unicodedata.normalize("NFC", member.name.casefold())
         steps = [part for part in name.split("/") if part not in ("", ".")]
         paths = list(itertools.accumulate(steps, "{}/{}".format))
@@ -211,7 +213,10 @@ def _write(member: _Member, folder: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with member.open() as source, path.open("xb") as target:  # its mode is the umask's, not theirs
+    with (
+        member.open() as source,
+        path.open("xb") as target,
+    ):  # its mode is the umask's, not the archive's
         shutil.copyfileobj(source, target, CHUNK_BYTES)
         if target.tell() != member.size_bytes:
             raise EOFError(f"{member.name!r:.200} is cut short")

@@ -1,13 +1,13 @@
-"""RandAugment and TrivialAugment on a batch of uint8 images, on the device it is on.
+"""RandAugment and TrivialAugment on a batch of uint8 images, on its device.
 
-Owns OPERATIONS and the strengths that the two give them. Each image's operations are drawn by
-itself, and one that many images drew runs on all of them at once. Never decodes a picture.
+Owns OPERATIONS and their magnitudes. Operations are drawn per image; each operation runs once, on
+all the images that drew it. Never decodes an image.
 
     draws = draw_operations(config, rng, n_images)  # (N, 2 * number)
     images = apply_operations(images, torch.from_numpy(draws[indices]))
 
 Sources: Cubuk et al., RandAugment, arXiv:1909.13719; Mueller and Hutter, TrivialAugment,
-arXiv:2103.10158. Strengths are torchvision's, in 30 equal steps.
+arXiv:2103.10158. Magnitudes are torchvision's, in 30 equal steps.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,17 @@ from torchvision.transforms.v2 import functional as tvf
 
 from nuswide.config import Config
 
-LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue in gray, as torchvision has it
+LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in gray, as in torchvision
 _STEPS = 30
-_OUTSIDE = (124.0, 116.0, 104.0)  # what comes from outside of a picture: ImageNet's mean colour
+_OUTSIDE = (124.0, 116.0, 104.0)  # fill colour: the mean of ImageNet
 Change = Callable[[Tensor, Tensor], Tensor]
 
 
 class Operation(NamedTuple):
-    """A change of images (n, 3, S, S) uint8, each by its own strength (n,), and which there are.
+    """A change of images (n, 3, S, S) uint8, each by its own magnitude (n,), and its range.
 
-    The strength is `neutral` at step 0, and off by `span` at step 30 of RandAugment, by `wide_span`
-    at that of TrivialAugment; to either side if `is_signed`.
+    The magnitude is `neutral` at step 0 and differs by `span` at step 30 of RandAugment, by
+    `wide_span` at step 30 of TrivialAugment; in either direction if `is_signed`.
     """
 
     change: Change
@@ -43,72 +43,72 @@ class Operation(NamedTuple):
 
 
 def n_operations(config: Config) -> int:
-    """Operations that an image goes through, one after the other."""
+    """Return the number of operations applied to each image in sequence."""
     numbers = {"randaugment": config.randaugment_number, "trivialaugment": 1}
     return numbers.get(config.auto_augment, 0)
 
 
 def draw_operations(config: Config, rng: np.random.Generator, n_images: int) -> NDArray[np.float64]:
-    """Draw each image's operations, by their place in OPERATIONS, with strengths; (N, 2 * number).
+    """Draw each image's operations, as indices into OPERATIONS, and magnitudes; (N, 2 * number).
 
-    TrivialAugment draws the step of a strength, too; RandAugment has the same one for all.
+    TrivialAugment also draws the step of the magnitude; RandAugment uses one step for all.
     """
     shape = (n_images, n_operations(config))
-    place, step, side = np.moveaxis(rng.random((*shape, 3)), -1, 0)
+    choice, step, side = np.moveaxis(rng.random((*shape, 3)), -1, 0)
     is_wide = config.auto_augment == "trivialaugment"
     steps = np.floor((_STEPS + 1) * step) if is_wide else config.randaugment_magnitude
-    chosen = (len(OPERATIONS) * place).astype(int)
+    chosen = (len(OPERATIONS) * choice).astype(int)
     neutral, span, wide_span, is_signed = np.array([op[1:] for op in OPERATIONS.values()]).T
     sign = 1 - 2 * is_signed[chosen] * (side < 0.5)
-    strength = neutral[chosen] + sign * steps / _STEPS * (wide_span if is_wide else span)[chosen]
-    return np.stack([chosen, strength], axis=-1).reshape(n_images, 2 * shape[1])
+    magnitude = neutral[chosen] + sign * steps / _STEPS * (wide_span if is_wide else span)[chosen]
+    return np.stack([chosen, magnitude], axis=-1).reshape(n_images, 2 * shape[1])
 
 
 def apply_operations(images: Tensor, draws: Tensor) -> Tensor:
-    """Put uint8 images (N, 3, S, S) through their operations, as rows of draw_operations say.
+    """Apply to uint8 images (N, 3, S, S) the operations in rows of draw_operations.
 
-    draws: on the CPU; from a GPU, it would have to be waited for.
+    draws: on the CPU; reading them from a GPU would synchronize.
     """
-    there = draws.to(images.device, non_blocking=True)
+    on_device = draws.to(images.device, non_blocking=True)
     for i in range(0, draws.shape[1], 2):
         counts = torch.bincount(draws[:, i].long(), minlength=len(OPERATIONS)).tolist()
-        # Sorted by their operations, so that each takes one slice, whose ends are known here.
-        order = there[:, i].argsort(stable=True)
+        # Sorted by operation, so that each is applied to one slice, whose bounds are on the CPU.
+        order = on_device[:, i].argsort(stable=True)
         parts = zip(
-            OPERATIONS.values(), images[order].split(counts), there[order, i + 1].split(counts),
+            OPERATIONS.values(), images[order].split(counts), on_device[order, i + 1].split(counts),
             strict=True,
         )  # fmt: skip
-        changed = [op.change(part, strength) for op, part, strength in parts if len(part)]
+        changed = [op.change(part, magnitude) for op, part, magnitude in parts if len(part)]
         images = torch.cat(changed)[order.argsort()]
     return images
 
 
-# All arithmetic is of one element or of whole numbers, so that an image comes out the same whatever
-# is beside it in the batch; and none needs an answer from a GPU, as some of torchvision's does.
+# All arithmetic is elementwise or on integers, so that an image's result does not depend on its
+# batch, and none of it synchronizes with a GPU, as some of torchvision's operations do.
 
 
 def _warp(images: Tensor, to_x: list[Tensor], to_y: list[Tensor]) -> Tensor:
-    """Take each pixel from where the input has it, the nearest one.
+    """Sample the nearest input pixel for each output pixel.
 
-    to_x, to_y: (n,) each, a, b and c of the place a * x + b * y + c in the input of what is at x, y
-    of the output, from -1 to 1.
+    to_x, to_y: a, b and c, (n,) each: output (x, y) is sampled at a * x + b * y + c of the input,
+    in coordinates from -1 to 1.
     """
     n, side = len(images), images.shape[-1]
     at = (2 * torch.arange(side, device=images.device) + 1) / side - 1
     x, y = at.view(1, 1, -1), at.view(1, -1, 1)
-    places = [
+    sampled = [
         a.view(n, 1, 1) * x + b.view(n, 1, 1) * y + c.view(n, 1, 1) for a, b, c in (to_x, to_y)
     ]
     outside = [torch.full((1, 1, 1), level, device=images.device) for level in _OUTSIDE]
-    fill = torch.cat(outside)  # filled in there, as a copy waits for the device
-    grid = torch.stack(places, dim=-1)
+    fill = torch.cat(outside)  # filled on the device: a copy would synchronize
+    grid = torch.stack(sampled, dim=-1)
     moved = F.grid_sample(images - fill, grid, mode="nearest", align_corners=False)
     return (moved + fill).to(torch.uint8)
 
 
 def _shear_x(images: Tensor, slope: Tensor) -> Tensor:
     one, zero = torch.ones_like(slope), torch.zeros_like(slope)
-    return _warp(images, [one, slope, slope], [zero, one, zero])  # the top row stays where it is
+    return _warp(images, [one, slope, slope], [zero, one, zero])  # the top row is fixed
 
 
 def _shear_y(images: Tensor, slope: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _translate_y(images: Tensor, share: Tensor) -> Tensor:
 
 
 def _whole_px(share: Tensor, images: Tensor) -> Tensor:
-    """A share of the side, cut to whole pixels, in units of half the side."""
+    """Truncate a fraction of the side to whole pixels; in units of half the side."""
     side = images.shape[-1]
     return (share * side).trunc() * 2 / side
 
@@ -139,13 +139,13 @@ def _rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor | float, share: Tensor) -> Tensor:
-    """Images for a share, and for the rest another picture; a share above 1 leads away from it."""
+    """Interpolate from another image to the images; a share above 1 extrapolates."""
     mixed = other + share.view(-1, 1, 1, 1) * (images - other)
     return mixed.clamp(0, 255).to(torch.uint8)
 
 
 def _gray(images: Tensor) -> Tensor:
-    """Whole levels of gray; (n, 1, S, S) float32."""
+    """Convert to integer gray levels; (n, 1, S, S) float32."""
     red, green, blue = (
         weight * level for weight, level in zip(LUMA, images.split(1, dim=1), strict=True)
     )
@@ -159,7 +159,7 @@ def _contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean of 3x3 pixels, the middle one five times; the edge stays."""
+    """Blend with a 3x3 mean whose centre has weight 5; the border is unchanged."""
     smooth = images.float()
     inner = smooth[..., 1:-1, 1:-1]
     inner.copy_(((9 * F.avg_pool2d(smooth, 3, stride=1) + 4 * inner) / 13).round())
@@ -176,7 +176,7 @@ def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
-    """Stretch each channel from black to white; one of a single level stays."""
+    """Stretch each channel to the full range; a constant channel is unchanged."""
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     is_flat = low == high
     levels = torch.where(is_flat, 1.0, (high - low) * (1 / 255))
@@ -184,7 +184,7 @@ def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
     return stretched.clamp(0, 255).to(torch.uint8)
 
 
-# Shifts are shares of the side: TrivialAugment's 32 px are taken to be of 224.
+# Shifts are fractions of the side: TrivialAugment's 32 px refer to 224.
 OPERATIONS: dict[str, Operation] = {
     "identity": Operation(lambda images, _: images),
     "shear_x": Operation(_shear_x, 0, 0.3, 0.99, True),

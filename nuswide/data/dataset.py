@@ -1,6 +1,6 @@
-"""Decoded images with their samples.
+"""A data set: samples with their decoded images.
 
-Owns the way from a Manifest to uint8 images. Never augments, and never looks at a score.
+Owns the way from a Manifest to uint8 images. Never augments, and never reads a score.
 
     data = open_dataset(load_manifest("sample"), size_px=64, folder=Path("data/cache"))
     images = data.gather(data.manifest.indices("train")[:32])  # (32, 3, 64, 64)
@@ -25,9 +25,9 @@ SAMPLE_FOLDER = Path("data/sample")
 
 @dataclass(frozen=True)
 class Dataset:
-    """N samples and where their decoded images are.
+    """N samples with their decoded images.
 
-    images: (M, 3, S, S) uint8, on disk, M >= N. rows: (N,) each sample's place in images.
+    images: (M, 3, S, S) uint8, on disk, M >= N. rows: (N,) the row of images of each sample.
     """
 
     manifest: Manifest
@@ -38,7 +38,7 @@ class Dataset:
         return len(self.manifest)
 
     def of(self, split: str) -> "Dataset":
-        """The samples of one split, in their order; copies no image."""
+        """Return the samples of one split, in order; no image is copied."""
         indices = self.manifest.indices(split)
         return Dataset(self.manifest.take(indices), self.images, self.rows[indices])
 
@@ -47,20 +47,20 @@ class Dataset:
         return self.images[self.rows[indices]]
 
     def carve_val(self, *, fraction: float, seed: int) -> "Dataset":
-        """Give the data set a val split, unless it has one of its own or the fraction is 0."""
+        """Split val off train, unless the data set has a val split or the fraction is 0."""
         if fraction == 0 or len(self.manifest.indices("val")):
             return self
         carved = replace(self, manifest=carve_val(self.manifest, fraction=fraction, seed=seed))
         if not carved.manifest.of("val").targets.any():
             raise click.ClickException(
-                f"val_fraction={fraction} of train leaves val without a label; "
+                f"val_fraction={fraction} of train leaves val without any label; "
                 "raise it, or give val_fraction=0 and select_on=last"
             )
         return carved
 
 
 def load_manifest(data: str) -> Manifest:
-    """Read a data set as read_manifest does, and find its pictures.
+    """Read a data set as read_manifest does, and locate its images.
 
     Raises click.ClickException if some are missing.
     """
@@ -68,9 +68,9 @@ def load_manifest(data: str) -> Manifest:
 
 
 def read_manifest(data: str) -> Manifest:
-    """Read a prepared folder, or annotations in any form, without a look for the pictures.
+    """Read a prepared folder, or annotations in any known format, without locating the images.
 
-    `sample` is drawn first where it is not there yet.
+    `sample` is drawn first if it does not exist yet.
     """
     if data == SAMPLE:
         draw_sample(SAMPLE_FOLDER)
@@ -95,9 +95,9 @@ def locate_pictures(manifest: Manifest) -> Manifest:
 def open_dataset(
     manifest: Manifest, *, size_px: int, folder: Path, skip_rejected: bool = False
 ) -> Dataset:
-    """Decode a manifest's pictures into the cache in `folder`, once, and open them.
+    """Decode a manifest's images into the cache in `folder`, once, and open them.
 
-    Pictures that can't be read are left out if `skip_rejected`, and counted in the manifest.
+    Images that cannot be decoded are left out if `skip_rejected`, and counted in the manifest.
     """
     cache = open_cache(manifest, size_px=size_px, folder=folder, skip_rejected=skip_rejected)
     rejected = [row for row, _ in cache.rejected]

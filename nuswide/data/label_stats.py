@@ -1,7 +1,7 @@
-"""What training may know of its labels: how often they come, alone and together, and vectors.
+"""Label statistics of the training split: frequencies, co-occurrence, and label vectors.
 
-Owns TrainLabels, which holds known entries of the train split and nothing else, and LABEL_VECTORS.
-Never looks at val or test, nor at a picture.
+Owns TrainLabels, which holds known entries of the training split only, and LABEL_VECTORS. Never
+reads val or test, nor an image.
 
     train = TrainLabels.of(manifest)
     vectors = label_vectors("pmi", train)  # (C, D)
@@ -20,16 +20,16 @@ from nuswide.data.manifest import Manifest
 
 Counts = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-_ROWS = 8192  # of a product at once; float32 counts them exactly
-_WIDTH = 300  # the most numbers that stand for a label
+_ROWS = 8192  # per matrix product; float32 counts them exactly
+_WIDTH = 300  # maximum dimension of a label vector
 
 
 @dataclass(frozen=True)
 class TrainLabels:
-    """The C labels in the train split.
+    """The C labels of the training split.
 
-    names: C of them. targets: (N, C) uint8, 0 or 1. known: (N, C) bool, None if all are; targets
-    are 0 where they are not.
+    names: C label names. targets: (N, C) uint8, 0 or 1. known: (N, C) bool, None if all are known;
+    unknown targets are 0.
     """
 
     names: tuple[str, ...]
@@ -38,45 +38,45 @@ class TrainLabels:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "TrainLabels":
-        """The labels of a manifest's train split."""
+        """Return the labels of a manifest's training split."""
         train = manifest.of("train")
         return cls(train.labels, train.targets, train.known)
 
     @property
     def positives(self) -> Counts:
-        """Images that have a label; (C,)."""
+        """Number of images with each label; (C,)."""
         return self.targets.sum(axis=0, dtype=np.int64)
 
     @property
     def n_known(self) -> Counts:
-        """Images of which it is known whether they have a label; (C,)."""
+        """Number of images in which each label is known; (C,)."""
         if self.known is None:
             return np.full(len(self.names), len(self.targets))
         return self.known.sum(axis=0, dtype=np.int64)
 
     def together(self) -> Counts:
-        """Images that have both labels; (C, C), the diagonal their positives."""
+        """Count the images with both labels; (C, C), the positives on the diagonal."""
         return _count(self.targets, self.targets)
 
     def comparable(self) -> Counts:
-        """Images that have the row's label and of which the column's is known; (C, C)."""
+        """Count the images that have the row's label and in which the column's is known; (C, C)."""
         if self.known is None:
             return np.repeat(self.positives[:, None], len(self.names), axis=1)
         return _count(self.targets, self.known)
 
     def both_known(self) -> Counts:
-        """Images of which it is known whether they have either label; (C, C)."""
+        """Count the images in which both labels are known; (C, C)."""
         if self.known is None:
             return np.full((len(self.names), len(self.names)), len(self.targets))
         return _count(self.known, self.known)
 
     def conditional(self) -> NDArray[np.float64]:
-        """How likely the column's label is where the row's is; (C, C), 0 for what never is."""
+        """Return the conditional probability of the column's label given the row's; (C, C)."""
         return self.together() / np.maximum(self.comparable(), 1)
 
 
 def _count(left: NDArray[np.generic], right: NDArray[np.generic]) -> Counts:
-    """The rows that are set in both of two columns; (C, C)."""
+    """Count the rows in which both columns are set; (C, C)."""
     total = np.zeros((left.shape[1], right.shape[1]), dtype=np.int64)
     for start in range(0, len(left), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -85,10 +85,10 @@ def _count(left: NDArray[np.generic], right: NDArray[np.generic]) -> Counts:
 
 
 def label_vectors(source: str, train: TrainLabels) -> Vectors:
-    """Give each label a vector of length 1; (C, D).
+    """Return a vector of unit length for each label; (C, D).
 
-    source: a name of LABEL_VECTORS, or a file of word vectors. Of length 1, so that a network that
-    takes them starts alike whatever their source.
+    source: a name of LABEL_VECTORS, or a file of word vectors. Unit length makes the initial scale
+    of a network independent of the source.
     """
     if source in LABEL_VECTORS:
         vectors = LABEL_VECTORS[source](train)
@@ -99,21 +99,21 @@ def label_vectors(source: str, train: TrainLabels) -> Vectors:
 
 
 def one_hot(train: TrainLabels) -> Vectors:
-    """A direction of its own for each label; (C, C)."""
+    """Return an orthogonal vector for each label; (C, C)."""
     return np.eye(len(train.names), dtype=np.float32)
 
 
 def pmi_vectors(train: TrainLabels) -> Vectors:
-    """Vectors that are near each other where labels come together more than by chance; (C, D).
+    """Return vectors that are close for labels that occur together more than by chance; (C, D).
 
-    The singular value decomposition of positive pointwise mutual information, D at most 300, each
-    vector times the root of its singular value. Source: Levy and Goldberg 2014, "Neural Word
-    Embedding as Implicit Matrix Factorization".
+    Singular value decomposition of the positive pointwise mutual information, D at most 300, each
+    vector multiplied by the square root of its singular value. Source: Levy and Goldberg 2014,
+    "Neural Word Embedding as Implicit Matrix Factorization".
     """
     row = np.maximum(train.comparable(), 1).astype(np.float64)
     with np.errstate(divide="ignore"):
         pmi = np.log(train.together() * train.both_known() / (row * row.T))
-    # One image more, and a positive at least, so that no label is without a direction of its own.
+    # One image and one positive more than counted, so that no label has a zero vector.
     np.fill_diagonal(pmi, np.log((train.n_known + 1) / np.maximum(train.positives, 1)))
     left, strengths, _ = np.linalg.svd(np.maximum(pmi, 0))
     vectors = left[:, :_WIDTH] * np.sqrt(strengths[:_WIDTH])
@@ -121,10 +121,10 @@ def pmi_vectors(train: TrainLabels) -> Vectors:
 
 
 def read_word_vectors(path: Path, names: tuple[str, ...]) -> Vectors:
-    """Read labels' vectors from a text file of `word number number ...` lines, as GloVe's; (C, D).
+    """Read label vectors from a text file of `word number number ...` lines, as GloVe's; (C, D).
 
-    A label of several words gets the mean of theirs. Raises click.ClickException for words that are
-    not there, and for a file of another kind.
+    A label of several words gets the mean of their vectors. Raises click.ClickException for missing
+    words and for a file of another format.
     """
     words = [_words(name) for name in names]
     found = _find_words(path, {word for several in words for word in several})

@@ -1,10 +1,10 @@
-"""The way of uint8 images from the cache to the device.
+"""Loaders, which bring uint8 images from the cache to the device.
 
-Owns Resident, which holds a data set's images on the device, and Blocks, which reads ahead. Never
-augments.
+Owns ResidentLoader, which holds a data set's images on the device, and BlockLoader, which reads
+batches ahead. Never augments.
 
-    feed = open_feed(data, rows, device, "auto")
-    for images in feed.batches(batches): ...  # (N, 3, S, S) uint8 on the device
+    loader = create_loader(data, rows, device, "auto")
+    for images in loader.batches(batches): ...  # (N, 3, S, S) uint8 on the device
 """
 
 from collections import deque
@@ -20,23 +20,23 @@ from torch import Tensor
 from nuswide.data.dataset import Dataset
 
 Indices = NDArray[np.int64]
-_SHARE = 0.5  # of the GPU's free memory that images may take; the network needs the rest
-_AHEAD = 3  # batches read ahead
+_FREE_SHARE = 0.5  # of the GPU's free memory that images may take; the network needs the rest
+_PREFETCHED = 3  # batches
 _COPIED = 1024  # images copied to the device at once
 
 
-class Feed(Protocol):
-    """Gives the images of batches of indices into a data set, on the device."""
+class Loader(Protocol):
+    """Yields the images of batches of a data set, on the device."""
 
     def batches(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
-        """Give (len(indices), 3, S, S) uint8 for each batch of indices, in their order."""
+        """Yield (len(indices), 3, S, S) uint8 for each batch of indices, in order."""
 
 
-def open_feed(data: Dataset, rows: Indices, device: torch.device, kind: str) -> Feed:
-    """Choose the way for the images at `rows` of a data set. kind: auto, resident or blocks."""
+def create_loader(data: Dataset, rows: Indices, device: torch.device, kind: str) -> Loader:
+    """Create the loader for the images at `rows` of a data set. kind: auto, resident or blocks."""
     if kind == "auto":
         kind = "resident" if _fits(data, rows, device) else "blocks"
-    return Resident(data, rows, device) if kind == "resident" else Blocks(data, device)
+    return ResidentLoader(data, rows, device) if kind == "resident" else BlockLoader(data, device)
 
 
 def _fits(data: Dataset, rows: Indices, device: torch.device) -> bool:
@@ -45,58 +45,59 @@ def _fits(data: Dataset, rows: Indices, device: torch.device) -> bool:
     if device.type != "cuda":
         return False  # mps shares the machine's memory, so that little is gained by copying all
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return len(rows) * int(np.prod(data.images.shape[1:])) <= _SHARE * free_bytes
+    return len(rows) * int(np.prod(data.images.shape[1:])) <= _FREE_SHARE * free_bytes
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Put an array on the device without waiting for it."""
+    """Copy an array to the device asynchronously."""
     return pin_memory(array, device).to(device, non_blocking=True)
 
 
 def pin_memory(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Put an array where parts of it can be copied to the device without waiting for it."""
+    """Pin the array so that slices can be copied to the GPU asynchronously."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-class Resident:
-    """All images on the device, copied once; on a CPU they stay in the cache's file."""
+class ResidentLoader:
+    """Holds all images on the device, copied once; on a CPU they stay in the cache's file."""
 
     def __init__(self, data: Dataset, rows: Indices, device: torch.device) -> None:
         self.data, self.device = data, device
         if device.type == "cpu":
             return
-        self.place = torch.zeros(len(data), dtype=torch.int64, device=device)
-        self.place[torch.from_numpy(rows)] = torch.arange(len(rows), device=device)
+        self.position = torch.zeros(len(data), dtype=torch.int64, device=device)
+        self.position[torch.from_numpy(rows)] = torch.arange(len(rows), device=device)
         shape = (len(rows), *data.images.shape[1:])
         self.images = torch.empty(shape, dtype=torch.uint8, device=device)
         for start in range(0, len(rows), _COPIED):
-            part = rows[start : start + _COPIED]
-            self.images[start : start + len(part)] = torch.from_numpy(data.gather(part)).to(device)
+            block = rows[start : start + _COPIED]
+            copied = torch.from_numpy(data.gather(block)).to(device)
+            self.images[start : start + len(block)] = copied
 
     def batches(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
-        """Give each batch's images."""
+        """Yield the images of each batch."""
         for batch in batches:
             if self.device.type == "cpu":
                 yield torch.from_numpy(self.data.gather(batch))
             else:
-                yield self.images[self.place[to_device(batch, self.device)]]
+                yield self.images[self.position[to_device(batch, self.device)]]
 
 
-class Blocks:
-    """Images read from the cache by a thread, a few batches ahead, through pinned memory."""
+class BlockLoader:
+    """Reads images from the cache in a thread, a few batches ahead, through pinned memory."""
 
     def __init__(self, data: Dataset, device: torch.device) -> None:
         self.data, self.device = data, device
 
     def batches(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
-        """Give each batch's images."""
+        """Yield the images of each batch."""
         waiting: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(1) as reader:
             try:
                 for batch in batches:
                     waiting.append(reader.submit(self._read, batch))
-                    if len(waiting) > _AHEAD:
+                    if len(waiting) > _PREFETCHED:
                         yield waiting.popleft().result().to(self.device, non_blocking=True)
                 while waiting:
                     yield waiting.popleft().result().to(self.device, non_blocking=True)
@@ -105,5 +106,4 @@ class Blocks:
                     future.cancel()
 
     def _read(self, batch: Indices) -> Tensor:
-        images = torch.from_numpy(self.data.gather(batch))
-        return images.pin_memory() if self.device.type == "cuda" else images
+        return pin_memory(self.data.gather(batch), self.device)

@@ -1,7 +1,7 @@
-"""The Manifest: which images, with which labels, in which split.
+"""The Manifest: the images of a data set, their labels and their splits.
 
-Owns the type, its digest, its file form and the carving of val out of train. Never reads a picture,
-nor knows in what form the annotations came.
+Owns the type, its digest, its files and the split of val off train. Never reads an image, nor
+depends on the format of the annotations.
 
     manifest = carve_val(manifest, fraction=0.15, seed=0)
     manifest.of("val").targets.mean(axis=0)
@@ -10,7 +10,7 @@ nor knows in what form the annotations came.
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -27,10 +27,10 @@ class Manifest:
     """N samples over C labels.
 
     root: folder that the image names are relative to. names: N image names. labels: C label names.
-    targets: (N, C) uint8, 0 or 1. splits: (N,) strings out of SPLITS. known: (N, C) bool, or None
-    if every entry is known; targets is 0 where an entry is not. protocol: the name of the rule that
-    chose the samples. unlabelled: `keep` or `drop`, what became of images without a label.
-    rejected: how many pictures were left out because they can't be read.
+    targets: (N, C) uint8, 0 or 1. splits: (N,) strings of SPLITS. known: (N, C) bool, or None if
+    every entry is known; unknown targets are 0. protocol: name of the rule that selected the
+    samples. unlabelled: `keep` or `drop`, for images without a label. rejected: number of images
+    left out because they cannot be decoded.
     """
 
     root: Path
@@ -54,19 +54,19 @@ class Manifest:
 
     @property
     def positives(self) -> NDArray[np.int64]:
-        """How many samples are known to have each label; (C,)."""
+        """Number of samples known to have each label; (C,)."""
         return self.targets.sum(axis=0, dtype=np.int64)
 
     def of(self, split: str) -> "Manifest":
-        """The samples of one split, in their order."""
+        """Return the samples of one split, in order."""
         return self.take(self.indices(split))
 
     def indices(self, split: str) -> NDArray[np.int64]:
-        """Positions of one split's samples."""
+        """Return the row indices of one split's samples."""
         return np.flatnonzero(self.splits == split)
 
     def take(self, rows: NDArray[np.int64]) -> "Manifest":
-        """The samples at these positions, in this order."""
+        """Return the samples at these row indices, in this order."""
         return replace(
             self,
             names=tuple(self.names[i] for i in rows),
@@ -76,7 +76,7 @@ class Manifest:
         )
 
     def take_labels(self, labels: Sequence[str]) -> "Manifest":
-        """The same samples with these of the labels, in this order."""
+        """Return the same samples with only these labels, in this order."""
         columns = [self.labels.index(label) for label in labels]
         return replace(
             self,
@@ -87,10 +87,10 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over what is tagged how, and in which split.
+        """A digest of the annotations and splits; 16 hex digits.
 
-        Neither folders, nor the order of samples or labels are in it, so that two copies of a data
-        set agree. Images go by the last part of their names.
+        It is independent of folders and of the order of samples and labels, so that two copies of a
+        data set agree. Images are identified by the last part of their names.
         """
         order = np.argsort(self.labels)
         states = self.targets[:, order] + 0
@@ -106,7 +106,7 @@ class Manifest:
         return content.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """Write manifest.json and samples.csv; the latter names labels by their numbers."""
+        """Write manifest.json and samples.csv; the latter refers to labels by their indices."""
         meta = {
             "root": str(self.root), "protocol": self.protocol, "unlabelled": self.unlabelled,
             "rejected": self.rejected, "digest": self.digest, "labels": self.labels,
@@ -126,7 +126,7 @@ class Manifest:
 
     @staticmethod
     def is_saved_in(folder: Path) -> bool:
-        """Whether save() has written to a folder."""
+        """Return whether save() has written to a folder."""
         return (folder / _META).is_file()
 
     @classmethod
@@ -150,8 +150,18 @@ class Manifest:
         return manifest
 
 
+def first_duplicate(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs again, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def _matrix(column: Sequence[str], n_labels: int) -> NDArray[np.uint8]:
-    """Turn texts like `3 17` into rows with 1 at these places."""
+    """Turn texts like `3 17` into rows with 1 in these columns."""
     matrix = np.zeros((len(column), n_labels), dtype=np.uint8)
     for row, text in enumerate(column):
         matrix[row, [int(number) for number in text.split()]] = 1
@@ -159,13 +169,12 @@ def _matrix(column: Sequence[str], n_labels: int) -> NDArray[np.uint8]:
 
 
 def carve_val(manifest: Manifest, *, fraction: float, seed: int) -> Manifest:
-    """Move a share of train to val so that every label keeps about that share in val.
+    """Split a fraction of train off as val, stratified by label.
 
-    Aims at each label's count within one image or 5 % of its share, the looser of the two. The
-    same seed gives the same split.
-    The aim is that of Sechidis, Tsoumakas and Vlahavas, ECML PKDD 2011. Their greedy dealing, one
-    label at a time, never takes back the other labels that an image brings along, which put some
-    50 % off; swapping images mends those too.
+    Each label's count in val is within one image or 5 % of its fraction, whichever is looser, if
+    such a split is found. The same seed gives the same split. The objective is that of Sechidis,
+    Tsoumakas and Vlahavas, ECML PKDD 2011; their greedy assignment, one label at a time, was up to
+    50 % off for labels that occur with others, which swapping images corrects.
     """
     train = manifest.indices("train")
     chosen = _stratify(manifest.targets[train], fraction, np.random.default_rng([seed, 0x5A1]))
@@ -177,7 +186,7 @@ def carve_val(manifest: Manifest, *, fraction: float, seed: int) -> Manifest:
 def _stratify(
     targets: NDArray[np.uint8], fraction: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Choose round(N * fraction) rows of targets (N, C); (N,) bool, True for chosen."""
+    """Choose round(N * fraction) rows of targets (N, C), balanced by label; (N,) bool."""
     n, n_chosen = len(targets), round(len(targets) * fraction)
     if n_chosen in (0, n):
         return np.full(n, n_chosen > 0)
@@ -185,7 +194,7 @@ def _stratify(
     wanted = fraction * targets.sum(axis=0)
     tolerance = np.maximum(1, 0.05 * wanted)
     best, least = np.zeros(n, dtype=bool), np.inf
-    # Swapping can get stuck just outside the tolerance; another start seldom does.
+    # Swapping can stop just outside the tolerance; another start seldom does.
     for _ in range(20):
         chosen = np.isin(np.arange(n), rng.permutation(n)[:n_chosen])
         deviation = _balance(positives, chosen, wanted, tolerance)
@@ -202,17 +211,17 @@ def _balance(
     wanted: NDArray[np.float64],
     tolerance: NDArray[np.float64],
 ) -> float:
-    """Swap the best pair in and out of `chosen`, in place, until that brings no label nearer.
+    """Swap the best pair in and out of `chosen`, in place, until no swap lowers the cost.
 
-    Gives the largest deviation from `wanted`, in tolerances.
+    Return the largest deviation from `wanted`, in tolerances.
     """
 
     def cost(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return ((counts - wanted) / tolerance) ** 4  # a high power looks at the worst labels
+        return ((counts - wanted) / tolerance) ** 4  # a high power emphasizes the worst labels
 
     counts = positives[chosen].sum(axis=0, dtype=np.float64)
     while True:
-        # A row adds at most 1 to a label, so that a product gives every row's exact change of cost.
+        # A row adds at most 1 to a label, so one product gives each row's exact change of cost.
         change = positives @ (cost(counts - 1) - cost(counts)).astype(np.float32)
         leaving = int(np.where(chosen, change, np.inf).argmin())
         without = counts - positives[leaving]

@@ -1,6 +1,6 @@
-"""From annotations in any form to a folder that training reads: a saved Manifest.
+"""Preparation: annotations in any known format become a folder that training reads.
 
-Owns the order of import, protocol, split and pictures. Decodes no picture.
+Owns the order of import, protocol and split. Decodes no image.
 
     manifest = prepare(Path("NUS-WIDE"), Path("data/nuswide"), protocol="official-labelled")
 """
@@ -32,9 +32,9 @@ def prepare(
 ) -> Manifest:
     """Read annotations, apply a protocol, and save the Manifest into the folder `out`.
 
-    split_file: a CSV with columns image and split that takes the place of the source's split.
-    images: the folder with the pictures, the source's own by default. The other options are those
-    of read_annotations and apply_protocol.
+    split_file: a CSV file with the columns image and split, which replaces the source's split.
+    images: the folder of the images, by default the source's. The other options are those of
+    read_annotations and apply_protocol.
     """
     if Manifest.is_saved_in(out):
         raise click.ClickException(f"{out} holds a prepared data set already; name another folder")
@@ -56,7 +56,7 @@ def prepare(
 
 
 def _read_splits(path: Path, names: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-    """Read each image's split; every image must be in the file, and in one split alone."""
+    """Read each image's split; every image must be in the file, in exactly one split."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))

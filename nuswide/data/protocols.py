@@ -1,7 +1,7 @@
-"""Named protocols: which samples and labels of a data set are meant when a name is quoted.
+"""Named protocols: selections of samples and labels that publications refer to.
 
-Owns PROTOCOLS, the label sets and the check that a name's promise is kept. Reads no annotations
-and no picture.
+Owns PROTOCOLS, the label sets and the check of the counts that a protocol prescribes. Reads no
+annotations and no image.
 
     manifest = apply_protocol(read_annotations(source), "official-labelled")
 """
@@ -26,11 +26,11 @@ LABELS_27 = tuple(
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a name promises.
+    """What a protocol prescribes.
 
-    about: what it is. counts: images of each split, None for any. n_labels: 81 or 27, None for any.
-    unlabelled: `keep` or `drop`, None for the user's choice. is_first: whether only the first rows
-    are taken, as many as counts says.
+    about: a description. counts: images of each split, None for any. n_labels: 81 or 27, None for
+    any. unlabelled: `keep` or `drop`, None for the user's choice. is_first: whether only the first
+    rows of each split are selected, as many as counts says.
     """
 
     about: str
@@ -49,19 +49,19 @@ def apply_protocol(
     order: str = "listed",
     seed: int = 0,
 ) -> Manifest:
-    """Choose the samples and labels that a protocol names, and check that it got what it promises.
+    """Select the samples and labels of a protocol, and check their counts.
 
-    labels: `all`, `27` (the article's), `top:N` (the most frequent in train), or a file with one a
-    line. unlabelled: `keep` or `drop` images without any of these. order: `listed` or `shuffled`,
-    for a protocol that takes the first rows. Raises click.ClickException with the counts that it
-    found.
+    labels: `all`, `27` (the article's), `top:N` (the most frequent in train), or a file of
+    one label per line. unlabelled: `keep` or `drop` images without any of these. order: `listed` or
+    `shuffled`, for a protocol that selects the first rows. Raises click.ClickException naming the
+    counts if they are not the prescribed ones.
     """
     protocol = lookup(PROTOCOLS, "protocol", name)
     if protocol.n_labels:
-        _require_free(name, "labels", labels, "all")
+        _require_default(name, "labels", labels, "all")
         labels = "27" if protocol.n_labels == 27 else "all"
     if protocol.unlabelled:
-        _require_free(name, "unlabelled", unlabelled, "keep")
+        _require_default(name, "unlabelled", unlabelled, "keep")
         unlabelled = protocol.unlabelled
     manifest = manifest.take_labels(choose_labels(manifest, labels))
     if unlabelled == "drop":
@@ -71,19 +71,19 @@ def apply_protocol(
     if protocol.is_first and protocol.counts:
         manifest = manifest.take(_first_rows(manifest, protocol.counts))
     shown_name = f"{name} shuffled by seed {seed}" if order == "shuffled" else name
-    _check_promise(manifest, name, protocol)
+    _check_counts(manifest, name, protocol)
     return replace(manifest, protocol=shown_name, unlabelled=unlabelled)
 
 
-def _require_free(name: str, field: str, value: str, default: str) -> None:
+def _require_default(name: str, field: str, value: str, default: str) -> None:
     if value != default:
         raise click.UsageError(f"protocol {name} fixes {field}; leave {field}={value} out")
 
 
 def choose_labels(manifest: Manifest, labels: str) -> tuple[str, ...]:
-    """Turn `all`, `27`, `top:N` or a file into label names that the manifest has.
+    """Turn `all`, `27`, `top:N` or a file into label names of the manifest.
 
-    `top:N` counts train alone, so that no choice is made on test.
+    `top:N` counts in train only, so that test has no influence.
     """
     if labels == "all":
         return manifest.labels
@@ -120,7 +120,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
         ) from error
     labels = tuple(line.strip() for line in lines if line.strip())
     if not labels or len(set(labels)) < len(labels):
-        raise click.ClickException(f"{path} must hold one label a line, and none twice")
+        raise click.ClickException(f"{path} must hold one label per line, and none twice")
     return labels
 
 
@@ -129,7 +129,7 @@ def _first_rows(manifest: Manifest, counts: Mapping[str, int]) -> NDArray[np.int
     return np.concatenate(chosen)
 
 
-def _check_promise(manifest: Manifest, name: str, protocol: Protocol) -> None:
+def _check_counts(manifest: Manifest, name: str, protocol: Protocol) -> None:
     found = {split: len(manifest.indices(split)) for split in ("train", "val", "test")}
     if protocol.n_labels and len(manifest.labels) != protocol.n_labels:
         raise click.ClickException(
@@ -137,13 +137,13 @@ def _check_promise(manifest: Manifest, name: str, protocol: Protocol) -> None:
             f"{len(manifest.labels)}; give protocol=source, or another source"
         )
     if protocol.counts and found != {"val": 0, **protocol.counts}:
-        promised, got = (
+        expected, found_text = (
             ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
             for counts in (protocol.counts, found)
         )
         raise click.ClickException(
-            f"protocol {name} promises {promised} images, but the source gives {got}; "
-            "give protocol=source to take it as it is, or another source"
+            f"protocol {name} prescribes {expected} images, but the source has {found_text}; "
+            "give protocol=source to use it unchanged, or another source"
         )
 
 

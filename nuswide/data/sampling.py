@@ -1,8 +1,8 @@
-"""Which images of train an epoch takes, and in which order.
+"""Sampling: the images of an epoch and their order.
 
-Owns SAMPLINGS, epoch_order and draw_rows. Whatever draws the images, an epoch is as many as train
-has, so that steps, schedules and averages keep their length, and follows from the seed and its
-number alone. Never looks at a label of val or test, nor at a picture.
+Owns SAMPLINGS, epoch_order and draw_rows. With any sampling, an epoch has as many images as train,
+so that steps, schedules and averages keep their length, and depends only on the seed and its
+number. Never reads a label of val or test, nor an image.
 
     sample = create_sampling(config, TrainLabels.of(manifest))
     steps = epoch_order(manifest.indices("train"), sample, batch_size=32, seed=0, epoch=3)
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from nuswide.config import Config
 from nuswide.data.label_stats import TrainLabels
 
-Places = NDArray[np.int64]
-Sampling = Callable[[np.random.Generator], Places]  # gives N places among train's N images
+Indices = NDArray[np.int64]
+Sampling = Callable[[np.random.Generator], Indices]  # draws N indices into train's N images
 
 
 def create_sampling(config: Config, train: TrainLabels) -> Sampling:
-    """Make the sampling that the config names, for the N images of train."""
+    """Create the sampling that the config names, for the N images of train."""
     return SAMPLINGS[config.sampling](config, train)
 
 
 def epoch_order(
     indices: NDArray[np.int64], sample: Sampling, *, batch_size: int, seed: int, epoch: int
 ) -> NDArray[np.int64]:
-    """Draw an epoch's images from those at `indices`, and cut them into steps; (M, batch_size).
+    """Draw an epoch's images from `indices` and split them into steps; (M, batch_size).
 
-    The short rest is left out.
+    A last, incomplete step is dropped.
     """
     order = indices[sample(np.random.default_rng([seed, epoch, 0]))]
     n_batches = len(order) // batch_size
@@ -39,31 +39,31 @@ def epoch_order(
 
 
 def draw_rows(order: NDArray[np.int64], n_images: int) -> NDArray[np.int64]:
-    """The row of an epoch's draws that each image of the order takes; of the order's shape.
+    """Return the row of random draws that each image of the order uses, in the order's shape.
 
-    An image that comes again in the epoch takes the row after its own, and so on, so that it is
-    never augmented twice in the same way. n_images: rows there are.
+    An image that occurs again in the epoch uses the next row, and so on, so that it is never
+    augmented twice in the same way. n_images: number of rows.
     """
     flat = order.ravel()
     by_image = np.argsort(flat, kind="stable")
     grouped = flat[by_image]
-    came_before = np.empty_like(flat)
-    came_before[by_image] = np.arange(len(flat)) - np.searchsorted(grouped, grouped)
-    return (order + came_before.reshape(order.shape)) % n_images
+    occurrence = np.empty_like(flat)
+    occurrence[by_image] = np.arange(len(flat)) - np.searchsorted(grouped, grouped)
+    return (order + occurrence.reshape(order.shape)) % n_images
 
 
 def uniform(config: Config, train: TrainLabels) -> Sampling:
-    """Take each image once."""
+    """Draw each image once."""
     n_images = len(train.targets)
     return lambda rng: rng.permutation(n_images)
 
 
 def class_aware(config: Config, train: TrainLabels) -> Sampling:
-    """Take labels in turn, each as often as any other, and of a label its images in turn.
+    """Draw labels round-robin, each equally often, and the images of a label round-robin.
 
-    Both turns are shuffled anew each time round. Labels without an image, and images without a
-    label, don't come. Source: Shen et al., arXiv:1512.05830, as Wu et al., arXiv:2007.09654, take
-    it for many labels an image.
+    Both are reshuffled in each round. Labels without an image, and images without a label, are not
+    drawn. Source: Shen et al., arXiv:1512.05830, adapted to several labels per image by Wu et al.,
+    arXiv:2007.09654.
     """
     images = [found for has in train.targets.T if len(found := np.flatnonzero(has))]
     if not images:
@@ -72,32 +72,32 @@ def class_aware(config: Config, train: TrainLabels) -> Sampling:
             "sampling=uniform"
         )
 
-    def sample(rng: np.random.Generator) -> Places:
-        labels = _in_turn(rng, np.arange(len(images)), len(train.targets))
+    def sample(rng: np.random.Generator) -> Indices:
+        labels = _round_robin(rng, np.arange(len(images)), len(train.targets))
         counts = np.bincount(labels, minlength=len(images))
-        parts = [_in_turn(rng, of, n) for of, n in zip(images, counts, strict=True)]
-        places = np.empty_like(labels)
-        places[np.argsort(labels, kind="stable")] = np.concatenate(parts)
-        return places
+        parts = [_round_robin(rng, of, n) for of, n in zip(images, counts, strict=True)]
+        chosen = np.empty_like(labels)
+        chosen[np.argsort(labels, kind="stable")] = np.concatenate(parts)
+        return chosen
 
     return sample
 
 
-def _in_turn(rng: np.random.Generator, items: Places, count: int) -> Places:
-    """Items in turn, shuffled each time round: none comes twice before all came; (count,)."""
+def _round_robin(rng: np.random.Generator, items: Indices, count: int) -> Indices:
+    """Draw items in shuffled rounds, each item once per round; (count,)."""
     rounds = -(-count // len(items))
-    turns: Places = rng.permuted(np.tile(items, (rounds, 1)), axis=1).ravel()[:count]
-    return turns
+    drawn: Indices = rng.permuted(np.tile(items, (rounds, 1)), axis=1).ravel()[:count]
+    return drawn
 
 
 def repeat_factor(config: Config, train: TrainLabels) -> Sampling:
-    """Repeat images of rare labels, by their factors, and take as many of all as train has.
+    """Repeat images of rare labels by their factors, and draw as many images as train has.
 
-    What is left of a factor beyond its whole number is the chance of coming once more.
+    The fractional part of a factor is the probability of one more repetition.
     """
     factors = repeat_factors(train, config.repeat_threshold)
 
-    def sample(rng: np.random.Generator) -> Places:
+    def sample(rng: np.random.Generator) -> Indices:
         times = (factors + rng.random(len(factors))).astype(np.int64)
         return rng.permutation(np.repeat(np.arange(len(factors)), times))[: len(factors)]
 
@@ -105,10 +105,10 @@ def repeat_factor(config: Config, train: TrainLabels) -> Sampling:
 
 
 def repeat_factors(train: TrainLabels, threshold: float) -> NDArray[np.float64]:
-    """How often each image comes for one that has no rare label; (N,), at least 1.
+    """Return each image's repetitions relative to an image without rare labels; (N,), at least 1.
 
-    A label's factor is max(1, sqrt(threshold / f)), where f is the share of train's images that
-    are known to have it, and an image's is the greatest of its labels'. Source: Gupta et al.,
+    A label's factor is max(1, sqrt(threshold / f)), where f is the fraction of train's images that
+    are known to have it; an image's factor is the maximum over its labels. Source: Gupta et al.,
     arXiv:1908.03195.
     """
     share = np.maximum(train.positives, 1) / len(train.targets)

@@ -1,8 +1,8 @@
-"""Augmentation and normalisation of a batch, on the device it is on.
+"""Augmentation and normalization of a batch, on its device.
 
-Owns what happens to pixels between the uint8 images and the network. Parameters are drawn per
-image from (seed, epoch, image index), so that batch order, resuming and the number of processes do
-not change what an image sees. Never decodes a picture.
+Owns the pixel operations between the uint8 images and the network. Parameters are drawn per image
+from (seed, epoch, image index), so that batch order, resuming and the number of processes do not
+change the augmentation of an image. Never decodes an image.
 
     draws = draw(config, n_images=len(manifest), epoch=3)
     images = resize(images, side_px(config, epoch=3))
@@ -22,22 +22,24 @@ from nuswide.data.auto_augment import LUMA, apply_operations, draw_operations
 
 Array = NDArray[np.float32]
 
-# Mean and deviation of ImageNet's RGB channels, which torchvision's weights were trained with.
+# Mean and standard deviation of the RGB channels that torchvision's weights were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-# Share of the picture, and width to height, of a rectangle erased: Zhong et al., arXiv:1708.04896.
+# Fraction of the area, and aspect ratio, of an erased rectangle: Zhong et al., arXiv:1708.04896.
 _ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
-# The columns of what is drawn for an image, and how many each takes.
+# The columns of the values drawn for an image, and their number.
 _WIDTHS = {"theta": 6, "color": 4, "erased": 4, "share": 1, "pasted": 4}
 _ENDS = np.cumsum(list(_WIDTHS.values()))
 _COLUMNS = {
     name: slice(int(end - width), int(end))
     for (name, width), end in zip(_WIDTHS.items(), _ENDS, strict=True)
-} | {"operations": slice(int(_ENDS[-1]), None)}  # two for each, see auto_augment.draw_operations
+} | {
+    "operations": slice(int(_ENDS[-1]), None)
+}  # two per operation, see auto_augment.draw_operations
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Turn uint8 images (N, 3, H, W) into float32, less ImageNet's mean, over its deviation."""
+    """Normalize uint8 images (N, 3, H, W) to float32 by ImageNet's mean and standard deviation."""
     return _standardize(images.float() / 255)
 
 
@@ -46,16 +48,16 @@ def _standardize(images: Tensor) -> Tensor:
 
 
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """A number for each channel, (1, 3, 1, 1); filled in there, as a copy waits for the device."""
+    """One number per channel, (1, 3, 1, 1), filled on the device: a copy would synchronize."""
     filled = [torch.full((1, 1, 1, 1), value, device=device) for value in values]
     return torch.cat(filled, dim=1)
 
 
 def side_px(config: Config, *, epoch: int) -> int:
-    """The side of the images that an epoch trains on, which follows from its number alone.
+    """Return the side of an epoch's training images, which depends only on its number.
 
-    It grows along a line, in steps of 32, and at least the last epoch is of full size. Source: Tan
-    and Le, EfficientNetV2, arXiv:2104.00298, whose regularisation grows, too; ours stays.
+    It grows linearly, in steps of 32, and at least the last epoch has the full size. Source: Tan
+    and Le, EfficientNetV2, arXiv:2104.00298, where regularization grows too; ours is constant.
     """
     full, start = config.image_size_px, config.start_size_px
     growing = min(int(config.growing_share * config.epochs), config.epochs - 1)
@@ -65,12 +67,12 @@ def side_px(config: Config, *, epoch: int) -> int:
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """Resize uint8 images (N, 3, S, S) to (N, 3, side, side), smoothed where they shrink."""
+    """Resize uint8 images (N, 3, S, S) to (N, 3, side, side), with antialiasing."""
     return images if images.shape[-1] == side else tvf.resize(images, [side, side], antialias=True)
 
 
 def draw(config: Config, *, n_images: int, epoch: int) -> Array:
-    """Draw what every image goes through in one epoch; (n_images, 19 and more), a row an image."""
+    """Draw the augmentation of every image in one epoch; (n_images, at least 19)."""
     side = side_px(config, epoch=epoch)
     rngs = [np.random.default_rng([config.seed, epoch, stream]) for stream in range(1, 6)]
     share, pasted = _draw_mix(config, side, rngs[3], n_images)
@@ -90,7 +92,7 @@ def _draw_affine(
 ) -> NDArray[np.float64]:
     """Draw flip, angle, shifts and zoom; (n_images, 2, 3).
 
-    Each 2x3 matrix takes output to input coordinates, both in [-1, 1], as affine_grid wants them.
+    Each 2x3 matrix maps output to input coordinates, both in [-1, 1], as affine_grid requires.
     The ranges are those of torchvision's RandomHorizontalFlip and RandomAffine, in that order.
     """
     flip, turn, right, down, zoom = rng.random((n_images, 5)).T
@@ -121,46 +123,46 @@ def _draw_erased(
     config: Config, side: int, rng: np.random.Generator, n_images: int
 ) -> NDArray[np.float64]:
     """Draw rectangles, empty for images that are left whole; (n_images, 4), see _inside."""
-    chance, area, ratio, *place = rng.random((n_images, 5)).T
+    chance, area, ratio, *position = rng.random((n_images, 5)).T
     share = _ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * area
     aspect = np.exp(np.log(_ERASED_RATIO[0]) + np.diff(np.log(_ERASED_RATIO)) * ratio)
     sides = np.stack([np.sqrt(share / aspect), np.sqrt(share * aspect)], axis=1).clip(max=1)
-    return _rectangles(sides * (chance < config.erase)[:, None], np.stack(place, axis=1), side)
+    return _rectangles(sides * (chance < config.erase)[:, None], np.stack(position, axis=1), side)
 
 
 def _rectangles(
-    sides: NDArray[np.float64], place: NDArray[np.float64], side: int
+    sides: NDArray[np.float64], position: NDArray[np.float64], side: int
 ) -> NDArray[np.float64]:
-    """Whole-pixel rectangles (n, 4) of given sides within the picture, place in [0, 1)."""
+    """Whole-pixel rectangles (n, 4) of given sides within the image, position (n, 2) in [0, 1)."""
     sides_px = np.round(sides * side)
-    start_px = np.floor(place * (side - sides_px + 1))
+    start_px = np.floor(position * (side - sides_px + 1))
     return np.concatenate([start_px, start_px + sides_px], axis=1)
 
 
 def _draw_mix(
     config: Config, side: int, rng: np.random.Generator, n_images: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw how much of itself an image keeps, (n,), and which rectangle it loses, (n, 4).
+    """Draw the share of itself that each image keeps, (n,), and the pasted rectangle, (n, 4).
 
-    With both mixup and cutmix, a coin is tossed for each image.
+    With both mixup and cutmix, each image gets either with equal probability.
     """
-    coin, *place = rng.random((n_images, 3)).T
+    coin, *position = rng.random((n_images, 3)).T
     whole, cut = (
         rng.beta(alpha, alpha, n_images) if alpha else np.ones(n_images)
         for alpha in (config.mixup, config.cutmix)
     )
     sides = np.sqrt(1 - cut)[:, None].repeat(2, axis=1)
-    pasted = _rectangles(sides, np.stack(place, axis=1), side)
+    pasted = _rectangles(sides, np.stack(position, axis=1), side)
     area = (pasted[:, 2:] - pasted[:, :2]).prod(axis=1) / side**2
     is_cut = coin < (0.5 if config.mixup and config.cutmix else float(config.cutmix > 0))
     return np.where(is_cut, 1 - area, whole), np.where(is_cut[:, None], pasted, 0)
 
 
 def augment(images: Tensor, draws: Tensor, config: Config) -> Tensor:
-    """Turn uint8 images (N, 3, S, S) into normalised ones, each as its row of draws says.
+    """Augment and normalize uint8 images (N, 3, S, S), each by its row of draws.
 
-    draws: of an epoch whose images are of this size. On the CPU, whatever device the images are on,
-    else auto_augment makes the CPU wait for a GPU.
+    draws: of an epoch with images of this size; on the CPU whatever the device of the images,
+    because auto_augment would otherwise synchronize with the GPU.
     """
     if config.auto_augment != "none":
         images = apply_operations(images, draws[:, _COLUMNS["operations"]])
@@ -169,15 +171,15 @@ def augment(images: Tensor, draws: Tensor, config: Config) -> Tensor:
     if config.brightness or config.contrast or config.saturation or config.hue:
         pixels = jitter(pixels, draws[:, _COLUMNS["color"]])
     out = affine(_standardize(pixels), draws[:, _COLUMNS["theta"]].reshape(-1, 2, 3))
-    if config.erase:  # with 0, the mean colour
+    if config.erase:  # by 0, the mean colour
         out = out.masked_fill(_inside(draws[:, _COLUMNS["erased"]], out), 0.0)
     return out
 
 
 def affine(images: Tensor, theta: Tensor) -> Tensor:
-    """Warp normalised images (N, 3, H, W) by theta (N, 2, 3), each by its own.
+    """Warp each of the normalized images (N, 3, H, W) by its own theta (N, 2, 3).
 
-    Takes the nearest pixel, as the article does; what comes from outside is 0, the mean colour.
+    Nearest-pixel sampling, as in the article; pixels from outside are 0, the mean colour.
     """
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="nearest", padding_mode="zeros", align_corners=False)
@@ -187,7 +189,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue, in this order, each image by its factors.
 
     images: (N, 3, H, W) in [0, 1]. factors: (N, 4), the last one the shift of hue in turns. Each
-    change is that of torchvision's functional of its name; torchvision draws their order, too.
+    change equals torchvision's functional of its name; torchvision also randomizes their order.
     """
     brightness, contrast, saturation, hue = (f.view(-1, 1, 1, 1) for f in factors.unbind(1))
     images = (images * brightness).clamp(0, 1)
@@ -203,7 +205,7 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Shift the hue of HSV by a share of a turn."""
+    """Shift the hue of HSV by a fraction of a turn."""
     value, top = images.max(dim=1, keepdim=True)
     chroma = value - images.min(dim=1, keepdim=True).values
     red, green, blue = images.split(1, dim=1)
@@ -212,13 +214,13 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
         (green - blue) / apart, 2 + (blue - red) / apart, 4 + (red - green) / apart
     ], dim=1)  # fmt: skip
     hue = sextants.gather(1, top) + 6 * turns
-    # Smith 1978 in one line: k runs through the sextants, one channel after the other.
+    # Smith 1978 in one line: k is the position in the sextants, offset by channel.
     k = (_channels((5.0, 3.0, 1.0), images.device) + hue) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def _inside(rectangles: Tensor, images: Tensor) -> Tensor:
-    """Where images (N, 3, H, W) are inside of top, left, bottom, right in pixels; (N, 1, H, W)."""
+    """Mask the pixels inside of top, left, bottom, right; (N, 1, H, W) bool."""
     top, left, bottom, right = (r.view(-1, 1, 1, 1) for r in rectangles.unbind(1))
     row = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
     column = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1)
@@ -228,10 +230,10 @@ def _inside(rectangles: Tensor, images: Tensor) -> Tensor:
 def mix(
     images: Tensor, targets: Tensor, known: Tensor | None, draws: Tensor, config: Config
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Blend each image and its targets (N, C) with its neighbour's, as its row of draws says.
+    """Blend each image and its targets (N, C) with those of its neighbour, by its row of draws.
 
-    Neighbours are the 1st and 2nd, the 3rd and 4th, and so on; an odd last one stays as it is. A
-    mixed entry is known where both were. Source: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899.
+    Neighbours are the 1st and 2nd, the 3rd and 4th, and so on; an odd last one is unchanged. A
+    mixed entry is known if both were. Source: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899.
     """
     if not (config.mixup or config.cutmix):
         return images, targets, known

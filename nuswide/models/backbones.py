@@ -30,9 +30,9 @@ class TimmBackbone(nn.Module):
         self.is_channels_last = str(getattr(network, "output_fmt", "")) == "NHWC"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the feature map, whichever form timm has it in."""
+        """Return the feature map, for each of timm's layouts."""
         features: Tensor = self.network(images)
-        if features.ndim == 3:  # a token a place, row by row, behind those that stand for no place
+        if features.ndim == 3:  # tokens, row by row, after prefix tokens such as the class token
             tokens = features[:, self.network.num_prefix_tokens :]
             side = math.isqrt(tokens.shape[1])
             return tokens.transpose(1, 2).unflatten(2, (side, side))
@@ -58,7 +58,7 @@ def count_features(backbone: nn.Module, config: Config) -> int:
             continue
         try:
             features = backbone(torch.zeros(1, 3, size, size))
-        except Exception as error:  # timm's networks raise many kinds for a size they don't take
+        except Exception as error:  # timm's networks raise many types for an unsupported size
             raise click.ClickException(
                 f"backbone={config.backbone} does not take {name}={size} "
                 f"({first_line(error)}); give another of either"
@@ -66,8 +66,8 @@ def count_features(backbone: nn.Module, config: Config) -> int:
     backbone.train()
     if features.ndim != 4:
         raise click.ClickException(
-            f"backbone={config.backbone} gives no feature map, but {tuple(features.shape)}; "
-            "give another"
+            f"backbone={config.backbone} returns no feature map, but {tuple(features.shape)}; "
+            "choose another"
         )
     return int(features.shape[1])
 
@@ -96,7 +96,7 @@ def _create_timm(config: Config) -> TimmBackbone:
             global_pool="",
             **options,
         )
-    except Exception as error:  # the hub's and each network's own kinds
+    except Exception as error:  # many types, of the hub and of each network
         raise click.ClickException(
             f"cannot build backbone={config.backbone} with weights={config.weights} at "
             f"image_size_px={config.image_size_px} ({first_line(error)})"
@@ -110,19 +110,19 @@ def first_line(error: Exception) -> str:
 
 
 def _before(create: Callable[[], nn.Module], last: str) -> nn.Sequential:
-    """What comes before a part of a torchvision network, under torchvision's names."""
+    """Return the layers before one of a torchvision network, under torchvision's names."""
     parts = list(create().named_children())
     return nn.Sequential(OrderedDict(parts[: [name for name, _ in parts].index(last)]))
 
 
 def _convnext(create: Callable[[], Any]) -> nn.Sequential:
-    """A ConvNeXt's map, normalised at each place as torchvision does after pooling."""
+    """Return a ConvNeXt whose map is normalized per location, as torchvision does after pooling."""
     network = create()
     classifier = nn.Sequential(network.classifier[0])
     return nn.Sequential(OrderedDict(features=network.features, classifier=classifier))
 
 
-# Each builds a network from images (N, 3, H, W) to a feature map (N, F, h, w).
+# Each creates a network from images (N, 3, H, W) to a feature map (N, F, h, w).
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: _before(torchvision.models.resnet18, "avgpool"),
     "resnet50": lambda: _before(torchvision.models.resnet50, "avgpool"),

@@ -1,7 +1,7 @@
 """Heads: feature map (N, F, h, w) in, logits (N, C) out.
 
-Owns HEADS. All that a head needs for scoring is in its parameters and buffers, and so in what is
-exported. Never sees a picture or a target; what is known of the labels comes as TrainLabels.
+Owns HEADS. Everything that a head needs for scoring is in its parameters and buffers, and is thus
+exported. Never sees an image or a target; label statistics are passed as TrainLabels.
 
     head = HEADS["csra"](2048, 27, config, train)
 """
@@ -33,7 +33,7 @@ class LinearHead(nn.Sequential):
 
 
 class MaxPool(nn.Module):
-    """The greatest of each feature over the map: (N, F, h, w) to (N, F)."""
+    """Global max pooling: (N, F, h, w) to (N, F)."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Pool a feature map."""
@@ -54,11 +54,11 @@ class MaxPoolHead(nn.Sequential):
 
 
 class CsraHead(nn.Module):
-    """Class-specific residual attention: a label's mean score plus lamb times its attended one.
+    """Class-specific residual attention: a label's mean score plus lamb times its attended score.
 
-    A location's score for a label is the product of its features with the label's weights over
-    their norm; there is no bias. Each of n_heads attends with another temperature, the last of
-    several takes the greatest score, and their logits are summed.
+    A location's score for a label is the product of its features and the label's normalized
+    weights; there is no bias. Each of n_heads has its own temperature, the last of several takes
+    the maximum, and their logits are summed.
     Source: Zhu and Wu 2021, arXiv:2108.02456.
     """
 
@@ -68,14 +68,14 @@ class CsraHead(nn.Module):
             torch.empty(n_labels, n_features, 1, 1) for _ in range(n_heads)
         )
         for weight in self.weights:
-            nn.init.kaiming_uniform_(weight)  # their direction alone matters
+            nn.init.kaiming_uniform_(weight)  # only their direction matters
         self.lamb = lamb
-        # The paper's choice for 1, 2, 4, 6 and 8 heads, and what lies between.
+        # The paper's choice for 1, 2, 4, 6 and 8 heads, interpolated for the others.
         finite = (1, 2, 4) if n_heads == 4 else range(1, max(2, n_heads))
         self.temperatures = [float(t) for t in finite] + [math.inf] * (n_heads > 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give the logits (N, C) of a feature map."""
+        """Return the logits (N, C) of a feature map."""
         logits = [
             self._attend(F.conv2d(features, F.normalize(weight, dim=1)).flatten(2), t)
             for weight, t in zip(self.weights, self.temperatures, strict=True)
@@ -92,11 +92,11 @@ class CsraHead(nn.Module):
 
 
 class GcnHead(nn.Module):
-    """ML-GCN: each label's classifier is made of its neighbours' in a graph of the labels.
+    """ML-GCN: a graph network over the labels produces their classifiers.
 
-    Two graph convolutions take the labels' vectors (C, D) to weights (C, F), which are multiplied
-    with the max-pooled features; there is no bias. The graph follows from train's labels and stays
-    out of the state; the vectors are in it, for a file of them may change.
+    Two graph convolutions map the label vectors (C, D) to weights (C, F), which are multiplied by
+    the max-pooled features; there is no bias. The graph is derived from train's labels and not part
+    of the state; the vectors are, because a file of them may change.
     Source: Chen et al. 2019, arXiv:1904.03582.
     """
 
@@ -116,22 +116,23 @@ class GcnHead(nn.Module):
             self.register_buffer("vectors", torch.from_numpy(label_vectors(vectors, train)))
         self.inner = nn.Linear(self.vectors.shape[1], self._WIDTHS[1], bias=False)
         self.outer = nn.Linear(self._WIDTHS[1], n_features, bias=False)
-        for layer in (self.inner, self.outer):  # as the authors' code draws them
+        for layer in (self.inner, self.outer):  # as in the authors' code
             bound = 1 / math.sqrt(layer.out_features)
             nn.init.uniform_(layer.weight, -bound, bound)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give the logits (N, C) of a feature map."""
+        """Return the logits (N, C) of a feature map."""
         hidden = F.leaky_relu(self.graph @ self.inner(self.vectors), 0.2)  # (C, 1024)
         classifiers = self.graph @ self.outer(hidden)  # (C, F)
         return self.pool(features) @ classifiers.T
 
 
 def label_graph(train: TrainLabels, *, threshold: float, share: float = 0.25) -> Tensor:
-    """How much of each label (column) flows into each other (row); (C, C), normalised.
+    """Return the normalized adjacency matrix from label (column) to label (row); (C, C).
 
-    A label takes from those that it is likely to come with, at `threshold` or above: `share`, split
-    among them, beside 1 of itself. As in the authors' code, in which the paper's rows are columns.
+    A label is linked to those whose conditional probability is at least `threshold`. They share the
+    weight `share`; the label itself has weight 1. As in the authors' code, where the paper's rows
+    are columns.
     """
     likely = train.conditional() >= threshold  # (given, of)
     likely.flat[:: len(likely) + 1] = False
@@ -144,8 +145,8 @@ def label_graph(train: TrainLabels, *, threshold: float, share: float = 0.25) ->
 class MlDecoderHead(nn.Module):
     """ML-Decoder: a query for each group of labels attends to the map, without self-attention.
 
-    Queries are random and stay so; there are at most 100, and each gives the logits of its share of
-    the labels.
+    Queries are random and not trained; there are at most 100, and each predicts the logits of an
+    equal share of the labels.
     Source: Ridnik et al. 2021, arXiv:2111.12933.
     """
 
@@ -171,11 +172,11 @@ class MlDecoderHead(nn.Module):
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give the logits (N, C) of a feature map."""
-        places = F.relu(self.embed(features.flatten(2).transpose(1, 2)))  # (N, L, width)
+        """Return the logits (N, C) of a feature map."""
+        tokens = F.relu(self.embed(features.flatten(2).transpose(1, 2)))  # (N, L, width)
         queries = self.queries.expand(features.shape[0], -1, -1)
         queries = self.norms[0](queries + self.dropout(queries))
-        found, _ = self.attention(queries, places, places, need_weights=False)
+        found, _ = self.attention(queries, tokens, tokens, need_weights=False)
         queries = self.norms[1](queries + self.dropout(found))
         inner = self.outer(self.dropout(F.relu(self.inner(queries))))
         queries = self.norms[2](queries + self.dropout(inner))  # (N, Q, width)
@@ -184,7 +185,9 @@ class MlDecoderHead(nn.Module):
 
 
 def _gcn(n_features: int, n_labels: int, config: Config, train: TrainLabels | None) -> GcnHead:
-    assert train is not None and len(train.names) == n_labels, "its graph is made of train's labels"
+    assert train is not None and len(train.names) == n_labels, (
+        "its graph is derived from train's labels"
+    )
     return GcnHead(n_features, train, vectors=config.gcn_vectors, threshold=config.gcn_threshold)
 
 

@@ -1,13 +1,13 @@
-"""Losses of a multi-label network.
+"""Losses for multi-label classification.
 
-Owns the functions (logits, targets, known) -> scalar, computed in float32 whatever comes in, and
-their choice by the configuration. Knows nothing of models or of the training loop.
+Owns the functions (logits, targets, known) -> scalar, computed in float32 for any input type, and
+their selection by the config. Depends on neither the models nor the training loop.
 
     criterion = create_criterion(config, counts, epoch=0)
     loss = criterion(logits, targets, known)
 
-Targets are 0 or 1; what lies between, as mixup and label smoothing give it, is read as a share of
-either. Where a loss is no mean over the entries, its docstring says so.
+Targets are 0 or 1; values between, from mixup and label smoothing, weight the two terms. A loss is
+a mean over the known entries unless its docstring says otherwise.
 """
 
 import math
@@ -25,7 +25,7 @@ Criterion = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class LabelCounts(NamedTuple):
-    """How many of train's images have a label, and in how many that is known; (C,) floats each."""
+    """Number of training images with each label, and number in which it is known; (C,) floats."""
 
     positives: Tensor
     known: Tensor
@@ -44,7 +44,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, known: Tensor | None =
 def weighted_binary_cross_entropy(
     logits: Tensor, targets: Tensor, known: Tensor | None = None, *, positive_weights: Tensor
 ) -> Tensor:
-    """Binary cross-entropy whose positive terms are multiplied by a weight of their label.
+    """Binary cross-entropy whose positive terms are multiplied by a weight per label.
 
     logits, targets, known: as in binary_cross_entropy. positive_weights: (C,), see balance.
     """
@@ -55,7 +55,7 @@ def weighted_binary_cross_entropy(
 
 
 def balance(counts: LabelCounts, *, cap: float) -> Tensor:
-    """Negatives to a positive, by label, from 1/cap to cap; (C,)."""
+    """Return the ratio of negatives to positives of each label, from 1/cap to cap; (C,)."""
     negatives = counts.known - counts.positives
     return (negatives / counts.positives.clamp(min=1)).clamp(1 / cap, cap)
 
@@ -63,9 +63,9 @@ def balance(counts: LabelCounts, *, cap: float) -> Tensor:
 def focal_loss(
     logits: Tensor, targets: Tensor, known: Tensor | None = None, *, gamma: float = 2.0
 ) -> Tensor:
-    """Binary cross-entropy times (1 - p_t)^gamma, p_t the score of what is true; the mean.
+    """Binary cross-entropy times (1 - p_t)^gamma, where p_t is the score of the true state.
 
-    logits, targets, known: as in binary_cross_entropy. gamma: at least 0, where it is that.
+    logits, targets, known: as in binary_cross_entropy. gamma: at least 0, which gives the former.
     Source: Lin et al. 2017, arXiv:1708.02002, without its alpha.
     """
     logits, targets = _prepare(logits, targets)
@@ -82,18 +82,18 @@ def asymmetric_loss(
     gamma_pos: float = 1.0,
     clip: float = 0.05,
 ) -> Tensor:
-    """Focal-style loss that discounts easy negatives; the mean over the known entries.
+    """Focal-style loss that reduces the weight of easy negatives.
 
-    logits, targets, known: as in binary_cross_entropy. clip: probability margin in [0, 1), by which
+    logits, targets, known: as in binary_cross_entropy. clip: probability margin in [0, 1) by which
     the scores of negatives are lowered. Its scores are not calibrated.
     Source: Ridnik et al. 2021, arXiv:2009.14119; the authors' training script has gamma_pos 0.
     """
     logits, targets = _prepare(logits, targets)
     positive, _ = _focal(logits, gamma_pos)
     margin = torch.full_like(logits, math.log(clip) if clip else -math.inf)
-    # log(1 - p + clip), at most 0; sigmoid's own rounding would make it -inf without a margin.
+    # log(1 - p + clip), at most 0; rounding of sigmoid would make it -inf without a margin.
     log_miss = torch.logaddexp(F.logsigmoid(-logits), margin).clamp(max=0)
-    # The floor keeps the slope of a power below 1 finite; with log_miss 0, its value is not seen.
+    # The floor keeps the gradient of a power below 1 finite; where it applies, log_miss is 0.
     shifted = (torch.sigmoid(logits) - clip).clamp(min=1e-12)
     return mean_of_known(targets * positive - (1 - targets) * shifted**gamma_neg * log_miss, known)
 
@@ -101,11 +101,11 @@ def asymmetric_loss(
 def class_balanced_loss(
     logits: Tensor, targets: Tensor, known: Tensor | None = None, *, weights: Tensor
 ) -> Tensor:
-    """Binary cross-entropy times a weight of the label; the mean over the known entries.
+    """Binary cross-entropy times a weight per label.
 
     logits, targets, known: as in binary_cross_entropy. weights: (C,), see effective_weights.
-    Source: Cui et al. 2019, arXiv:1901.05555. It gives an image the weight of its one class; for
-    images of many labels, a label's own entries get the label's weight here.
+    Source: Cui et al. 2019, arXiv:1901.05555. There an image has the weight of its only class; with
+    several labels per image, each entry has the weight of its label here.
     """
     logits, targets = _prepare(logits, targets)
     entries = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -113,9 +113,9 @@ def class_balanced_loss(
 
 
 def effective_weights(counts: LabelCounts, *, beta: float = 0.999) -> Tensor:
-    """(1 - beta) / (1 - beta^n) of each label's n positives, over their mean; (C,).
+    """Return (1 - beta) / (1 - beta^n) for each label's n positives, divided by the mean; (C,).
 
-    beta: in [0, 1), 0 for equal weights. The paper tries 0.9, 0.99, 0.999 and 0.9999 (as cited from
+    beta: in [0, 1), 0 for equal weights. The paper tries 0.9, 0.99, 0.999 and 0.9999 (cited from
     memory). A label without a positive counts as if it had one.
     """
     n = counts.positives.cpu().double().clamp(min=1)  # Apple's GPUs have no float64
@@ -136,21 +136,21 @@ def distribution_balanced_loss(
     neg_scale: float = 2.0,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Focal loss, rebalanced for labels that come together and tolerant of negatives; the mean.
+    """Focal loss, rebalanced for co-occurring labels and tolerant of negatives.
 
     logits, targets, known: as in binary_cross_entropy. counts: of train. alpha, beta, mu: floor,
-    slope and centre of the weights. kappa: share of a label's prior that is put on its logit.
-    neg_scale: lambda, the sharpness of negatives. An entry's weight depends on the other labels of
-    its image, so that labels that are there twice change the loss.
+    slope and centre of the weights. kappa: share of a label's prior that is added to its logit.
+    neg_scale: lambda, the scale of negative logits. An entry's weight depends on the other labels
+    of its image, so that duplicating a label changes the loss.
     Source: Wu et al. 2020, arXiv:2007.09654; mu is 0.3 and lambda 5 there for VOC.
     """
     logits, targets = _prepare(logits, targets)
     rarity = 1 / counts.positives.clamp(min=1)
-    is_there = targets >= 0.5 if known is None else (targets >= 0.5) & known
-    # An image without a label has the greatest weight, alpha + 1, as in the limit of frequent ones.
-    sampled = (is_there * rarity).sum(dim=1, keepdim=True).clamp(min=1e-9)
+    is_positive = targets >= 0.5 if known is None else (targets >= 0.5) & known
+    # An image without labels has the maximum weight, alpha + 1, as in the limit of frequent labels.
+    sampled = (is_positive * rarity).sum(dim=1, keepdim=True).clamp(min=1e-9)
     weights = alpha + torch.sigmoid(beta * (rarity / sampled - mu))
-    # Half an image keeps the prior finite for a label that is always or never there.
+    # Half an image keeps the prior finite for a label that is always or never present.
     negatives = (counts.known - counts.positives).clamp(min=0.5)
     prior = torch.log(negatives / counts.positives.clamp(min=0.5))
     shifted = logits - prior * kappa / neg_scale
@@ -168,11 +168,11 @@ def two_way_loss(
     t_pos: float = 4.0,
     t_neg: float = 1.0,
 ) -> Tensor:
-    """Ranks positives above negatives, among a label's images and among an image's labels.
+    """Loss that ranks positives above negatives, within each label and within each image.
 
-    logits, targets, known: as in binary_cross_entropy. t_pos, t_neg: temperatures, above 0. The
-    mean over labels plus the mean over images, of those that have a positive. Its log-sum-exp runs
-    over the batch, so that a doubled batch has another loss. Its scores are no probabilities.
+    logits, targets, known: as in binary_cross_entropy. t_pos, t_neg: temperatures, above 0. It is
+    the mean over labels plus the mean over images, of those with a positive. Its log-sum-exp is
+    over the batch, so that doubling a batch changes it. Its scores are not probabilities.
     Source: Kobayashi 2023, "Two-way Multi-Label Loss", CVPR.
     """
     logits, targets = _prepare(logits, targets)
@@ -181,7 +181,7 @@ def two_way_loss(
     for dim in (0, 1):
         high_negatives = t_neg * _log_sum_exp(logits / t_neg, negative, dim)
         low_positives = t_pos * _log_sum_exp(-logits / t_pos, positive, dim)
-        # What has no negative, too, has nothing to be ranked.
+        # Without a negative there is nothing to rank.
         counted = (positive >= 0.5).any(dim) & (negative > 0).any(dim)
         losses = torch.where(counted, F.softplus(high_negatives + low_positives), 0)
         total = total + losses.sum() / (positive >= 0.5).any(dim).sum().clamp(min=1)
@@ -191,9 +191,9 @@ def two_way_loss(
 def zlpr_loss(logits: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
     """log(1 + sum of e^z over negatives) + log(1 + sum of e^-z over positives), z a logit.
 
-    logits, targets, known: as in binary_cross_entropy. The mean over images with a known entry, not
-    over entries, so that labels that are there twice change the loss. Its scores are no
-    probabilities; 0.5 is the threshold that it aims at.
+    logits, targets, known: as in binary_cross_entropy. It is the mean over images with a known
+    entry, not over entries, so that duplicating a label changes it. Its scores are not
+    probabilities; their intended threshold is 0.5.
     Source: Su et al. 2022, arXiv:2208.02955.
     """
     logits, targets = _prepare(logits, targets)
@@ -214,10 +214,11 @@ def hill_loss(
     margin: float = 1.0,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Loss that pulls less at negatives with a high score, which may be missing labels; the mean.
+    """Loss with a smaller gradient for negatives of high score, which may be missing labels.
 
-    logits, targets, known: as in binary_cross_entropy. lamb: where (lamb - p) p^2 of negatives
-    turns, at 2/3 of it. margin: taken off the logits of positives. gamma: of their focal loss.
+    logits, targets, known: as in binary_cross_entropy. lamb: (lamb - p) p^2 is the loss of
+    negatives, with its maximum at 2/3 lamb. margin: subtracted from the logits of positives.
+    gamma: of their focal loss.
     Source: Zhang et al. 2021, arXiv:2112.07368.
     """
     logits, targets = _prepare(logits, targets)
@@ -236,12 +237,12 @@ def splc_loss(
     margin: float = 1.0,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Self-paced loss correction: a negative whose score is high counts as a positive; the mean.
+    """Self-paced loss correction: a negative with a high score is treated as a positive.
 
-    logits, targets, known: as in binary_cross_entropy. is_correcting: false at first, while scores
-    mean nothing. threshold: the score from which on a negative is taken for a missing label. It
-    jumps there, so that logits in half precision can fall on its other side. margin, gamma: of
-    positives, as in hill_loss.
+    logits, targets, known: as in binary_cross_entropy. is_correcting: false in the first epochs,
+    when scores are not meaningful. threshold: score above which a negative is treated as a missing
+    label; the loss is discontinuous there, so that half precision can change the side. margin,
+    gamma: of positives, as in hill_loss.
     Source: Zhang et al. 2021, arXiv:2112.07368.
     """
     logits, targets = _prepare(logits, targets)
@@ -253,19 +254,19 @@ def splc_loss(
 
 
 def smooth(targets: Tensor, share: float) -> Tensor:
-    """Move targets in [0, 1] towards 0.5 by a share of the way."""
+    """Move targets in [0, 1] towards 0.5 by a fraction of the distance."""
     return targets.float() * (1 - share) + share / 2
 
 
 def mean_of_known(entries: Tensor, known: Tensor | None) -> Tensor:
-    """The mean of the entries that are known; 0 if none is."""
+    """Return the mean of the known entries; 0 if none is known."""
     if known is None:
         return entries.mean()
     return torch.where(known, entries, 0).sum() / known.sum().clamp(min=1)
 
 
 def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32, or in float64 where the logits are."""
+    """Convert both to float32, or to float64 if the logits are."""
     if logits.shape != targets.shape:
         raise ValueError(
             f"logits are {tuple(logits.shape)}, but targets {tuple(targets.shape)}; "
@@ -276,28 +277,28 @@ def _prepare(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_loss(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """-log p and -log(1 - p), finite for any logit."""
+    """Return -log p and -log(1 - p), finite for any logit."""
     return F.softplus(-logits), F.softplus(logits)
 
 
 def _focal(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """-(1 - p)^gamma log p and -p^gamma log(1 - p); powers by logarithms, so that slopes stay."""
+    """Return -(1 - p)^gamma log p and -p^gamma log(1 - p); powers by logs keep the gradients."""
     positive, negative = _log_loss(logits)
     return torch.exp(-gamma * negative) * positive, torch.exp(-gamma * positive) * negative
 
 
 def _shares(targets: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
-    """How much of a positive and of a negative an entry is; nothing of either if it is unknown."""
+    """Return the weights of entries as positives and as negatives; both 0 if unknown."""
     if known is None:
         return targets, 1 - targets
     return targets * known, (1 - targets) * known
 
 
 def _log_sum_exp(values: Tensor, shares: Tensor, dim: int) -> Tensor:
-    """The log of the sum of shares * e^values; the least number of its type for an empty sum."""
+    """Return log(sum(shares * e^values)); the lowest finite number for an empty sum."""
     lowest = torch.finfo(values.dtype).min
     counts = shares > 0
-    # Not -inf, for which the slope of logsumexp is not a number where all are that.
+    # Not -inf, for which the gradient of logsumexp is NaN where all are -inf.
     terms = torch.where(counts, values + torch.where(counts, shares, 1).log(), lowest)
     return torch.where(counts.any(dim), torch.logsumexp(terms, dim), lowest)
 
@@ -305,7 +306,7 @@ def _log_sum_exp(values: Tensor, shares: Tensor, dim: int) -> Tensor:
 def create_criterion(config: Config, counts: LabelCounts, *, epoch: int) -> Criterion:
     """Build the loss that the config names for an epoch, counted from 0.
 
-    counts: of the train split alone, on the device of the logits. Raises click.UsageError for an
+    counts: of the training split only, on the device of the logits. Raises click.UsageError for an
     unknown name.
     """
     loss = lookup(LOSSES, "loss", config.loss)(config, counts, epoch)
@@ -316,7 +317,7 @@ def create_criterion(config: Config, counts: LabelCounts, *, epoch: int) -> Crit
     )
 
 
-# Each makes a loss from the configuration, train's counts and the epoch.
+# Each creates a loss from the config, train's counts and the epoch.
 LOSSES: dict[str, Callable[[Config, LabelCounts, int], Criterion]] = {
     "bce": lambda config, counts, epoch: binary_cross_entropy,
     "weighted_bce": lambda config, counts, epoch: partial(

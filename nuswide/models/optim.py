@@ -1,6 +1,6 @@
-"""What moves the weights: optimizers, schedules of the learning rate, and their moving average.
+"""Optimizers, learning rate schedules, and the moving average of the weights.
 
-Owns OPTIMIZERS, SCHEDULES and Ema. Knows nothing of data or of the loop.
+Owns OPTIMIZERS, SCHEDULES and Ema. Depends on neither the data nor the training loop.
 
     optimizer = create_optimizer(config, model)
     factor = learning_rate(config, step=10, steps_per_epoch=156) / config.lr
@@ -19,7 +19,7 @@ from nuswide.models.networks import TaggerNet
 
 
 def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer that the config names; biases and normalisations don't decay."""
+    """Build the optimizer that the config names; biases and norms have no weight decay."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -42,7 +42,7 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], Config], torch.optim.Optim
 
 
 def learning_rate(config: Config, *, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, counted from 0: a linear warm-up, then the schedule."""
+    """Return the learning rate of a step, counted from 0: linear warm-up, then the schedule."""
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return config.lr * (step + 1) / math.ceil(warmup)
@@ -52,7 +52,7 @@ def learning_rate(config: Config, *, step: int, steps_per_epoch: int) -> float:
 
 
 def _one_cycle(done: float) -> float:
-    """Rise from 1/25 over 30 % of the steps, then fall to nothing, both along a cosine.
+    """Rise from 1/25 over 30 % of the steps, then fall to 0, both along a cosine.
 
     Source: Smith and Topin, arXiv:1708.07120; the shape is that of torch's OneCycleLR.
     """
@@ -66,7 +66,7 @@ def _cosine(done: float) -> float:
     return (1 + math.cos(math.pi * done)) / 2
 
 
-# Each takes the share of steps done, in [0, 1), to a factor of lr.
+# Each maps the fraction of steps done, in [0, 1), to a factor of lr.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": _cosine,
@@ -77,8 +77,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 class Ema:
     """A moving average of a network's weights and running statistics.
 
-    Its memory is `epochs` long, and shorter at first, so that the weights that training began with
-    are soon forgotten: after t steps the decay is at most (1 + t) / (10 + t).
+    It spans `epochs` epochs, and fewer at first, so that the initial weights are soon forgotten:
+    after t steps the decay is at most (1 + t) / (10 + t).
     """
 
     def __init__(self, model: TaggerNet, *, epochs: float, steps_per_epoch: int) -> None:
@@ -88,7 +88,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int) -> None:
-        """Take in the weights after a step, counted from 0."""
+        """Update the average with the weights after a step, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         own, new = _floats(self.model), _floats(model)
         torch._foreach_lerp_(own, new, 1 - decay)

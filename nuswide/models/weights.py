@@ -50,7 +50,7 @@ def _download_imagenet(backbone: str) -> StateDict:
     except (URLError, OSError) as error:
         raise click.ClickException(
             f"cannot download the ImageNet weights ({error}); connect to the network, or fetch "
-            f"{weights.url} elsewhere and give weights=FILE"
+            f"{weights.url} elsewhere and use weights=FILE"
         ) from error
     return state
 
@@ -61,12 +61,14 @@ def _read_weights(path: Path, labels: Sequence[str] | None) -> StateDict:
         if path.suffix == ".safetensors":
             return _read_safetensors(path, labels)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise many kinds for a file of another kind
+    except Exception as error:  # safetensors and torch raise many types for other files
         raise click.ClickException(
             f"cannot read weights={path} ({first_line(error)}); give none, imagenet, or a "
             ".safetensors or .pth file of tensors"
         ) from error
-    if isinstance(state, dict) and "progress" in state:  # a checkpoint: its best, or else its last
+    if (
+        isinstance(state, dict) and "progress" in state
+    ):  # a checkpoint: its best weights, else its last
         state = state["best"]["weights"] if state["best"] else state["ema"] or state["model"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise click.ClickException(f"weights={path} holds no state dict of tensors")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nuswide.data.dataset import Dataset
-from nuswide.data.duplicates import Pair, find_duplicates
+from nuswide.data.duplicates import DuplicatePair, find_duplicates
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.reporting import html, plots
 from nuswide.reporting.table import Column, Table, make_table, to_csv
@@ -82,7 +82,7 @@ class Audit:
     together: NDArray[np.int64]
     gaps: tuple[Gap, ...]
     bias: Bias | None
-    pairs: tuple[Pair, ...] | None
+    pairs: tuple[DuplicatePair, ...] | None
     pictures: Dataset | None
 
     @cached_property
@@ -233,12 +233,12 @@ def duplicates_table(audit: Audit) -> Table:
     return make_table(("first", "split", "second", "split", "kind", "bits", "labels"), rows)
 
 
-def _agreement(manifest: Manifest, pair: Pair) -> str:
+def _agreement(manifest: Manifest, pair: DuplicatePair) -> str:
     first, second = manifest.targets[[pair.first, pair.second]]
     return "same" if np.array_equal(first, second) else "differ"
 
 
-def _is_across(audit: Audit, pair: Pair) -> bool:
+def _is_across(audit: Audit, pair: DuplicatePair) -> bool:
     splits = audit.manifest.splits
     return bool(splits[pair.first] != splits[pair.second])
 

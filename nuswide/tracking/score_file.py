@@ -18,8 +18,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.data.importers.files import first_double
-from nuswide.data.manifest import Manifest
+from nuswide.data.manifest import Manifest, first_duplicate
 
 FILE = "scores.npz"
 _FORM = "an npz with images, labels and scores, or a CSV with a header of image,LABEL,LABEL,..."
@@ -82,7 +81,7 @@ class SavedScores:
         if self.scores.size and not (self.scores.min() >= 0 and self.scores.max() <= 1):
             raise ValueError("scores must be numbers from 0 to 1; a sigmoid takes logits there")
         for name in ("images", "labels"):
-            if doubled := first_double(getattr(self, name)):
+            if doubled := first_duplicate(getattr(self, name)):
                 raise ValueError(f"{doubled!r} is twice among the {name}")
 
     def for_samples(self, samples: Manifest) -> NDArray[np.float32]:
@@ -97,7 +96,7 @@ class SavedScores:
             names if whole else tuple(PurePosixPath(name).name for name in names)
             for names in (self.images, samples.names)
         )
-        if doubled := first_double(own):
+        if doubled := first_duplicate(own):
             raise click.ClickException(
                 f"two images are called {doubled!r}; give the names that the data set has"
             )

@@ -24,7 +24,7 @@ from nuswide.core.allocator import freed_memory_kept
 from nuswide.core.signals import Interrupted, Stop
 from nuswide.data.dataset import Dataset
 from nuswide.data.label_stats import TrainLabels
-from nuswide.data.loader import open_feed, pin_memory, to_device
+from nuswide.data.loader import create_loader, pin_memory, to_device
 from nuswide.data.sampling import create_sampling, draw_rows, epoch_order
 from nuswide.data.transforms import draw, side_px
 from nuswide.evaluation.evaluate import Evaluation, predict, summary_line, torch_score
@@ -103,7 +103,7 @@ class _Loop:
         self.run, self.writer, self.stop = run, writer, stop
         self.train = data.manifest.indices("train")
         self.sample = create_sampling(config, TrainLabels.of(data.manifest))
-        self.feed = open_feed(data, self.train, state.device, config.feed)
+        self.loader = create_loader(data, self.train, state.device, config.feed)
         self.targets = to_device(data.manifest.targets, state.device)
         known = data.manifest.known
         self.known = None if known is None else to_device(known, state.device)
@@ -181,9 +181,9 @@ class _Loop:
         batches = self._own_parts(steps[left])
         rows = self._own_parts(draw_rows(steps, len(self.data))[left])
         drawn = draw(self.config, n_images=len(self.data), epoch=progress.epoch)
-        feed = self.feed.batches(batches)
+        loaded = self.loader.batches(batches)
         for batch, images, draws in zip(
-            batches, feed, pin_memory(drawn[rows], device), strict=True
+            batches, loaded, pin_memory(drawn[rows], device), strict=True
         ):
             indices = to_device(batch, device)
             known = None if self.known is None else self.known[indices]

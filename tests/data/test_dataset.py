@@ -158,5 +158,5 @@ def test_a_val_split_without_a_label_is_refused(
     tmp_path: Path, n_train: int, labels_of: int
 ) -> None:
     data = annotated(tmp_path, n_train, labels_of)
-    with pytest.raises(click.ClickException, match=r"val without a label; raise it, or give"):
+    with pytest.raises(click.ClickException, match=r"val without any label; raise it, or give"):
         data.carve_val(fraction=0.15, seed=0)

@@ -188,7 +188,7 @@ def test_an_image_name_that_is_no_plain_line_is_refused(tmp_path: Path, name: st
     make_folder(tmp_path, test=content([{"image_name": name, "image_labels": ["sea"]}]))
     message = error_of(tmp_path)
     assert f"{tmp_path / 'test.json'}: sample 0" in message
-    assert repr(name) in message and "rename the picture" in message
+    assert repr(name) in message and "rename the image" in message
 
 
 @pytest.mark.parametrize("label", UNWRITABLE, ids=ascii)

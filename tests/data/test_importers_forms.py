@@ -166,15 +166,15 @@ def test_gzipped_files_read_the_same(form: tuple[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("write", "file", "old", "new", "words"),
     [
-        (write_hashnet, "list_train.txt", " 1 ", " 2 ", "no list that begins"),
+        (write_hashnet, "list_train.txt", " 1 ", " 2 ", "no list in this format"),
         (write_indexed, "indexed_test.csv", ",3", ",81", "indexed_test.csv:1 must be a name"),
         (write_indexed, "indexed_test.csv", "3_x.jpg,", "3_x.jpg", "indexed_test.csv:2 must be"),
         (write_indexed, "indexed_test.csv", "3_x.jpg", "../3_x.jpg", "must stay inside"),
         (write_table, "labels.csv", ",train,", ",learn,", "labels.csv:2: split is 'learn'"),
-        (write_table, "labels.csv", "d.jpg,,val,", "d.jpg,", "labels.csv:4 has not as many"),
+        (write_table, "labels.csv", "d.jpg,,val,", "d.jpg,", "labels.csv:4 does not have as many"),
         (write_table, "labels.csv", "a.jpg", "/a.jpg", "must stay inside"),
-        (write_table, "labels.csv", '"b, c.jpg"', '"b, c.jpg', "no sound CSV"),
-        (write_voc, "Annotations/one.xml", "</annotation>", "", "one.xml is no sound VOC"),
+        (write_table, "labels.csv", '"b, c.jpg"', '"b, c.jpg', "not valid CSV"),
+        (write_voc, "Annotations/one.xml", "</annotation>", "", "one.xml is not a valid VOC"),
         (write_voc, "Annotations/one.xml", "one.jpg", "../one.jpg", "must stay inside"),
         (write_voc, "Annotations/one.xml", "<annotation>",
          '<!DOCTYPE a [<!ENTITY e "ha">]><annotation>', "document type, which is refused"),
@@ -195,7 +195,7 @@ def test_damage_is_named(
     path = tmp_path / file
     path.write_text(path.read_text().replace(old, new))
     format = next(name for name, writer in WRITERS.items() if writer is write)
-    if words == "no list that begins":
+    if words == "no list in this format":
         (tmp_path / "list_test.txt").unlink()
     assert words in error_of(tmp_path, format)
 

@@ -117,7 +117,7 @@ SKY = "Groundtruth/AllLabels/Labels_sky.txt"
         ("ImageList/Imagelist.txt", drop_last, ["1 images are in Imagelist.txt or in the train"]),
         (SKY, spoil_number, ["Labels_sky.txt:2 must be 0 or 1"]),
         (SKY, join_numbers, ["Labels_sky.txt:1 must be 0 or 1"]),
-        (SKY, flip_first, ["differ in 1 places, first on sky of actor/0000_9000.jpg"]),
+        (SKY, flip_first, ["differ in 1 entries, first in sky of actor/0000_9000.jpg"]),
         (SKY, Path.unlink, ["has no Labels_sky.txt"]),
         ("ImageList/TrainImagelist.txt", swap_first_two, ["TrainImagelist.txt:2 is in another"]),
         ("ImageList/TestImagelist.txt", drop_last, ["has 4 lines, but the image list 3"]),

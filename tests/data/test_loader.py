@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nuswide.data.dataset import Dataset
-from nuswide.data.loader import Blocks, Resident, open_feed
+from nuswide.data.loader import BlockLoader, ResidentLoader, create_loader
 from nuswide.data.manifest import Manifest
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -21,13 +21,13 @@ def data() -> Dataset:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["resident", "blocks", "auto"])
-def test_every_feed_gives_the_images_of_the_batches_in_their_order(
+def test_every_loader_yields_the_images_of_the_batches_in_their_order(
     data: Dataset, kind: str, device: str
 ) -> None:
     rng = np.random.default_rng(1)
     batches = [rng.permutation(20)[:6] for _ in range(9)]
-    feed = open_feed(data, np.arange(20), torch.device(device), kind)
-    given = list(feed.batches(batches))
+    loader = create_loader(data, np.arange(20), torch.device(device), kind)
+    given = list(loader.batches(batches))
     assert len(given) == 9
     for batch, images in zip(batches, given, strict=True):
         assert images.device.type == device
@@ -36,11 +36,11 @@ def test_every_feed_gives_the_images_of_the_batches_in_their_order(
 
 def test_a_cpu_reads_from_the_cache_unless_told_to_read_ahead(data: Dataset) -> None:
     device = torch.device("cpu")
-    assert isinstance(open_feed(data, np.arange(20), device, "auto"), Resident)
-    assert isinstance(open_feed(data, np.arange(20), device, "blocks"), Blocks)
+    assert isinstance(create_loader(data, np.arange(20), device, "auto"), ResidentLoader)
+    assert isinstance(create_loader(data, np.arange(20), device, "blocks"), BlockLoader)
 
 
 def test_reading_ahead_stops_when_training_does(data: Dataset) -> None:
-    batches = Blocks(data, torch.device("cpu")).batches([np.arange(3)] * 100)
+    batches = BlockLoader(data, torch.device("cpu")).batches([np.arange(3)] * 100)
     next(batches)
     batches.close()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from nuswide.data import sample
 from nuswide.data.sample import LABELS, compose, draw_sample, scenes, split_test
-from nuswide.data.sample.canvas import GROUNDS, THINGS, Canvas
+from nuswide.data.sample.canvas import GROUNDS, OBJECTS, Canvas
 from nuswide.data.sample.scenes import SCENES
 
 ARTICLE_LABELS = set(
@@ -116,12 +116,12 @@ def test_every_scene_names_what_it_draws(name: str, monkeypatch: pytest.MonkeyPa
         assert set(GROUNDS[ground][0].split()) <= drawn
 
 
-@pytest.mark.parametrize("name", THINGS)
+@pytest.mark.parametrize("name", OBJECTS)
 def test_every_thing_is_seen_where_it_stands(name: str) -> None:
     canvas = Canvas(np.random.default_rng(0), 64, "day")
-    canvas.place(name, 0.5, 0.9, 0.6)
+    canvas.draw_object(name, 0.5, 0.9, 0.6)
     rows, columns = np.asarray(canvas.image).max(axis=-1).nonzero()
-    assert canvas.labels == set(THINGS[name][0].split())
+    assert canvas.labels == set(OBJECTS[name][0].split())
     assert rows.max() <= 0.97 * canvas.side or name in ("cat", "dog", "face")  # busts are cut off
     assert columns.min() < canvas.side / 2 < columns.max()
 

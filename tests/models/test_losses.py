@@ -143,7 +143,7 @@ def test_a_loss_that_is_no_mean_over_entries_says_so(name: str) -> None:
     criterion = create(name)
     function = criterion.func if isinstance(criterion, partial) else criterion
     said = " ".join((function.__doc__ or "").split())
-    assert "a doubled batch has another loss" in said or "twice change the loss" in said
+    assert "doubling a batch changes it" in said or "duplicating a label changes" in said
 
 
 def test_right_logits_lose_less_than_wrong_ones(criterion: Criterion) -> None:

@@ -1,7 +1,7 @@
-"""Annotations in the forms they come in, read into a Manifest.
+"""Importers, which read annotations in one format each into a Manifest.
 
-Owns the reading and checking of annotation files, each of which may be gzipped. Never looks for a
-picture, nor decodes one. To add a form, write `detects` and `read` and enter them in IMPORTERS.
+Owns the reading and checking of annotation files, each of which may be gzipped. Never locates or
+decodes an image. To add a format, write `detects` and `read` and add them to IMPORTERS.
 
     manifest = read_annotations(Path("photos"))
 """
@@ -23,7 +23,7 @@ __all__ = ["IMPORTERS", "Importer", "read_annotations", "read_article_json"]
 
 @dataclass(frozen=True)
 class Importer:
-    """A form of annotations. looks: what its files are, for the user who has none of them."""
+    """An annotation format. looks: how to recognize its files, for error messages."""
 
     looks: str
     detects: Callable[[Path], bool]
@@ -39,11 +39,11 @@ IMPORTERS = {
     "voc": Importer("Annotations/*.xml", objects.detects_voc, objects.read_voc),
     "coco": Importer("instances_*.json", objects.detects_coco, objects.read_coco),
     "hashnet": Importer(
-        "*train*.txt and *test*.txt, a path and 81 numbers a line",
+        "*train*.txt and *test*.txt, a path and 81 numbers per line",
         lists.detects_hashnet, lists.read_hashnet,
     ),
     "indexed": Importer(
-        "*.csv or *.txt, a name and the label's numbers a line: a.jpg,3 17",
+        "*.csv or *.txt, a name and label numbers per line: a.jpg,3 17",
         lists.detects_indexed, lists.read_indexed,
     ),
     "csv": Importer(
@@ -53,10 +53,10 @@ IMPORTERS = {
 
 
 def read_annotations(source: Path, format: str = "auto") -> Manifest:
-    """Read a prepared folder, or annotations in a form of IMPORTERS, detected unless it is given.
+    """Read a prepared folder, or annotations in a format of IMPORTERS, detected unless given.
 
-    Names of images are relative to the folder. Raises click.ClickException, naming file and line,
-    for whatever is wrong.
+    Image names are relative to the folder. Raises click.ClickException, naming file and line, for
+    invalid annotations.
     """
     if not os.path.exists(source):  # Path.exists() raises for a name that is too long
         raise click.ClickException(

@@ -1,7 +1,7 @@
-"""The article's form: train.json and test.json, or small_train.json and small_test.json.
+"""The article's format: train.json and test.json, or small_train.json and small_test.json.
 
-Each is {"samples": [{"image_name", "image_labels"}], "labels": [...]}, with the pictures beside it
-or in images/.
+Each is {"samples": [{"image_name", "image_labels"}], "labels": [...]}, with the images beside it or
+in images/.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ _NAMES = {"train": ("train.json", "small_train.json"), "test": ("test.json", "sm
 
 
 def detects(source: Path) -> bool:
-    """Whether a folder has one of the files."""
+    """Return whether a folder has one of the files."""
     return any(find_file(source, *names) for names in _NAMES.values())
 
 
 def read_article_json(folder: Path) -> Manifest:
-    """Read the two files of a folder; raises click.ClickException for whatever is wrong."""
+    """Read the two files of a folder; raises click.ClickException if one is invalid."""
     names: list[str] = []
     present: list[list[str]] = []
     splits: list[str] = []
@@ -52,7 +52,7 @@ def read_article_json(folder: Path) -> Manifest:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Read {"samples": [...], "labels": [...]} and check its outer form."""
+    """Read {"samples": [...], "labels": [...]} and check its structure."""
     content = read_json(path)
     for key in ("samples", "labels"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -66,7 +66,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _name_of(path: Path, index: int, sample: Any) -> str:
-    """Check a sample's form, and give its image name."""
+    """Check a sample's structure and return its image name."""
     where = f"{path}: sample {index}"
     if not isinstance(sample, Mapping) or not isinstance(sample.get("image_name"), str):
         raise click.ClickException(f'{where} has no text "image_name"')

@@ -1,6 +1,6 @@
-"""What all importers share: reading a file that may be gzipped, and names that can be trusted.
+"""Functions that importers share: reading files, gzipped or not, and checking names and labels.
 
-Owns the limits on what an annotation file may be and say.
+Owns the limits on the size and content of an annotation file.
 """
 
 import gzip
@@ -16,43 +16,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuswide.config import unknown_name
-from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.data.manifest import SPLITS, Manifest, first_duplicate
 
-# A gzipped file may grow without end. COCO's largest has 0.5 GB, NUS-WIDE's 269,648 lines.
-_MOST_BYTES, _MOST_LINES = 2**30, 5_000_000
-# Control characters and halves of surrogate pairs: JSON can say them, text files cannot hold them.
+# A gzipped file may expand without limit. COCO's largest has 0.5 GB, NUS-WIDE's 269,648 lines.
+_MAX_BYTES, _MAX_LINES = 2**30, 5_000_000
+# Control characters and lone surrogates: JSON can express them, text files cannot hold them.
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz."""
+    """Read a file, decompressed if its name ends in .gz."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content: bytes = file.read(_MOST_BYTES + 1)
+            content: bytes = file.read(_MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise click.ClickException(f"cannot read {path}: {error}") from error
-    if len(content) > _MOST_BYTES:
-        raise click.ClickException(f"{path} is above {_MOST_BYTES / 1e9:.1f} GB; split it")
+    if len(content) > _MAX_BYTES:
+        raise click.ClickException(f"{path} is above {_MAX_BYTES / 1e9:.1f} GB; split it")
     return content
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without the blank ones at its end."""
+    """Read the lines of a text file, without blank ones at its end."""
     content = read_bytes(path)
-    if content.count(b"\n") > _MOST_LINES:
-        raise click.ClickException(f"{path} has above {_MOST_LINES:,} lines; split it")
+    if content.count(b"\n") > _MAX_LINES:
+        raise click.ClickException(f"{path} has above {_MAX_LINES:,} lines; split it")
     try:
-        # Not splitlines(), which parts lines at characters that a name may hold.
+        # Not splitlines(), which also splits at characters that a name may contain.
         lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise click.ClickException(f"{path} is no text file in UTF-8: {error}") from error
+        raise click.ClickException(f"{path} is not a UTF-8 text file: {error}") from error
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
 
 
 def first_line(path: Path) -> str:
-    """The beginning of a file, to tell what it is; empty if it is no text."""
+    """Read the first line of a file, to detect its format; empty if it cannot be read."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return file.read(4096).decode("utf-8-sig", errors="replace").partition("\n")[0].rstrip()
@@ -61,7 +61,7 @@ def first_line(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+    """Read a JSON file."""
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
-    """The first of some files that a folder has, plain or gzipped, in whatever case."""
+    """Find the first of these files in a folder, plain or gzipped, ignoring case."""
     if not folder.is_dir():
         return None
     present = {path.name.lower(): path for path in folder.iterdir()}
@@ -78,46 +78,36 @@ def find_file(folder: Path, *names: str) -> Path | None:
 
 
 def split_in_name(path: Path) -> str | None:
-    """The split that a file's name has among its words; train2017 and 81_train count, too."""
+    """Return the split that is a word of a file's name, as in train2017 and 81_train, or None."""
     words = re.split(r"[^a-z]+", path.name.lower())
     return next((split for split in SPLITS if split in words), None)
 
 
 def checked_name(where: str, name: str) -> str:
-    """Check that an image name stays in its folder and on one line; gives it with plain slashes."""
+    """Check that an image name stays in its folder and on one line; return it normalized."""
     pure = PurePosixPath(name)
     if not pure.parts or "\0" in name or pure.is_absolute() or ".." in pure.parts:
         raise click.ClickException(f"{where}: image_name {name!r} must stay inside the folder")
     if _UNWRITABLE.search(name):
         raise click.ClickException(
-            f"{where}: image_name {name!r} is no plain line of text; rename the picture"
+            f"{where}: image_name {name!r} is not a plain line of text; rename the image"
         )
     return str(pure)
 
 
 def checked_labels(where: str, labels: Sequence[Any]) -> list[str]:
-    """Check that labels are plain texts, and none is there twice."""
+    """Check that labels are plain texts without duplicates."""
     if not all(isinstance(label, str) and label for label in labels):
         raise click.ClickException(f'{where}: every one of "labels" must be a text')
     unwritable = next(filter(_UNWRITABLE.search, labels), None)
     if unwritable is not None:
         raise click.ClickException(
-            f"{where}: label {unwritable!r} is no plain line of text; mend it"
+            f"{where}: label {unwritable!r} is not a plain line of text; correct it"
         )
-    doubled = first_double(labels)
-    if doubled is not None:
-        raise click.ClickException(f'{where}: "labels" has {doubled!r} twice; keep one')
+    duplicate = first_duplicate(labels)
+    if duplicate is not None:
+        raise click.ClickException(f'{where}: "labels" has {duplicate!r} twice; keep one')
     return list(labels)
-
-
-def first_double(names: Iterable[str]) -> str | None:
-    """The first name that is there again."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
 
 
 def make_manifest(
@@ -128,7 +118,7 @@ def make_manifest(
     present: Iterable[Iterable[str]],
     unknown: Iterable[Iterable[str]] | None = None,
 ) -> Manifest:
-    """Build a Manifest from each sample's label names, and the names of what is not known of it."""
+    """Build a Manifest from the label names of each sample; `unknown` names those not annotated."""
     targets = label_matrix(source, names, labels, present)
     known = None
     if unknown is not None:
@@ -145,11 +135,11 @@ def manifest_of(
     targets: NDArray[np.uint8],
     known: NDArray[np.bool_] | None = None,
 ) -> Manifest:
-    """Build a Manifest that has something to learn from, no image twice. targets, known: (N, C)."""
-    doubled = first_double(names)
-    if doubled is not None:
-        where = " and ".join(s for n, s in zip(names, splits, strict=True) if n == doubled)
-        raise click.ClickException(f"{source}: {doubled!r} is there twice, in {where}; keep one")
+    """Build a Manifest of distinct images with at least one label. targets, known: (N, C)."""
+    duplicate = first_duplicate(names)
+    if duplicate is not None:
+        where = " and ".join(s for n, s in zip(names, splits, strict=True) if n == duplicate)
+        raise click.ClickException(f"{source}: {duplicate!r} is there twice, in {where}; keep one")
     if not targets.any():
         raise click.ClickException(
             f"{source}: no sample has any label; there is nothing to learn from"
@@ -167,7 +157,7 @@ def manifest_of(
 def label_matrix(
     source: Path, names: Sequence[str], labels: Sequence[str], rows: Iterable[Iterable[str]]
 ) -> NDArray[np.uint8]:
-    """Turn lists of label names into rows of 0 and 1; (N, C)."""
+    """Turn lists of label names into a binary matrix; (N, C)."""
     column = {label: c for c, label in enumerate(labels)}
     matrix = np.zeros((len(names), len(labels)), dtype=np.uint8)
     for row, (name, chosen) in enumerate(zip(names, rows, strict=True)):
@@ -175,7 +165,7 @@ def label_matrix(
             if label not in column:
                 raise click.ClickException(
                     f"{source}: {name}: {unknown_name('label', label, column)}; "
-                    'mend the sample, or add it to "labels"'
+                    'correct the sample, or add it to "labels"'
                 )
             matrix[row, column[label]] = 1
     return matrix

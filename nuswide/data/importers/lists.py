@@ -1,8 +1,8 @@
-"""Lists of NUS-WIDE images with their labels as numbers, one image a line.
+"""Lists of NUS-WIDE images with their labels as numbers, one image per line.
 
 `hashnet`: a path and 81 numbers 0 or 1, as published with HashNet (Cao et al., ICCV 2017).
-`indexed`: a name, a comma and the places of its labels, counted from 0: `a.jpg,3 17 42`.
-The split is the word train, val or test in a file's name; a file without one is train.
+`indexed`: a name, a comma and the indices of its labels, from 0: `a.jpg,3 17 42`.
+The split is the word train, val or test in a file's name, or train if there is none.
 """
 
 import re
@@ -22,7 +22,7 @@ from nuswide.data.importers.files import (
 )
 from nuswide.data.manifest import Manifest
 
-# In the order of Concepts81.txt, which is the alphabet's.
+# In the order of Concepts81.txt, which is alphabetical.
 LABELS_81 = tuple(
     "airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds "
     "computer coral cow dancing dog earthquake elk fire fish flags flowers food fox frost garden "
@@ -36,22 +36,22 @@ _INDEXED = re.compile(r"[^,]+\.\w+,(\d+( \d+)*)?\s*")
 
 
 def detects_hashnet(source: Path) -> bool:
-    """Whether a file, or a file in a folder, begins with such a line."""
+    """Return whether a file, or a file in a folder, begins with such a line."""
     return bool(_files(source, _HASHNET))
 
 
 def detects_indexed(source: Path) -> bool:
-    """Whether a file, or a file in a folder, begins with such a line."""
+    """Return whether a file, or a file in a folder, begins with such a line."""
     return bool(_files(source, _INDEXED))
 
 
 def read_hashnet(source: Path) -> Manifest:
-    """Read a list, or all of a folder. Images go by the last part of their paths."""
+    """Read a list, or all lists of a folder. Images are named by the last part of their paths."""
     return _read(source, _HASHNET, _hashnet_line)
 
 
 def read_indexed(source: Path) -> Manifest:
-    """Read a list, or all of a folder."""
+    """Read a list, or all lists of a folder."""
     return _read(source, _INDEXED, _indexed_line)
 
 
@@ -63,7 +63,7 @@ def _files(source: Path, begins: re.Pattern[str]) -> list[Path]:
     )
     named = [path for path in found if split_in_name(path)]
     kinds = {_kind(path) for path in named if begins.fullmatch(first_line(path))}
-    # With the others of that kind, so that a damaged list is an error and not left out.
+    # Include the others of that kind, so that a damaged list is an error, not ignored.
     return [path for path in named if _kind(path) in kinds]
 
 
@@ -78,7 +78,7 @@ def _read(
 ) -> Manifest:
     paths = _files(source, begins)
     if not paths:
-        raise click.ClickException(f"{source} has no list that begins as this format does")
+        raise click.ClickException(f"{source} has no list in this format")
     names: list[str] = []
     splits: list[str] = []
     blocks = []
@@ -95,7 +95,7 @@ def _read(
 
 
 def _hashnet_line(where: str, line: str, row: NDArray[np.uint8]) -> str:
-    """Put a line's 0s and 1s into row; gives the image's name."""
+    """Fill row with a line's 0s and 1s; return the image's name."""
     name, *numbers = line.split() or [""]
     if len(numbers) != len(row) or not set(numbers) <= {"0", "1"}:
         raise click.ClickException(f"{where} must be a path and {len(row)} numbers 0 or 1")
@@ -104,13 +104,13 @@ def _hashnet_line(where: str, line: str, row: NDArray[np.uint8]) -> str:
 
 
 def _indexed_line(where: str, line: str, row: NDArray[np.uint8]) -> str:
-    """Set row at a line's numbers; gives the image's name."""
+    """Set row at a line's numbers; return the image's name."""
     name, comma, numbers = line.rpartition(",")
-    places = numbers.split()
-    is_sound = comma and all(p.isdecimal() and len(p) < 9 and int(p) < len(row) for p in places)
-    if not is_sound:
+    indices = numbers.split()
+    is_valid = comma and all(i.isdecimal() and len(i) < 9 and int(i) < len(row) for i in indices)
+    if not is_valid:
         raise click.ClickException(
             f"{where} must be a name, a comma and numbers from 0 to {len(row) - 1}"
         )
-    row[[int(place) for place in places]] = 1
+    row[[int(index) for index in indices]] = 1
     return checked_name(where, name)

@@ -1,8 +1,9 @@
-"""Sets for object detection, of which only the presence of a class is taken: COCO and VOC.
+"""Object detection data sets, reduced to the presence of each class: COCO and VOC.
 
-COCO: instances JSON. The split is the word train, val or test in a file's name; as papers do, val
-is test where no annotated test file is there. VOC: a folder with Annotations/*.xml and, if wanted,
-ImageSets/Main/{train,val,test}.txt. A class of which all objects are marked difficult is unknown.
+COCO: instances JSON. The split is the word train, val or test in a file's name; as in papers, val
+is used as test if there is no annotated test file. VOC: a folder with Annotations/*.xml and,
+optionally, ImageSets/Main/{train,val,test}.txt. A class whose objects are all marked difficult is
+unknown.
 """
 
 import xml.etree.ElementTree as ET
@@ -28,12 +29,12 @@ from nuswide.data.manifest import SPLITS, Manifest
 
 
 def detects_coco(source: Path) -> bool:
-    """Whether a folder has instances_*.json, or a file is JSON."""
+    """Return whether a folder has instances_*.json, or a file is JSON."""
     return bool(_instances(source))
 
 
 def read_coco(source: Path) -> Manifest:
-    """Read one or more instances files; their pictures are in SOURCE, or in SOURCE/train2017 ..."""
+    """Read one or more instances files; the images are in SOURCE, or in SOURCE/train2017 ..."""
     paths = _instances(source)
     if not paths:
         raise click.ClickException(f"{source} has no instances_*.json")
@@ -41,7 +42,7 @@ def read_coco(source: Path) -> Manifest:
     if "test" not in splits_of.values():
         splits_of = {path: "test" if s == "val" else s for path, s in splits_of.items()}
     contents = {path: _read_instances(path) for path in paths}
-    # Ids are those of the first file; the others must agree, or labels would be mixed up.
+    # Category IDs are those of the first file; the others must agree, or labels would be mixed up.
     classes = {c["id"]: c["name"] for c in contents[paths[0]]["categories"]}
     labels = checked_labels(str(paths[0]), list(classes.values()))
     names, splits, present = [], [], []
@@ -64,13 +65,13 @@ def _instances(source: Path) -> list[Path]:
 
 
 def _folder(source: Path, path: Path) -> str:
-    """The folder named as instances_train2017.json says, if there is one: `train2017/`."""
+    """Return the folder that instances_train2017.json implies, `train2017/`, if it exists."""
     name = path.name.partition(".")[0].removeprefix("instances_")
     return f"{name}/" if (source / name).is_dir() else ""
 
 
 def _read_instances(path: Path) -> dict[str, Any]:
-    """Read a file and check that it has what is taken from it, each of the right type."""
+    """Read a file and check the fields that are used, and their types."""
     content = read_json(path)
     wanted: dict[str, dict[str, type]] = {
         "images": {"id": int, "file_name": str},
@@ -82,10 +83,10 @@ def _read_instances(path: Path) -> dict[str, Any]:
         if not isinstance(items, list):
             raise click.ClickException(f'{path} has no list "{key}"; COCO\'s format needs one')
         for index, item in enumerate(items):
-            is_sound = isinstance(item, Mapping) and all(
+            is_valid = isinstance(item, Mapping) and all(
                 isinstance(item.get(field), kind) for field, kind in fields.items()
             )
-            if not is_sound:
+            if not is_valid:
                 raise click.ClickException(f"{path}: {key}[{index}] needs {' and '.join(fields)}")
     return dict(content)
 
@@ -95,7 +96,7 @@ def _classes_of_images(
 ) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {image["id"]: set() for image in content["images"]}
     if len(found) < len(content["images"]):
-        raise click.ClickException(f"{path}: two images have one id")
+        raise click.ClickException(f"{path}: two images have the same id")
     for index, annotation in enumerate(content["annotations"]):
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in found or category not in classes:
@@ -110,12 +111,12 @@ def _classes_of_images(
 
 
 def detects_voc(source: Path) -> bool:
-    """Whether a folder has Annotations/ with XML files."""
+    """Return whether a folder has Annotations/ with XML files."""
     return any((source / "Annotations").glob("*.xml*"))
 
 
 def read_voc(source: Path) -> Manifest:
-    """Read the images of ImageSets/Main, or all of Annotations/ as train."""
+    """Read the images listed in ImageSets/Main, or all of Annotations/ as train."""
     annotated = {
         path.name.removesuffix(".gz").removesuffix(".xml"): path
         for path in sorted((source / "Annotations").glob("*.xml*"))
@@ -137,7 +138,7 @@ def read_voc(source: Path) -> Manifest:
 
 
 def _image_sets(source: Path) -> dict[str, str]:
-    """Each listed image's split; image -> split. What trainval.txt has alone is train."""
+    """Return the split of each listed image; those in trainval.txt only are train."""
     listed: dict[str, str] = {}
     for name in (*SPLITS, "trainval"):
         path = find_file(source / "ImageSets/Main", f"{name}.txt")
@@ -152,10 +153,10 @@ def _image_sets(source: Path) -> dict[str, str]:
 
 
 def _read_objects(path: Path) -> tuple[str, set[str], set[str]]:
-    """An image's file name, the classes with a plain object, and those with a difficult one."""
+    """Read the image's file name, classes of ordinary objects, and classes of difficult ones."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
-        # A document type may define entities that grow without end, or read other files.
+        # A document type may define entities that expand without limit, or read other files.
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise ValueError("it has a document type, which is refused")
         root = ET.fromstring(text)
@@ -163,7 +164,7 @@ def _read_objects(path: Path) -> tuple[str, set[str], set[str]]:
             (o.findtext("name", ""), o.findtext("difficult", "0")) for o in root.iter("object")
         ]
     except (ValueError, ET.ParseError) as error:
-        raise click.ClickException(f"{path} is no sound VOC annotation: {error}") from error
+        raise click.ClickException(f"{path} is not a valid VOC annotation: {error}") from error
     stem = path.name.removesuffix(".gz").removesuffix(".xml")
     name = root.findtext("filename") or f"{stem}.jpg"
     difficult = {label.strip() for label, mark in objects if mark.strip() == "1"}

@@ -1,9 +1,9 @@
-"""NUS-WIDE as it was published (Chua et al., CIVR 2009).
+"""NUS-WIDE in its published layout (Chua et al., CIVR 2009).
 
-ImageList/ has the images' paths with backslashes: all, the train and the test ones. Groundtruth/
-has, for each of 81 concepts, a file with a 0 or 1 a line, parallel to those lists: AllLabels/ to
-all, TrainTestLabels/ to train and test. NUS-WIDE-urls.txt lists the same photos in another order,
-so that a list made from it fits no label file: whatever can show such a mix-up is checked here.
+ImageList/ lists the paths of all, the train and the test images, with backslashes. Groundtruth/ has
+a file for each of 81 concepts with 0 or 1 per line, parallel to those lists: AllLabels/ to all,
+TrainTestLabels/ to train and test. NUS-WIDE-urls.txt lists the same photos in another order, so
+that a list made from it matches no label file; every sign of such a mix-up is checked here.
 """
 
 import re
@@ -25,19 +25,19 @@ from nuswide.data.importers.files import (
 from nuswide.data.manifest import Manifest
 
 _FULL = 269_648
-_TEST_FIFTHS = (0, 2)  # a photo is a test photo where its line modulo 5 is one of these
-# The rule was derived from the published lists, so that a few lines may be off; in another order
-# about half of them are.
+_TEST_FIFTHS = (0, 2)  # a photo is in test if its line number modulo 5 is one of these
+# The rule was derived from the published lists, so a few lines may deviate; in another order about
+# half of them do.
 _RULE_HOLDS = 0.95
 
 
 def detects(source: Path) -> bool:
-    """Whether a folder has Groundtruth/ with one of its two folders."""
+    """Return whether a folder has Groundtruth/ with one of its two folders."""
     return any(_folder(source, "Groundtruth", name) for name in ("AllLabels", "TrainTestLabels"))
 
 
 def read(source: Path) -> Manifest:
-    """Read lists and labels, and check each against the others."""
+    """Read lists and labels, and check that they agree."""
     concepts = _read_concepts(source)
     train, test = (
         _read_list(_required(source, "ImageList", f"{part}Imagelist.txt"))
@@ -77,7 +77,7 @@ def read(source: Path) -> Manifest:
 
 
 def _folder(source: Path, *names: str) -> Path | None:
-    """A folder below source, in whatever case."""
+    """Find a folder below source, ignoring case."""
     folder: Path | None = source
     for name in names:
         folder = find_file(folder, name) if folder else None
@@ -87,7 +87,7 @@ def _folder(source: Path, *names: str) -> Path | None:
 def _required(source: Path, folder: str, name: str) -> Path:
     found = find_file(_folder(source, folder) or source, name)
     if found is None:
-        raise click.ClickException(f"{source} has no {folder}/{name}; put NUS-WIDE's own there")
+        raise click.ClickException(f"{source} has no {folder}/{name}; put NUS-WIDE's file there")
     return found
 
 
@@ -96,29 +96,29 @@ def _read_concepts(source: Path) -> list[str]:
     paths = (find_file(folder, "Concepts81.txt") for folder in folders if folder)
     path = next(filter(None, paths), None)
     if path is None:
-        raise click.ClickException(f"{source} has no Concepts81.txt; put NUS-WIDE's own there")
+        raise click.ClickException(f"{source} has no Concepts81.txt; put NUS-WIDE's file there")
     concepts = [line.strip() for line in read_lines(path)]
     return checked_labels(str(path), concepts)
 
 
 def _read_list(path: Path) -> list[str]:
-    """The images' names, with plain slashes."""
+    """Read image names, with forward slashes."""
     lines = enumerate(read_lines(path), 1)
     names = [checked_name(f"{path}:{n}", _slashes(line.strip())) for n, line in lines]
     if len(set(names)) < len(names):
-        raise click.ClickException(f"{path} has {len(names) - len(set(names))} lines twice")
+        raise click.ClickException(f"{path} has {len(names) - len(set(names))} duplicate lines")
     return names
 
 
 def _slashes(name: str) -> str:
-    """A name with plain slashes, without the folder of the authors' own machine."""
+    """Return a name with forward slashes, without the folder of the authors' machine."""
     return re.sub("^[a-z]:/ImageData/Flickr/", "", name.replace("\\", "/"), flags=re.IGNORECASE)
 
 
 def _read_labels(
     folder: Path, concepts: Sequence[str], suffix: str, n_images: int
 ) -> NDArray[np.uint8]:
-    """The labels of a list's images; (N, C)."""
+    """Read the labels of a list's images; (N, C)."""
     targets = np.empty((n_images, len(concepts)), dtype=np.uint8)
     present = {path.name.removesuffix(".gz").lower(): path for path in folder.iterdir()}
     wanted = {f"labels_{concept}{suffix}.txt".lower() for concept in concepts}
@@ -130,7 +130,7 @@ def _read_labels(
         name = f"Labels_{concept}{suffix}.txt"
         path = present.get(name.lower())
         if path is None:
-            raise click.ClickException(f"{folder} has no {name}; put NUS-WIDE's own there")
+            raise click.ClickException(f"{folder} has no {name}; put NUS-WIDE's file there")
         values = _read_numbers(path)
         if len(values) != n_images:
             raise click.ClickException(
@@ -142,13 +142,13 @@ def _read_labels(
 
 
 def _read_numbers(path: Path) -> NDArray[np.uint8]:
-    """A 0 or 1 a line; (N,)."""
+    """Read one 0 or 1 per line; (N,)."""
     text = np.frombuffer(read_bytes(path), dtype=np.uint8)
-    places = np.flatnonzero(text > ord(" "))
-    values = text[places] - np.uint8(ord("0"))
-    wrong = np.flatnonzero((values > 1) | (np.diff(places, prepend=-2) == 1))
+    offsets = np.flatnonzero(text > ord(" "))
+    values = text[offsets] - np.uint8(ord("0"))
+    wrong = np.flatnonzero((values > 1) | (np.diff(offsets, prepend=-2) == 1))
     if len(wrong):
-        line = np.count_nonzero(text[: places[wrong[0]]] == ord("\n")) + 1
+        line = np.count_nonzero(text[: offsets[wrong[0]]] == ord("\n")) + 1
         raise click.ClickException(f"{path}:{line} must be 0 or 1")
     return values
 
@@ -156,30 +156,30 @@ def _read_numbers(path: Path) -> NDArray[np.uint8]:
 def _check_order(
     source: Path, names: Sequence[str], train: Sequence[str], test: Sequence[str]
 ) -> None:
-    """Check that the list of all images has those of train and test, in the labels' order."""
+    """Check that the list of all images has those of train and test, in the order of the labels."""
     odd = set(names) ^ (set(train) | set(test))
     if odd:
         raise click.ClickException(
             f"{source}: {len(odd):,} images are in Imagelist.txt or in the train and test lists, "
             f"but not in both, {min(odd)} first; they do not belong together"
         )
-    place = {name: i for i, name in enumerate(names)}
+    row_of = {name: i for i, name in enumerate(names)}
     for part, listed in (("Train", train), ("Test", test)):
-        places = np.array([place[name] for name in listed])
-        late = np.flatnonzero(np.diff(places) < 0)
+        rows = np.array([row_of[name] for name in listed])
+        late = np.flatnonzero(np.diff(rows) < 0)
         if len(late):
             raise click.ClickException(
                 f"{source}: {part}Imagelist.txt:{late[0] + 2} is in another order than "
-                "Imagelist.txt, so that labels would go to other images; take NUS-WIDE's own lists"
+                "Imagelist.txt, so labels would be assigned to other images; use NUS-WIDE's lists"
             )
     if len(names) == _FULL:
         by_rule = np.isin(np.arange(1, _FULL + 1) % 5, _TEST_FIFTHS)
         is_test = np.zeros(_FULL, dtype=bool)
-        is_test[[place[name] for name in test]] = True
+        is_test[[row_of[name] for name in test]] = True
         if (by_rule == is_test).mean() < _RULE_HOLDS:
             raise click.ClickException(
                 f"{source}: Imagelist.txt is not in the order of the label files (the test images "
-                "are not where they are in NUS-WIDE's own); take NUS-WIDE's own list"
+                "are not where they are in NUS-WIDE's list); use NUS-WIDE's list"
             )
 
 
@@ -191,25 +191,25 @@ def _check_agreement(
     by_part: NDArray[np.uint8],
     concepts: Sequence[str],
 ) -> None:
-    """Check that AllLabels says of each image what TrainTestLabels says."""
-    place = {name: i for i, name in enumerate(names)}
-    differs = targets[[place[name] for name in part_names]] != by_part
+    """Check that AllLabels and TrainTestLabels agree on each image."""
+    row_of = {name: i for i, name in enumerate(names)}
+    differs = targets[[row_of[name] for name in part_names]] != by_part
     if differs.any():
         row, column = np.argwhere(differs)[0]
         raise click.ClickException(
-            f"{source}: AllLabels and TrainTestLabels differ in {differs.sum():,} places, first on "
-            f"{concepts[column]} of {part_names[row]}; lists and labels are not in one order"
+            f"{source}: AllLabels and TrainTestLabels differ in {differs.sum():,} entries, first "
+            f"in {concepts[column]} of {part_names[row]}; lists and labels are in different orders"
         )
 
 
 def _check_urls(source: Path, names: Sequence[str]) -> None:
-    """Check that the list of addresses, where there is one, is of the same photos."""
+    """Check that the list of addresses, if there is one, has the same photos."""
     name = "NUS-WIDE-urls.txt"
     path = find_file(source, name) or find_file(source / "NUS-WIDE-urls", name)
     if path is None:
         return
     firsts = (_slashes(line.strip()).split()[:1] for line in read_lines(path))
-    # Below a header.
+    # The file has a header.
     listed = [name for first in firsts for name in first if name.lower().endswith(".jpg")]
     ids, wanted = ({_photo_id(name) for name in group} for group in (listed, names))
     if ids != wanted:
@@ -220,5 +220,5 @@ def _check_urls(source: Path, names: Sequence[str]) -> None:
 
 
 def _photo_id(name: str) -> str:
-    """Flickr's number in a name: actor/0001_2124494179.jpg -> 2124494179."""
+    """Return Flickr's ID in a name: actor/0001_2124494179.jpg -> 2124494179."""
     return name.rpartition("/")[2].partition(".")[0].partition("_")[2]

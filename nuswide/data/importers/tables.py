@@ -1,7 +1,8 @@
-"""A table: CSV with the columns image and labels, and if wanted split and unknown.
+"""CSV tables with the columns image and labels, and optionally split and unknown.
 
-Labels are parted by semicolons, since names have spaces. `unknown` names labels on which nobody
-judged the image; they count neither for nor against. Without the column split all is train.
+Labels are separated by semicolons, because names contain spaces. `unknown` names labels for which
+the image was not annotated; they are neither positive nor negative. Without the column split, all
+images are train.
 """
 
 import csv
@@ -12,23 +13,22 @@ import click
 from nuswide.data.importers.files import (
     checked_labels,
     checked_name,
-    first_double,
     first_line,
     make_manifest,
     read_lines,
 )
-from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.data.manifest import SPLITS, Manifest, first_duplicate
 
 _NEEDED, _ALLOWED = {"image", "labels"}, {"image", "labels", "split", "unknown"}
 
 
 def detects(source: Path) -> bool:
-    """Whether a file, or just one file in a folder, has such a header."""
+    """Return whether a file, or exactly one file in a folder, has such a header."""
     return len(_tables(source)) == 1
 
 
 def read(source: Path) -> Manifest:
-    """Read a table, or the one in a folder."""
+    """Read a table, or the only one in a folder."""
     tables = _tables(source)
     if len(tables) != 1:
         raise click.ClickException(
@@ -37,20 +37,20 @@ def read(source: Path) -> Manifest:
     try:
         rows = list(csv.DictReader(read_lines(tables[0]), strict=True))
     except csv.Error as error:
-        raise click.ClickException(f"{tables[0]} is no sound CSV: {error}") from error
+        raise click.ClickException(f"{tables[0]} is not valid CSV: {error}") from error
     names, splits, present, unknown = [], [], [], []
     for number, row in enumerate(rows, 2):
         where = f"{tables[0]}:{number}"
         if None in row or None in row.values():
-            raise click.ClickException(f"{where} has not as many cells as the header")
+            raise click.ClickException(f"{where} does not have as many cells as the header")
         names.append(checked_name(where, row["image"]))
         splits.append(row.get("split", "train"))
         if splits[-1] not in SPLITS:
             raise click.ClickException(
                 f"{where}: split is {splits[-1]!r}; give one of {', '.join(SPLITS)}"
             )
-        present.append(_parted(row["labels"]))
-        unknown.append(_parted(row.get("unknown", "")))
+        present.append(_split_labels(row["labels"]))
+        unknown.append(_split_labels(row.get("unknown", "")))
     labels = sorted({label for cells in (*present, *unknown) for label in cells})
     checked_labels(str(tables[0]), labels)
     return make_manifest(source, names, splits, labels, present, unknown)
@@ -65,9 +65,9 @@ def _tables(source: Path) -> list[Path]:
     return [
         path
         for path, header in headers.items()
-        if _NEEDED <= set(header) <= _ALLOWED and first_double(header) is None
+        if _NEEDED <= set(header) <= _ALLOWED and first_duplicate(header) is None
     ]
 
 
-def _parted(cell: str) -> list[str]:
+def _split_labels(cell: str) -> list[str]:
     return [label.strip() for label in cell.split(";") if label.strip()]

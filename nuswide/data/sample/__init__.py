@@ -1,7 +1,7 @@
 """The offline sample: a small, long-tailed, multi-label data set drawn from a seed.
 
-Owns the folder that it is written to: train.json, test.json and images/ in the article's form, and
-sample.json with the arguments. Never reads a data set, nor needs a network.
+Owns the folder that it is written to: train.json, test.json and images/ in the article's format,
+and sample.json with the arguments. Never reads a data set, nor needs a network.
 
     draw_sample(Path("sample"), images=600, seed=0)
 """
@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from nuswide.data.sample.scenes import LABELS, compose
 
-# Raised with every change of the pictures, so that a folder drawn before does not pass for new.
+# Incremented with every change of the images, so that an older folder is not taken for current.
 _DRAWING = 1
 
 
 def split_test(rows: Sequence[Sequence[str]], seed: int, fraction: float) -> set[int]:
-    """Choose the test pictures out of `rows` of labels, spread evenly over the rare labels."""
+    """Choose the test images from `rows` of labels, spread evenly over the rare labels."""
     counts = Counter(label for row in rows for label in row)
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     order.sort(key=lambda i: min((counts[label], label) for label in rows[i]))
@@ -36,9 +36,9 @@ def draw_sample(
 ) -> None:
     """Draw the data set into the folder `out`, which appears only when it is complete.
 
-    The same arguments give the same bytes, and a folder that holds just that is left alone. Raises
-    click.ClickException if `out` is anything else, if a split would be empty, or if size_px is
-    below 16, where nothing can be made out.
+    The same arguments give the same bytes, and a folder that holds exactly that is left unchanged.
+    Raises click.ClickException if `out` is anything else, if a split would be empty, or if size_px
+    is below 16, where no object can be recognized.
     """
     if not 0 < round(images * test_fraction) < images:
         raise click.ClickException(f"{images} images leave a split empty; draw more")
@@ -66,7 +66,7 @@ def draw_sample(
         (folder / "sample.json").write_text(json.dumps(arguments))
         try:
             folder.rename(out)
-        except OSError:  # another process may have finished the same sample first
+        except OSError:  # another process may have drawn the same sample first
             _require_same(out, arguments)
 
 

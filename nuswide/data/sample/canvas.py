@@ -1,6 +1,6 @@
-"""The sample's drawing board: lights, colours, grounds and things, and the Canvas they go on.
+"""The sample's canvas: lights, colours, grounds and objects, and the Canvas they are drawn on.
 
-Owns what single things look like. Knows nothing of scenes, nor of files.
+Owns the appearance of single objects. Knows neither scenes nor files.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 Array = NDArray[np.floating]
 
-# Each hour's label, share of cloudy skies, and colours: the sky at the top, at half height and at
-# the horizon, the clouds, and the tint that everything else is multiplied by.
+# Label of each time of day, fraction of cloudy skies, and colours: the sky at the top, half height
+# and the horizon, the clouds, and the tint that everything else is multiplied by.
 LIGHTS = {
     "day": ("", 0.55, "48,108,190 105,165,222 195,222,240 250,250,252 1,1,1"),
     "grey": ("", 1.0, "150,160,172 178,186,194 206,210,214 108,116,128 .8,.82,.86"),
@@ -41,7 +41,7 @@ PALETTES = {
     "yellow": "240,185,50",
     "black": "22,20,24",
 }
-# Each ground's labels, palette, strength of texture in grey levels, rows and columns of its grain.
+# Labels of each ground, palette, texture amplitude in grey levels, rows and columns of its grain.
 GROUNDS = {
     "grass": ("grass", "leaf", 50, 40, 70),
     "snow": ("snow", "white", 22, 8, 3),
@@ -56,10 +56,10 @@ GROUNDS = {
     "blur": ("", "cloth", 60, 2, 2),
     "shade": ("", "dusk", 60, 2, 2),
 }
-# Each thing's labels, wobble and shapes from back to front: a colour out of PALETTES, times a
-# factor, with ~ if the shape comes with its mirror image, then the corners x,y of a polygon, or
-# `o` with the radii and the centre of an ellipse. A thing is 1 high and stands on 0,0.
-THINGS = {
+# Labels, jitter and shapes of each object, from back to front: a colour of PALETTES times a factor,
+# with ~ to draw the mirror image too, then the corners x,y of a polygon, or `o` with the radii and
+# the centre of an ellipse. An object is 1 high and stands on 0,0.
+OBJECTS = {
     "bird": ("birds", 0.1, "black -1,.6 -.5,1 0,.4 .5,1 1,.6 .5,.65 0,0 -.5,.65"),
     "boat": ("boats", 0.01, """
         cloth -.45,.2 .54,.2 .38,0 -.36,0 / wood -.02,.2 .02,.2 .02,1 -.02,1 /
@@ -126,12 +126,12 @@ THINGS = {
 
 
 def read_pairs(pairs: Sequence[str]) -> Array:
-    """Read texts like "0.5,1" into an array, a row a text."""
+    """Read texts like "0.5,1" into an array, one row per text."""
     return np.array([pair.split(",") for pair in pairs], float)
 
 
 class Canvas:
-    """A picture in the making and the labels of what is on it; x and y run from 0 to 1, y down."""
+    """An image being drawn, and the labels of its content; x and y are from 0 to 1, y down."""
 
     def __init__(self, rng: np.random.Generator, size_px: int, light: str) -> None:
         self.rng = rng
@@ -144,13 +144,13 @@ class Canvas:
         self.x: Array = (np.arange(self.side) + 0.5) / self.side
         self.y: Array = self.x[:, None]
 
-    def pick(self, palette: str) -> Array:
-        """Draw a colour, a little off one of the palette's."""
+    def sample_color(self, palette: str) -> Array:
+        """Draw a random colour near one of the palette's."""
         colors = read_pairs(PALETTES[palette].split())
         return colors[self.rng.integers(len(colors))] * self.rng.uniform(0.93, 1.07, 3)
 
     def noise(self, rows: int, columns: int, octaves: int = 3) -> Array:
-        """Smooth noise, about -0.5 to 0.5; (side, side)."""
+        """Return smooth noise, about -0.5 to 0.5; (side, side)."""
         total = np.zeros((self.side, self.side), np.float32)
         for octave in range(octaves):
             grid = self.rng.random((rows << octave, columns << octave), np.float32) - 0.5
@@ -159,7 +159,7 @@ class Canvas:
         return total
 
     def paste(self, colors: ArrayLike, alpha: Array) -> None:
-        """Lay one colour, or (side, side, 3), over the picture; alpha (side, side), 0 to 1."""
+        """Composite one colour, or (side, side, 3), onto the image; alpha (side, side), 0 to 1."""
         mask = Image.fromarray((alpha.clip(0, 1) * 255).astype(np.uint8))
         layer = np.empty((self.side, self.side, 3), np.uint8)
         layer[:] = np.clip(colors, 0, 255)
@@ -170,31 +170,31 @@ class Canvas:
         red, green, blue = color.clip(0, 255).astype(int).tolist()
         getattr(self.pen, kind)((np.ravel(points) * self.side).tolist(), (red, green, blue))
 
-    def place(self, name: str, x: float, y: float, h: float) -> None:
-        """Draw a thing h high that stands on (x, y), and note its labels."""
-        labels, wobble, shapes = THINGS[name]
+    def draw_object(self, name: str, x: float, y: float, h: float) -> None:
+        """Draw an object h high that stands on (x, y), and add its labels."""
+        labels, jitter, shapes = OBJECTS[name]
         self.labels.update(labels.split())
-        colors = {key: self.pick(key) for key in PALETTES}
+        colors = {key: self.sample_color(key) for key in PALETTES}
         scale = np.array([h * self.rng.uniform(0.9, 1.1) * self.rng.choice((-1, 1)), -h])
         for shape in shapes.split("/"):
             paint, *corners = shape.split()
             kind = "ellipse" if corners[0] == "o" else "polygon"
             points = read_pairs(corners[kind == "ellipse" :])
-            points += wobble * self.rng.uniform(-1, 1, points.shape)
+            points += jitter * self.rng.uniform(-1, 1, points.shape)
             if kind == "ellipse":
                 points = points[1] + points[0] * [[-1], [1]]
             key, _, factor = paint.strip("~").partition("*")
-            # The root of the tint: a thing must stay visible before a darker background.
+            # The square root of the tint: an object must stay visible on a darker background.
             color = colors[key] * float(factor or 1) * np.sqrt(self.tint)
             for side in (1, -1)[: 1 + ("~" in paint)]:
                 corner = (x, y) + points * scale * (side, 1)
                 self.fill(kind, np.sort(corner, axis=0) if kind == "ellipse" else corner, color)
 
     def ground(self, name: str, edge: Array | float) -> None:
-        """Cover all below the edge, one y or one a column, and note the labels."""
+        """Cover all below the edge, one y or one per column, and add the labels."""
         labels, palette, strength, *grain = GROUNDS[name]
         self.labels.update(labels.split())
-        far, near = self.pick(palette), self.pick(palette)
+        far, near = self.sample_color(palette), self.sample_color(palette)
         depth = (self.y - np.min(edge)).clip(0, 1)[..., None]
         colors = ((far + (near - far) * depth) * self.tint).astype(np.float32)
         texture = self.noise(*grain)[..., None] * (strength * self.tint).astype(np.float32)

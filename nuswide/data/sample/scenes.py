@@ -1,4 +1,4 @@
-"""The sample's scenes: what a picture shows, how often, and the labels that go with it.
+"""The sample's scenes: the content of an image, its frequency, and its labels.
 
 Owns SCENES and compose(). Writes no file.
 
@@ -13,14 +13,14 @@ from PIL import Image
 
 from nuswide.data.sample.canvas import GROUNDS, Canvas, read_pairs
 
-# The article's labels in its order, but for `valley`, which is not drawn.
+# The article's labels in its order, except `valley`, which is not drawn.
 LABELS = tuple(
     "house birds sun nighttime boats mountain tree snow beach vehicle rocks reflection sunset road"
     " flowers ocean lake window plants buildings grass water animal person clouds sky".split()
 )
 
 
-# Sun and clouds stay above y = clear: what is drawn later would hide them, but not their labels.
+# Sun and clouds stay above y = clear: later drawing would hide them, but keep their labels.
 def _sky(c: Canvas, clear: float, sun: float) -> None:
     c.labels.add("sky")
     stops = np.array(c.sky) + c.rng.uniform(-14, 14, (3, 3))
@@ -64,7 +64,7 @@ def _mountains(c: Canvas, base: float, top: float) -> None:
     summit = peaks[slopes.argmin(axis=0), 0]
     face = 30 * ragged - 45 * (c.x + 0.15 * ragged > summit)
     inside = np.minimum(c.y - edge, base - c.y) * c.side
-    c.paste((c.pick("peak") + face[..., None]) * c.tint, inside)
+    c.paste((c.sample_color("peak") + face[..., None]) * c.tint, inside)
     if c.rng.random() < 0.4:
         c.labels.add("snow")
         line = top + (base - top) * c.rng.uniform(0.35, 0.6) + 0.12 * ragged
@@ -84,10 +84,10 @@ def _buildings(c: Canvas, base: float, top: float) -> None:
     x, dim = -0.05, np.sqrt(c.tint)
     while x < 1:
         w, h = c.rng.uniform(0.13, 0.24), (base - top) * c.rng.uniform(0.5, 1)
-        wall = c.pick("wall") * dim
+        wall = c.sample_color("wall") * dim
         c.fill("rectangle", [x, base - h, x + w, base], wall)
         c.fill("rectangle", [x + w - 0.02, base - h, x + w, base], wall * 0.75)
-        pitch, glass = c.rng.uniform(0.045, 0.065), c.pick("glass") * dim
+        pitch, glass = c.rng.uniform(0.045, 0.065), c.sample_color("glass") * dim
         for left in np.arange(x + pitch / 2, x + w - pitch, pitch):
             for y in np.arange(base - h + pitch / 2, base - pitch, pitch * 1.25):
                 lit = c.hour == "nighttime" and c.rng.random() < 0.6
@@ -97,17 +97,17 @@ def _buildings(c: Canvas, base: float, top: float) -> None:
 
 
 class Scene(NamedTuple):
-    """A kind of picture, from the back to the front."""
+    """A kind of image, from back to front."""
 
     share: float
     lights: dict[str, float]
     horizon: tuple[float, float]  # no sky where it is 0
     grounds: tuple[tuple[str, float, float], ...]  # name, drop below the horizon, swell
-    extras: str  # things with chance, most of them, then x, y (-1 top, 0 horizon, 1 bottom), height
-    relief: float = 0.0  # how high what is behind the grounds may rise over the horizon
+    extras: str  # objects: probability, maximum number, x, y (-1 top, 0 horizon, 1 bottom), height
+    relief: float = 0.0  # maximum height of the background above the horizon
     behind: Callable[[Canvas, float, float], None] | None = None
     sun: float = 0.0
-    mirror: float = 0.0  # chance that the water mirrors; it always mirrors a setting sun
+    mirror: float = 0.0  # probability that the water mirrors; it always mirrors a setting sun
 
 
 def _backdrop(c: Canvas, scene: Scene) -> float:
@@ -132,7 +132,7 @@ def _extras(c: Canvas, scene: Scene, horizon: float) -> None:
         count = c.rng.integers(1, int(most) + 1) if c.rng.random() < float(chance) else 0
         for d in np.sort(c.rng.uniform(depth[0], depth[1], count)):
             y = horizon + d * (horizon if d < 0 else 1 - horizon)
-            c.place(thing, c.rng.uniform(*x), y, c.rng.uniform(*h))
+            c.draw_object(thing, c.rng.uniform(*x), y, c.rng.uniform(*h))
 
 
 DAY = {"day": 1.0}
@@ -193,14 +193,14 @@ SCENES = {
 
 
 def compose(seed: int, index: int, size_px: int = 128) -> tuple[Image.Image, list[str]]:
-    """Draw picture `index` of a seed and give it with its labels, which no size changes."""
+    """Draw image `index` of a seed; return it with its labels, which do not depend on the size."""
     rng = np.random.default_rng([seed, index])
     shares = np.array([scene.share for scene in SCENES.values()])
     scene = list(SCENES.values())[rng.choice(len(SCENES), p=shares / shares.sum())]
     light = rng.choice(list(scene.lights), p=list(scene.lights.values()))
     canvas = Canvas(rng, size_px, light)
     _extras(canvas, scene, _backdrop(canvas, scene))
-    # What a camera adds: exposure, a cast and grain.
+    # Effects of a camera: exposure, colour cast and noise.
     pixels = np.asarray(canvas.image.reduce(2)) * rng.uniform(0.93, 1.02, 3)
     pixels += rng.uniform(2, 6) * rng.standard_normal(pixels.shape, np.float32)
     picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
