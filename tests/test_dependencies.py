@@ -24,7 +24,7 @@ EXTRA_OF = {
 }
 PROVIDED_BY = packages_distributions()
 OURS = {"nuswide"} | {
-    path.stem for path in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    path.stem for path in [*ROOT.glob("tests/**/*"), *ROOT.glob("benchmarks/*.py")]
 }
 
 
