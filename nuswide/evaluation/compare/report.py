@@ -20,38 +20,14 @@ from nuswide.reporting import html
 from nuswide.reporting.table import to_html as table_html
 
 _LISTED = 10  # labels in a table, and entrants among the findings
-_STYLE = """<style>
-:root { --worse: #fcebdd }
-@media screen and (prefers-color-scheme: dark) { :root { --worse: #4f3017 } }
-td, th[scope=row] { white-space: nowrap; vertical-align: top; font-variant-numeric: tabular-nums }
-th[scope=row] { position: sticky; left: 0; background: var(--page); max-width: 16rem;
-white-space: normal; overflow-wrap: break-word }
-thead th { max-width: 16rem; white-space: normal }
-th small { margin-left: .4em; font-weight: normal }
-td small { display: block; color: var(--faint); font-weight: normal }
-td.better { background: var(--mark); font-weight: bold }
-td.worse { background: var(--worse); font-weight: bold }
-ul { padding-left: 1.2rem }
-.panels { display: grid; gap: 0 1.5rem; align-items: start;
-grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
-.panels > div { min-width: 0 } .panels .chart img { min-width: 0 }
-@media (max-width: 40rem) {
-body { margin: 1rem } th, td { padding: .25rem .5rem } th[scope=row] { max-width: 7.5rem }
-td, th[scope=row] { font-size: 14px }
-}
-@media print {
-h2, p:has(+ .panels) { break-after: avoid } tr, img { break-inside: avoid }
-td { print-color-adjust: exact }
-.panels { grid-template-columns: 1fr 1fr } table { font-size: 11px } th, td { padding: .2rem .4rem }
-}
-</style>"""
 
 
 def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
     """Write the page. drawn: kind/what -> picture."""
     differing = tables.params(comparison.entrants)
     title = f"{len(comparison.entrants)} taggers compared on test"
-    parts = [_STYLE, html.paragraph(tables.introduction(comparison)), _findings(comparison)]
+    style = f"<style>{html.asset('comparison.css')}</style>"
+    parts = [style, html.paragraph(tables.introduction(comparison)), _findings(comparison)]
     if any(result.differences for result in comparison.results):
         parts += [
             html.heading("Differences from the baseline"),
