@@ -58,6 +58,25 @@ def experiment_names() -> list[str]:
     return [experiment.name for experiment in mlflow.MlflowClient().search_experiments()]
 
 
+def fetch_text(run_id: str, name: str) -> str | None:
+    """Return a text artifact of a run; None if it has none of that name."""
+    try:
+        return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
+    except MlflowException:
+        return None
+
+
+def fetch_run_weights(run_id: str, folder: Path) -> Path | None:
+    """Download the torch weights of a training run into a folder; None if they cannot be had."""
+    try:
+        path = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=WEIGHTS, dst_path=str(folder)
+        )
+    except (MlflowException, OSError):
+        return None
+    return Path(path)
+
+
 def training_run(version: ModelVersion) -> RecordedRun | None:
     """Return the run that made a registered version; None if it was deleted or is elsewhere."""
     return find_run(version.run_id) if version.run_id else None

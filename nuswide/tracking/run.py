@@ -13,9 +13,7 @@ import json
 import logging
 import math
 import os
-import platform
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -30,10 +28,11 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from PIL import Image
 
 from nuswide.data.manifest import Manifest
+from nuswide.tracking.environment import environment
 from nuswide.tracking.outbox import Outbox
 
 JOB_TAG = "nuswide.job"
@@ -180,7 +179,7 @@ class Run:
 
     def set_note(self, markdown: str) -> None:
         """Set the text that stands on the run's page."""
-        self.set_tags({"mlflow.note.content": markdown})
+        self.set_tags({MLFLOW_RUN_NOTE: markdown})
 
 
 def page_address(experiment_id: str, run_id: str) -> str:
@@ -267,7 +266,7 @@ def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:
     if launcher != run.id:
         tags = {
             JOB_TAG: "resume", MLFLOW_RUN_NAME: f"resume of {active.info.run_name}",
-            MLFLOW_PARENT_RUN_ID: run.id, "mlflow.note.content": f"Goes on with run {run.id}.",
+            MLFLOW_PARENT_RUN_ID: run.id, MLFLOW_RUN_NOTE: f"Goes on with run {run.id}.",
         }  # fmt: skip
         client = mlflow.MlflowClient()
         client.log_batch(launcher, tags=[RunTag(k, v) for k, v in tags.items()])
@@ -319,46 +318,16 @@ def fetch_checkpoint(run_id: str, folder: Path) -> None:
         Path(found).replace(folder)
 
 
+def amend_note(run_id: str, text: str, *, name: str, summary: str) -> None:
+    """Add a text to a finished run as the artifact `name`, and put its summary above the note."""
+    client = mlflow.MlflowClient()
+    client.log_text(run_id, text, name)
+    note = client.get_run(run_id).data.tags.get(MLFLOW_RUN_NOTE, "")
+    client.set_tag(run_id, MLFLOW_RUN_NOTE, f"{summary}\n\n{note}")
+
+
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder for files on their way into the record."""
     with tempfile.TemporaryDirectory(prefix="nuswide-") as folder:
         yield Path(folder)
-
-
-def environment() -> dict[str, str]:
-    """Hardware, versions and commit that a run depends on, as tags."""
-    import torch
-
-    tags = {
-        "hardware.cpu": _cpu_name(),
-        "hardware.cores": str(os.cpu_count()),
-        "hardware.threads": str(torch.get_num_threads()),
-        "software.python": platform.python_version(),
-        "software.torch": torch.__version__,
-        "software.mlflow": mlflow.__version__,
-    }
-    if torch.cuda.is_available():
-        tags["hardware.gpu"] = torch.cuda.get_device_name()
-    if (changes := _git("status", "--porcelain")) is not None:
-        tags["git.uncommitted_changes"] = str(bool(changes)).lower()
-        tags["mlflow.source.git.commit"] = _git("rev-parse", "HEAD") or "none"
-    return tags
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _git(*arguments: str) -> str | None:
-    """Ask git about this package's checkout; None where there is none."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

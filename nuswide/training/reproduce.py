@@ -7,15 +7,11 @@ Owns the comparison with the record. Checks out nothing and installs nothing: it
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import click
-import mlflow
 import numpy as np
 import yaml
-from mlflow.entities import Run as RecordedRun
-from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -23,8 +19,10 @@ from nuswide.config import Config, load_config, may_differ
 from nuswide.data.dataset import read_manifest
 from nuswide.data.manifest import carve_val
 from nuswide.reporting.table import Column, make_table, to_text
-from nuswide.tracking.reader import WEIGHTS
-from nuswide.tracking.run import JOB_TAG, environment
+from nuswide.tracking import reader
+from nuswide.tracking.environment import environment
+from nuswide.tracking.reader import RecordedRun
+from nuswide.tracking.run import JOB_TAG, amend_note, scratch_folder
 from nuswide.training.pipeline import train_and_register
 
 REPRODUCES_TAG = "nuswide.reproduces"
@@ -61,7 +59,7 @@ def reproduce(run_id: str, changes: Mapping[str, str]) -> None:
                                tags={REPRODUCES_TAG: run_id})  # fmt: skip
     if again is None:  # a process that does not write
         return
-    rows = difference_rows(recorded.data.metrics, mlflow.get_run(again).data.metrics)
+    rows = difference_rows(recorded.data.metrics, _find(again).data.metrics)
     gap = _weights_gap(run_id, again)
     text = f"{_metrics_text(rows)}\n{_verdict(rows, gap, checks)}"
     _record(again, f"{_checks_text(checks)}\n\n{text}")
@@ -69,10 +67,8 @@ def reproduce(run_id: str, changes: Mapping[str, str]) -> None:
 
 
 def _find(run_id: str) -> RecordedRun:
-    try:
-        run = mlflow.get_run(run_id)
-    except MlflowException:
-        raise click.ClickException(f"there is no run {run_id} in this tracking store") from None
+    if (run := reader.find_run(run_id)) is None:
+        raise click.ClickException(f"there is no run {run_id} in this tracking store")
     if run.data.tags.get(JOB_TAG) != "train" or run.info.status != "FINISHED":
         raise click.ClickException(f"run {run_id} is no finished training run; give another")
     return run
@@ -80,10 +76,8 @@ def _find(run_id: str) -> RecordedRun:
 
 def _configuration(run: RecordedRun, changes: Mapping[str, str]) -> tuple[Config, list[Check]]:
     """The recorded configuration; a check for each field that is not as this version has it."""
-    try:
-        text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/config.yaml")
-    except MlflowException:
-        raise click.ClickException(f"run {run.info.run_id} has recorded no config.yaml") from None
+    if (text := reader.fetch_text(run.info.run_id, "config.yaml")) is None:
+        raise click.ClickException(f"run {run.info.run_id} has recorded no config.yaml")
     recorded: dict[str, Any] = yaml.safe_load(text)
     known = {f.name: f.default for f in fields(Config)}
     checks = [
@@ -142,11 +136,9 @@ def _weights_gap(run_id: str, again: str) -> float | None:
 
 
 def _weights(run_id: str) -> dict[str, NDArray[Any]]:
-    try:
-        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=WEIGHTS)
-    except (MlflowException, OSError):
-        return {}
-    weights: dict[str, NDArray[Any]] = load_file(Path(path))
+    with scratch_folder() as folder:
+        path = reader.fetch_run_weights(run_id, folder)
+        weights: dict[str, NDArray[Any]] = load_file(path) if path else {}
     return weights
 
 
@@ -189,8 +181,5 @@ def _metrics_text(rows: list[tuple[str, float, float]]) -> str:
 
 def _record(run_id: str, text: str) -> None:
     """Put the comparison into the new run's record."""
-    client = mlflow.MlflowClient()
-    client.log_text(run_id, text, "reproduction.txt")
-    note = client.get_run(run_id).data.tags.get("mlflow.note.content", "")
-    verdict = text.splitlines()[-1]
-    client.set_tag(run_id, "mlflow.note.content", f"**Reproduction.** {verdict}\n\n{note}")
+    summary = f"**Reproduction.** {text.splitlines()[-1]}"
+    amend_note(run_id, text, name="reproduction.txt", summary=summary)

@@ -24,7 +24,6 @@ from pathlib import Path
 import click
 import optuna
 import torch
-from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,11 +32,18 @@ from nuswide.config import Config
 from nuswide.core import distributed
 from nuswide.data.dataset import load_manifest
 from nuswide.tracking.run import EndedEarly
+from nuswide.tracking.sweep_run import SweepRun, default_storage
 from nuswide.training import run_folder
 from nuswide.training.checkpoint import Diverged
 from nuswide.training.pipeline import as_parameters, train_and_register
 from nuswide.training.sweep.plan import Params, Plan
-from nuswide.training.sweep.record import Parent, best_yaml, default_storage
+from nuswide.training.sweep.record import (
+    VALUE,
+    best_yaml,
+    record_outcome,
+    record_plan,
+    record_progress,
+)
 from nuswide.training.sweep.store import Store
 from nuswide.training.sweep.study import agree, create_pruner, queue_next, suggest, take_stock
 from nuswide.training.sweep.trials import Trial, best_of, read_trials, to_text
@@ -110,9 +116,9 @@ class Worker:
             self.study = store.open_study(create_pruner(plan))
             self.plan = agree(self.study, plan, digest)
             attrs = self.study.user_attrs
-            self.parent = Parent.join(attrs["key"], attrs.get("run"), store.name)
+            self.parent = SweepRun.join(attrs["key"], attrs.get("run"), store.name)
             self.study.set_user_attr("run", self.parent.id)
-            self.parent.log_plan(self.plan, str(store))
+            record_plan(self.parent, self.plan, str(store))
             self.parent.adopt_launcher()
             take_stock(self.study)
             done = len([trial for trial in read_trials(self.study) if trial.is_done])
@@ -180,9 +186,9 @@ class Worker:
             if len([trial for trial in trials if trial.is_done]) < self.plan.trials:
                 return False
             if self.parent.status != "FINISHED":
-                self.parent.log_progress(self.plan, trials)
-                self.parent.log_outcome(self.plan, trials, self.study)
-                self.parent.end_strays(set())
+                record_progress(self.parent, self.plan, trials)
+                record_outcome(self.parent, self.plan, trials, self.study)
+                self.parent.end_abandoned_trials()
                 self.parent.set_status("FINISHED")
         click.echo(f"\n{to_text(self.plan, trials)}\n")
         if best := best_of(trials):
@@ -202,13 +208,13 @@ class Worker:
                 trials = read_trials(self.study)
                 if any(trial.state == "running" for trial in trials):
                     return
-                self.parent.log_progress(self.plan, trials)
-                self.parent.log_outcome(self.plan, trials, self.study)
-                self.parent.end_strays(set())
+                record_progress(self.parent, self.plan, trials)
+                record_outcome(self.parent, self.plan, trials, self.study)
+                self.parent.end_abandoned_trials()
                 self.parent.set_status(status)
         except Exception as error:  # the reason for leaving counts, and may be the store itself
             click.echo(f"the sweep's record was not ended: {_reason(error)}", err=True)
-            with suppress(MlflowException):
+            with suppress(Exception):
                 self.parent.set_status(status)
 
     def _objective(self, trial: optuna.Trial, lock: ExitStack) -> float:
@@ -221,7 +227,9 @@ class Worker:
         self.store.wait_for_heartbeat()
         trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         lock.close()
-        if (value := self.parent.value_of(run)) is None:  # else its worker died after the work
+        if (
+            value := self.parent.metric_of(run, VALUE)
+        ) is None:  # else its worker died after the work
             value = self._train(trial, config, run)
         return value
 
@@ -249,15 +257,15 @@ class Worker:
             with suppress(StorageInternalError):  # the trial's own error counts
                 now = self.study.get_trials(deepcopy=False)[trial.number].state
                 self._is_given_up = now.is_finished()
-            self.parent.end_child(run, "given up" if self._is_given_up else state)
-        value = self.parent.value_of(run)
+            self.parent.end_trial(run, "given up" if self._is_given_up else state)
+        value = self.parent.metric_of(run, VALUE)
         assert value is not None
         return value
 
     def _run_for(self, trial: optuna.Trial, config: Config, params: Params) -> tuple[str, Config]:
         """The trial's run: that of the worker before if its state is here, or a new one."""
         place, before = trial.user_attrs["place"], trial.user_attrs.get("run")
-        if before and self.parent.value_of(before) is not None:
+        if before and self.parent.metric_of(before, VALUE) is not None:
             return before, config
         if before and _is_resumable(Path(config.checkpoints) / before):
             for earlier in self.study.get_trials(states=[TrialState.FAIL]):
@@ -266,14 +274,14 @@ class Worker:
                         trial.report(value, epoch)
             return before, replace(config, resume=before)
         if before:
-            self.parent.end_child(before, "given up")
-        return self.parent.begin_child(place, params), config
+            self.parent.end_trial(before, "given up")
+        return self.parent.begin_trial(place + 1, params), config
 
     def _tell_of(self, place: int) -> None:
         """Record and print what became of a trial, and make room on the disk."""
         with self.store.exclusive_lock():
             trials = read_trials(self.study)
-            self.parent.log_progress(self.plan, trials)
+            record_progress(self.parent, self.plan, trials)
         trial, best = next(t for t in trials if t.place == place), best_of(trials)
         click.echo(_line(trial, best, self.plan))
         if trial.run and trial.is_done:  # what is worth keeping is in its record
