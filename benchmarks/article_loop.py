@@ -166,7 +166,7 @@ def ours(task: Task, config: Config | None = None) -> dict[str, float]:
     from nuswide.data.dataset import open_dataset
     from nuswide.models.networks import create_model
     from nuswide.tracking.run import start_run
-    from nuswide.training.checkpoint import LAST, Writer
+    from nuswide.training.checkpoint import LAST, CheckpointWriter
     from nuswide.training.loop import fit
 
     config = config or our_config(task)
@@ -181,7 +181,7 @@ def ours(task: Task, config: Config | None = None) -> dict[str, float]:
         model.zero_grad()
         start = time.perf_counter()
         with start_run("train", "benchmark", outbox=folder) as run:
-            with Writer(folder / LAST) as writer:
+            with CheckpointWriter(folder / LAST) as writer:
                 fit(config, model, dataset, run, writer)
         return {"seconds": time.perf_counter() - start, "decoding_s": decoding_s}
 

@@ -59,7 +59,7 @@ def train_alone(n_images: int) -> None:
 
     from nuswide.config import Config
     from nuswide.models.networks import create_model
-    from nuswide.training.checkpoint import LAST, Writer
+    from nuswide.training.checkpoint import LAST, CheckpointWriter
     from nuswide.training.loop import fit
 
     config = Config(backbone="resnet18", image_size_px=SIZE_PX, epochs=1, batch_size=32)
@@ -77,7 +77,7 @@ def train_alone(n_images: int) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         start = time.perf_counter()
-        with Writer(Path(folder) / LAST) as writer:
+        with CheckpointWriter(Path(folder) / LAST) as writer:
             fit(config, create_model(config, n_labels=27), data, Recorder(), writer)
         seconds = time.perf_counter() - start
         done.set()

@@ -46,7 +46,7 @@ def train(path: Path, size_px: int, backbone: str) -> None:
     from nuswide.data.manifest import Manifest
     from nuswide.models.networks import create_model
     from nuswide.tracking.run import start_run
-    from nuswide.training.checkpoint import LAST, Writer
+    from nuswide.training.checkpoint import LAST, CheckpointWriter
     from nuswide.training.loop import fit, global_batch_size
     from nuswide.training.step import choose_device
 
@@ -61,7 +61,7 @@ def train(path: Path, size_px: int, backbone: str) -> None:
     )  # fmt: skip
     seconds: list[float] = []
 
-    class Clock(Writer):
+    class Clock(CheckpointWriter):
         """Notes the seconds of training at the end of each epoch."""
 
         def save(self, state: dict[str, object], then: object) -> None:

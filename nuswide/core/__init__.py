@@ -1,1 +1,1 @@
-"""What every part uses: processes, signals, the allocator."""
+"""What all folders use: processes, signals, memory, files and locks."""

@@ -1,7 +1,7 @@
-"""The processes that train together: how many, which one this is, and what they tell each other.
+"""The processes of one training run, and the collectives they use.
 
-Owns every call of torch.distributed. In a process that torchrun did not start, there is one, and
-nothing is told. Never decides what a process does.
+Owns every call of torch.distributed. Without torchrun there is one process, and no communication.
+Never decides what a process does.
 
     with process_group(device):
         if is_main(): ...
@@ -22,58 +22,58 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 _OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-_PATIENCE = timedelta(hours=2)  # one machine may decode its pictures while another waits
+_TIMEOUT = timedelta(hours=2)  # one machine may decode its images while another waits
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This process's number among them."""
+    """Return this process's number among them, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is also that of its GPU."""
+    """Return this process's number on its machine, which is also its GPU's."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is the process that prints and records."""
     return rank() == 0
 
 
 def say(text: str) -> None:
-    """Print a line, once for all processes."""
+    """Print a line in the main process only."""
     if is_main():
         click.echo(text)
 
 
 def launch() -> str | None:
-    """The name of torchrun's launch; None without it. A restarted process has the same one."""
+    """Return the ID of torchrun's launch, which a restart keeps; None without torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def is_restarted() -> bool:
-    """Whether torchrun has started this process in place of one that died."""
+    """Whether torchrun started this process to replace one that died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started; the network's gradients go through NCCL on GPUs."""
+    """Join the process group of torchrun's processes: NCCL between GPUs, gloo between CPUs."""
     if world_size() == 1:
         yield
         return
     if is_restarted() and os.environ.get(_OWN_STORE) != "1":
-        # The processes would look for each other where those that died have been.
+        # The processes would look for each other at the address of those that died.
         raise click.ClickException(
-            f"restarted processes can't find each other; set {_OWN_STORE}=1 before torchrun"
+            f"restarted processes cannot find each other; set {_OWN_STORE}=1 before torchrun"
         )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield
     finally:
@@ -81,7 +81,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make a network average its gradients over the processes."""
+    """Wrap a network so that its gradients are averaged over the processes."""
     if world_size() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
@@ -89,7 +89,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def gradients_shared(network: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Average gradients in the backward pass of a step's last batch alone."""
+    """Average gradients only in the backward pass of a step's last batch."""
     if is_last or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     waiting: AbstractContextManager[None] = network.no_sync()
@@ -97,14 +97,14 @@ def gradients_shared(network: nn.Module, is_last: bool) -> AbstractContextManage
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all processes the main one's running statistics."""
+    """Broadcast the main process's running statistics."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def all_reduce(values: Tensor) -> Tensor:
-    """The sum over the processes."""
+    """Return the sum over the processes, in place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
@@ -116,7 +116,7 @@ def any_of(flag: bool) -> bool:
 
 
 def broadcast(value: Any) -> Any:
-    """Give every process the main one's value, a plain object."""
+    """Return the main process's value, a picklable object, in every process."""
     if world_size() == 1:
         return value
     box = [value]
@@ -125,7 +125,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather_batches(own: list[NDArray[np.float32]], n_batches: int) -> list[NDArray[np.float32]]:
-    """Put together batches of which process r computed r, r + W, r + 2W ..."""
+    """Return all batches in order, of which process r of W computed r, r + W, r + 2W ..."""
     if world_size() == 1:
         return own
     parts: list[Any] = [None] * world_size()

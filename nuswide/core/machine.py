@@ -1,6 +1,6 @@
-"""What this process may use of its machine.
+"""The resources that this process may use.
 
-Owns the count of cores. Reserves nothing.
+Owns the number of cores. Limits nothing.
 """
 
 import math

@@ -214,7 +214,7 @@ def start_run(
     spooled is sent.
     name: takes the place of a name that MLflow made up, but not of one that the user gave.
     run_id: an earlier run to go on with. spool: the folder that its metrics wait in, up to mark.
-    Raises TrackerAway if the server does not answer at the end.
+    Raises TrackingUnavailable if the server does not answer at the end.
     """
     is_extended = _is_finished(run_id) if run_id else False
     active = mlflow.start_run(run_id=run_id)
@@ -234,13 +234,13 @@ def start_run(
         except MlflowException as error:
             reason = str(error).splitlines()[0]
             hint = f"; what was trained is kept: {_LATER} {run.id} records it" if outbox else ""
-            raise TrackerAway(f"MLflow: {reason}{hint}") from error
+            raise TrackingUnavailable(f"MLflow: {reason}{hint}") from error
         finally:
             away = _end(run, RunStatus.to_string(status))
             if away and status == RunStatus.KILLED:
                 click.echo(f"{away}; {_LATER} {run.id} records the rest", err=True)
         if away:
-            raise TrackerAway(f"{away}; {_LATER} {run.id} records the rest")
+            raise TrackingUnavailable(f"{away}; {_LATER} {run.id} records the rest")
 
 
 def _is_finished(run_id: str) -> bool:
@@ -276,7 +276,7 @@ class EndedEarly(Exception):
     """A run is not worth going on with: no error, but it has not done all its work."""
 
 
-class TrackerAway(click.ClickException):
+class TrackingUnavailable(click.ClickException):
     """The tracking server did not take a run's record."""
 
 
@@ -293,12 +293,14 @@ def _end(run: Run, status: str) -> str | None:
 def send_outbox(run_id: str, folder: Path, mark: int) -> None:
     """Send what a run that was stopped has spooled up to a mark; leaves it KILLED.
 
-    Raises TrackerAway if the server does not answer.
+    Raises TrackingUnavailable if the server does not answer.
     """
     outbox = Outbox(folder / run_id, run_id, keep_bytes=mark)
     outbox.commit(outbox.mark())
     if not outbox.close(_PATIENCE_S):
-        raise TrackerAway(f"the tracking server {mlflow.get_tracking_uri()} does not answer")
+        raise TrackingUnavailable(
+            f"the tracking server {mlflow.get_tracking_uri()} does not answer"
+        )
     mlflow.MlflowClient().set_terminated(run_id, "KILLED")
 
 

@@ -1,8 +1,8 @@
-"""The files of training's state: saved whole or not at all, loaded without running code.
+"""Checkpoints: saved atomically, in a thread beside training, and loaded without running code.
 
-Owns their form and the writing beside training. Never decides when.
+Owns their format and their writing. Never decides when.
 
-    with Writer(folder) as writer:
+    with CheckpointWriter(folder / LAST) as writer:
         writer.save(state, then=lambda: ...)
     state = load(folder / LAST)
 """
@@ -26,13 +26,13 @@ State = dict[str, Any]
 
 
 class Diverged(click.ClickException):
-    """Training went astray: the loss or the weights are no longer finite."""
+    """Training diverged: the loss or the weights are no longer finite."""
 
 
 def save(path: Path, state: State) -> None:
-    """Write a state so that, whenever this is killed, the file holds the old one or the new one.
+    """Replace a checkpoint atomically.
 
-    Raises click.ClickException if the disk does not take it; the old file stays.
+    Raises click.ClickException if it cannot be written; the old file stays.
     """
     try:
         with atomic_write(path, "wb") as file:
@@ -43,7 +43,7 @@ def save(path: Path, state: State) -> None:
 
 def _cannot_save(path: Path, error: OSError | RuntimeError) -> str:
     cause = error if isinstance(error, OSError) else error.__context__
-    kept = f"{path} is as it was" if path.exists() else "there is none yet"
+    kept = f"{path} is unchanged" if path.exists() else "there is none yet"
     if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT):
         return f"cannot save the checkpoint ({cause.strerror}), {kept}; give checkpoints=DIR"
     return (
@@ -53,10 +53,13 @@ def _cannot_save(path: Path, error: OSError | RuntimeError) -> str:
 
 
 def load(path: Path) -> State:
-    """Read a state onto the CPU; nothing in the file is executed."""
+    """Load a state onto the CPU; nothing in the file is executed.
+
+    Raises click.ClickException if the file is no checkpoint.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file of another kind
+    except Exception as error:  # torch raises errors of many types for other files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise click.ClickException(f"cannot read the checkpoint {path} ({reason})") from error
     if not isinstance(state, dict) or "progress" not in state:
@@ -65,7 +68,7 @@ def load(path: Path) -> State:
 
 
 def snapshot(value: Any) -> Any:
-    """Copy a state to the CPU, so that training can go on while it is written."""
+    """Return a copy of a state on the CPU, which is written while training continues."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -75,12 +78,12 @@ def snapshot(value: Any) -> Any:
     return value
 
 
-class Writer:
-    """Saves states in a thread, one at a time; one that waits gives way to a newer one."""
+class CheckpointWriter:
+    """Saves states in a thread, one at a time; a newer state replaces one that still waits."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._mail: queue.Queue[tuple[State, Callable[[], None]] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[State, Callable[[], None]] | None] = queue.Queue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -89,26 +92,26 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._mail.put(None)
+        self._queue.put(None)
         self._thread.join()
         if kind is None:
             self.check()
 
     def save(self, state: State, then: Callable[[], None]) -> None:
-        """Take a snapshot to write, and something to do once it is on disk."""
+        """Queue a snapshot; `then` is called once it is on disk. Raises an earlier save's error."""
         self.check()
         with suppress(queue.Empty):
-            self._mail.get_nowait()  # an older one that still waits, with all its memory
-        self._mail.put((state, then))
+            self._queue.get_nowait()  # frees the memory of an older one
+        self._queue.put((state, then))
 
     def check(self) -> None:
-        """Raise what went wrong in the thread."""
+        """Raise the thread's error, if it had one."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def _work(self) -> None:
-        while (item := self._mail.get()) is not None:
+        while (item := self._queue.get()) is not None:
             state, then = item
             try:
                 _require_finite(state)
@@ -123,6 +126,6 @@ def _require_finite(state: State) -> None:
     if bad:
         raise Diverged(
             f"the weights are no longer finite after step {state['progress']['steps']} "
-            f"({bad[0]} first) and were not saved; resume from the checkpoint before, or start "
-            "again with a lower lr"
+            f"({bad[0]} first) and were not saved; resume from the last checkpoint, or start again "
+            "with a lower lr"
         )

@@ -1,9 +1,9 @@
 """The training loop.
 
 Owns fit() and the order of steps, evaluations and checkpoints. Knows no file format, plot or model
-registry; what it measures goes to the run, and its state to the writer, that it is given.
+registry: metrics go to the run, and the state to the writer.
 
-    with Writer(folder / LAST) as writer:
+    with CheckpointWriter(folder / LAST) as writer:
         best, state = fit(config, model, data, run, writer)
 """
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nuswide.config import Config
 from nuswide.core import distributed
 from nuswide.core.allocator import freed_memory_kept
-from nuswide.core.signals import Interrupted, Stop
+from nuswide.core.signals import Interrupted, StopSignals
 from nuswide.data.dataset import Dataset
 from nuswide.data.label_stats import TrainLabels
 from nuswide.data.loader import create_loader, pin_memory, to_device
@@ -31,7 +31,7 @@ from nuswide.evaluation.evaluate import Evaluation, predict, summary_line, torch
 from nuswide.models.networks import TaggerNet
 from nuswide.models.weights import StateDict
 from nuswide.tracking.run import Run
-from nuswide.training.checkpoint import Writer, snapshot
+from nuswide.training.checkpoint import CheckpointWriter, snapshot
 from nuswide.training.step import (
     Best,
     MicroBatch,
@@ -43,12 +43,12 @@ from nuswide.training.step import (
 )
 from nuswide.training.step_metrics import StepRecord
 
-# Told the epoch, from 0, and its mAP on val, once it is saved; may raise to end training.
+# Called with the epoch, from 0, and its mAP on val, once it is saved; may raise to end training.
 AfterEpoch = Callable[[int, float], None]
 
 
 def global_batch_size(config: Config) -> int:
-    """Images that make one step, over all processes."""
+    """Return the images of one optimizer step, over all processes."""
     return config.batch_size * config.accumulate * distributed.world_size()
 
 
@@ -57,14 +57,14 @@ def fit(
     model: TaggerNet,
     data: Dataset,
     run: Run,
-    writer: Writer,
+    writer: CheckpointWriter,
     resumed: dict[str, Any] | None = None,
     after_epoch: AfterEpoch | None = None,
 ) -> tuple[Best, State]:
-    """Train, evaluate after each epoch, and give the chosen weights and the state at the end.
+    """Train, evaluate after each epoch, and return the chosen weights and the last state.
 
-    resumed: the checkpoint to go on from. Raises Interrupted on SIGINT and SIGTERM, with the state
-    in the writer's hands.
+    resumed: the checkpoint to continue from. Raises Interrupted on SIGINT and SIGTERM, after the
+    writer has taken the state.
     """
     device = choose_device(config.device)
     steps_per_epoch = len(data.manifest.indices("train")) // global_batch_size(config)
@@ -73,7 +73,7 @@ def fit(
     if resumed:
         state.load_state_dict(resumed)
     allocator = freed_memory_kept() if device.type == "cpu" else nullcontext()
-    with Stop() as stop, allocator:
+    with StopSignals() as stop, allocator:
         loop = _Loop(config, state, data, run, writer, stop)
         try:
             while state.progress.epoch < config.epochs:
@@ -90,14 +90,20 @@ def fit(
 
 
 class _Loop:
-    """One epoch after the other.
+    """The epochs of training.
 
-    Whatever a step or an evaluation adds counts as done at once, so that the state is whole
-    whenever the loop is left.
+    The progress is updated right after each step and evaluation, so that the state is consistent
+    wherever the loop is left.
     """
 
     def __init__(
-        self, config: Config, state: State, data: Dataset, run: Run, writer: Writer, stop: Stop
+        self,
+        config: Config,
+        state: State,
+        data: Dataset,
+        run: Run,
+        writer: CheckpointWriter,
+        stop: StopSignals,
     ) -> None:
         self.config, self.state, self.data = config, state, data
         self.run, self.writer, self.stop = run, writer, stop
@@ -111,9 +117,9 @@ class _Loop:
         self.record = self._new_record()
 
     def train_one_epoch(self) -> None:
-        """Take the rest of the steps of this epoch, with an evaluation on test every `test_freq`.
+        """Take the remaining steps of this epoch.
 
-        Those steps also end with a checkpoint every `checkpoint_minutes`.
+        Evaluates on test every `test_freq` steps and saves every `checkpoint_minutes`.
         """
         progress = self.state.progress
         prepare_epoch(self.config, self.state)
@@ -136,9 +142,9 @@ class _Loop:
         self._test_if_due()
 
     def end_epoch(self) -> float:
-        """Evaluate on val, and save; gives the mAP, NaN without val."""
+        """Evaluate on val and save; return the mAP, NaN without val."""
         progress, value = self.state.progress, float("nan")
-        with self._aside():
+        with self._outside_training():
             loss = self.record.loss_sum / max(1, self.state.steps_per_epoch)
             side = side_px(self.config, epoch=progress.epoch)
             at = f"  at {side} px" if self.config.start_size_px else ""
@@ -147,14 +153,14 @@ class _Loop:
                 value = self._evaluate("val", progress.steps)
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum = 0, 0.0
-        self.record = self._new_record()  # else the checkpoint would take up the old one's sum
+        self.record = self._new_record()  # else the checkpoint would contain the old one's sum
         self.checkpoint()
         return value
 
     def checkpoint(self, *, is_last: bool = False) -> None:
-        """Give the writer a copy of the state, with how much of the record belongs to it."""
+        """Pass a copy of the state to the writer, with the end of the metrics that it covers."""
         config = self.config
-        with self._aside():
+        with self._outside_training():
             self.saved_at = time.perf_counter()
             if not distributed.is_main():
                 return
@@ -174,7 +180,7 @@ class _Loop:
             self.writer.save(state, then=lambda: self.run.commit(mark, path))
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
-        """Give what is left of this epoch, this process's share of it, on the device."""
+        """Yield this process's part of the rest of this epoch, on the device."""
         progress, device = self.state.progress, self.state.device
         steps = self._order(progress.epoch)
         left = slice(progress.step_in_epoch, None)
@@ -194,32 +200,31 @@ class _Loop:
         return epoch_order(self.train, self.sample, batch_size=size, seed=seed, epoch=epoch)
 
     def _own_parts(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's batches of steps (M, global_batch_size); (M * accumulate, batch_size).
+        """Return this process's part of steps (M, global_batch_size): (M * accumulate, batch_size).
 
-        A process's images stand side by side in a step, so that neighbours, which mixing pairs,
-        stay together.
+        It is contiguous in each step, so that mixing pairs the same images as in one process.
         """
         accumulate, size = self.config.accumulate, self.config.batch_size
         parts = steps.reshape(len(steps), distributed.world_size(), accumulate, size)
         return parts[:, distributed.rank()].reshape(-1, size)
 
     def _test_if_due(self) -> None:
-        """Evaluate on test after the first step, and every `test_freq` steps from there."""
+        """Evaluate on test after the first step, and every `test_freq` steps from then on."""
         progress, every = self.state.progress, self.config.test_freq
         is_due = every and progress.steps % every == 1 % every
         if is_due and progress.tested != progress.steps:
-            with self._aside():
+            with self._outside_training():
                 self._evaluate("test", progress.steps - 1)
             progress.tested = progress.steps
 
     def _evaluate(self, split: str, step: int) -> float:
-        """Evaluate on a split, and keep the weights if they are the best so far; gives the mAP."""
+        """Evaluate on a split and keep the weights if they are the best so far; return the mAP."""
         state = self.state
         distributed.share_buffers(state.model)
         score = torch_score(state.evaluated, state.device, state.dtype)
 
         def score_unless_stopped(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            self.stop.check_alone()
+            self.stop.check_own()
             return score(images)
 
         part = self.data.of(split)
@@ -239,8 +244,8 @@ class _Loop:
         distributed.say(f"epoch {epoch:3d}  step {step:5d}  {split:5s}  {text}")
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Do what is not training, with all steps' figures handed on and the clock stopped."""
+    def _outside_training(self) -> Iterator[None]:
+        """Do what is not training: with all steps' metrics flushed, and not counted in its time."""
         progress = self.state.progress
         self.record.flush()
         progress.loss_sum = self.record.loss_sum
@@ -255,13 +260,13 @@ class _Loop:
         return StepRecord(self.run, progress.steps, progress.loss_sum, self._explain)
 
     def _explain(self, step: int, loss: float) -> str:
-        """Say what to do about a loss that is not finite."""
+        """Return what to do about a loss that is not finite."""
         epoch, step_in_epoch = divmod(step, self.state.steps_per_epoch)
         rows = self._order(epoch)[step_in_epoch]
         files = ", ".join(self.data.manifest.names[row] for row in rows)
         return (
-            f"the loss became {loss} at step {step}, on {files}; give a lower lr or mend the "
-            f"data, and start again; {self.writer.path} holds the state before it"
+            f"the loss became {loss} at step {step}, on {files}; give a lower lr or correct "
+            f"the data, and start again; {self.writer.path} holds the state before it"
         )
 
 

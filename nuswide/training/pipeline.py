@@ -35,7 +35,7 @@ from nuswide.reporting import audit
 from nuswide.tracking import reader, registry
 from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, start_run
 from nuswide.training import checkpoint, run_folder
-from nuswide.training.checkpoint import LAST, Writer
+from nuswide.training.checkpoint import LAST, CheckpointWriter
 from nuswide.training.loop import AfterEpoch, fit, global_batch_size
 from nuswide.training.step import State, choose_device
 
@@ -74,7 +74,7 @@ def train_and_register(
         with _begin(config, data, name, found) as (run, folder):
             run.set_tags(tags or {})
             run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
-            with Writer(folder / LAST) as writer:
+            with CheckpointWriter(folder / LAST) as writer:
                 resumed = found[1] if found else None
                 best, state = fit(config, model, data, run, writer, resumed, after_epoch)
             model.load_state_dict(best.weights)

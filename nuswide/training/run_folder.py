@@ -1,8 +1,8 @@
-"""The local side of runs: a folder each, with the state to resume from.
+"""The folder of a run, with its last checkpoint, and the choice of the run to resume.
 
-Owns the folder's about.json and last.pt, and the choice of what to resume. Never trains.
+Owns the folder's about.json and lock. Never trains.
 
-    place, state = begin(config, data)  # state is None for a new run
+    found = find(config, data)  # None for a new run, else its ID and last state
 """
 
 import json
@@ -23,17 +23,17 @@ _ABOUT = "about.json"
 
 
 def describe(config: Config, data: Manifest) -> dict[str, Any]:
-    """What must be the same for a run to be gone on with."""
+    """Return what a resumed run must have in common with its first part."""
     return _fixed(asdict(config)) | {"digest": data.digest, "processes": distributed.world_size()}
 
 
 def _fixed(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that a resumed run must share."""
+    """Return the fields that a resumed run may not change."""
     return {k: v for k, v in fields.items() if k not in may_differ("resume")}
 
 
 def write_about(folder: Path, config: Config, data: Manifest, *, is_recorded: bool) -> None:
-    """Note in a run's folder what it trains, and whether all of it is in the record."""
+    """Write what a run trains, and whether all of it is recorded in MLflow."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "config": asdict(config), "same": describe(config, data), "launch": distributed.launch(),
@@ -44,79 +44,83 @@ def write_about(folder: Path, config: Config, data: Manifest, *, is_recorded: bo
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Read what write_about wrote; raises click.ClickException if there is nothing."""
+    """Read what write_about wrote; raises click.ClickException if the folder has none of it."""
     try:
         about: dict[str, Any] = json.loads((folder / _ABOUT).read_text())
     except (OSError, ValueError) as error:
         raise click.ClickException(
             f"{folder} is no folder of a run; {folder.parent} holds: "
-            f"{', '.join(place.name for place in _folders(folder.parent)) or 'none'}"
+            f"{', '.join(other.name for other in _folders(folder.parent)) or 'none'}"
         ) from error
     return about
 
 
 def find(config: Config, data: Manifest) -> tuple[str, State | None] | None:
-    """Choose the run to go on with, and its last state; None for a new one.
+    """Return the ID and the last state of the run to resume; None for a new run.
 
-    A run that was killed before its first checkpoint is gone on with from the start, with no state.
-    Raises click.ClickException if the run that was asked for can't be gone on with.
+    The state is None for a run that was killed before its first checkpoint, which starts again.
+    Raises click.ClickException if the run named by `resume` cannot be resumed.
     """
-    folder = Path(config.checkpoints)
+    checkpoints = Path(config.checkpoints)
     if config.resume not in ("none", "auto"):
-        return config.resume, _load_asked(folder / config.resume, config, data)
-    for place in _folders(folder):
-        about = read_about(place)
+        return config.resume, _load_named(checkpoints / config.resume, config, data)
+    for folder in _folders(checkpoints):
+        about = read_about(folder)
         is_own = distributed.is_restarted() and about["launch"] == distributed.launch()
         if about["recorded"] or not (config.resume == "auto" or is_own):
             continue
-        if not _differences(about["same"], describe(config, data)) and is_open(place.name):
-            return place.name, load(place / LAST) if (place / LAST).exists() else None
+        if not _differences(about["same"], describe(config, data)) and is_open(folder.name):
+            return folder.name, _load_last(folder)
     return None
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The runs' folders, the one written last first."""
-    found = folder.glob(f"*/{_ABOUT}")
+def _folders(checkpoints: Path) -> list[Path]:
+    """Return the folders of runs, the one written last first."""
+    found = checkpoints.glob(f"*/{_ABOUT}")
     return [about.parent for about in sorted(found, key=lambda path: -path.stat().st_mtime)]
 
 
-def _load_asked(place: Path, config: Config, data: Manifest) -> State | None:
-    is_here = (place / _ABOUT).exists()
+def _load_last(folder: Path) -> State | None:
+    return load(folder / LAST) if (folder / LAST).exists() else None
+
+
+def _load_named(folder: Path, config: Config, data: Manifest) -> State | None:
+    is_here = (folder / _ABOUT).exists()
     if not is_here:
-        fetch_checkpoint(place.name, place)
-    state = load(place / LAST) if (place / LAST).exists() else None
+        fetch_checkpoint(folder.name, folder)
+    state = _load_last(folder)
     if is_here:
-        same = read_about(place)["same"]
+        same = read_about(folder)["same"]
     else:
         assert state is not None
-        state["mark"] = 0  # the spool stayed on the other machine
-        same = _fixed(state["config"]) | {
-            "digest": state["digest"],
-            "processes": state["world_size"],
-        }
+        state["mark"] = 0  # the outbox stayed on the other machine
+        own = {"digest": state["digest"], "processes": state["world_size"]}
+        same = _fixed(state["config"]) | own
     if changed := _differences(same, describe(config, data)):
         raise click.UsageError(
-            f"run {place.name} can't be resumed with another configuration: "
+            f"run {folder.name} cannot be resumed with another configuration: "
             f"{'; '.join(changed)}; give its own values"
         )
     return state
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name what differs, unless it only makes training longer.
+    """Return a text for each difference, less an increase of epochs that changes no earlier step.
 
-    before: as recorded, perhaps by a version that did not have all the fields of today.
+    before: as recorded, perhaps by a version with fewer fields.
     """
     before = _fixed(with_defaults(before))
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
-    follows_epochs = now["schedule"] != "constant" or now["start_size_px"]  # of the whole training
+    follows_epochs = (
+        now["schedule"] != "constant" or now["start_size_px"]
+    )  # epochs change its every step
     if not follows_epochs and now["epochs"] > before["epochs"]:
         changed.discard("epochs")
     return [f"{k} was {before.get(k)}, is {now.get(k)}" for k in sorted(changed)]
 
 
 def exclusive_lock(folder: Path) -> AbstractContextManager[None]:
-    """Keep other processes from training the same run."""
+    """Hold the lock of a run, so that no other process trains it."""
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"another process is training run {folder.name}; wait for it, or stop it"
     return files.exclusive_lock(folder / "lock", busy=busy)

@@ -124,7 +124,7 @@ def test_rejected_pictures_are_named_with_their_reasons(tmp_path: Path) -> None:
     with pytest.raises(click.ClickException) as caught:
         open_in(tmp_path, manifest)
     message = caught.value.message
-    assert message.startswith("2 of 40 pictures can't be read: p0007.jpg: not a readable picture")
+    assert message.startswith("2 of 40 images cannot be decoded: p0007.jpg: not a readable picture")
     assert "p0031.jpg" in message and "skip_rejected=true" in message and "\n" not in message
     with next((tmp_path / "cache").glob("*/rejected.csv")).open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -290,7 +290,7 @@ def test_a_disk_too_small_is_told_before_any_decoding(
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 1)
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(click.ClickException, match=r"^cannot write decoded pictures into .*cache="):
+    with pytest.raises(click.ClickException, match=r"^cannot write decoded images into .*cache="):
         open_in(tmp_path, manifest)
 
 

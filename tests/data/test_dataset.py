@@ -79,7 +79,7 @@ def test_skipped_pictures_are_counted_and_the_rest_stay_with_their_targets(tmp_p
 def test_broken_pictures_are_an_error_unless_skipped(tmp_path: Path) -> None:
     manifest = draw_pictures(tmp_path, 6)
     (tmp_path / "p01.png").write_text("no picture")
-    with pytest.raises(click.ClickException, match=r"^1 of 6 pictures can't be read: p01\.png"):
+    with pytest.raises(click.ClickException, match=r"^1 of 6 images cannot be decoded: p01\.png"):
         open_in(tmp_path, manifest)
 
 

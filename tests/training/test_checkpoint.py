@@ -8,7 +8,7 @@ import click
 import pytest
 import torch
 
-from nuswide.training.checkpoint import LAST, Writer, load, save, snapshot
+from nuswide.training.checkpoint import LAST, CheckpointWriter, load, save, snapshot
 
 
 def state(steps: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old_one_and_says_what_to_free(tmp_path: Path) -> None:
     save(tmp_path / LAST, state(1))
     (tmp_path / f"_{LAST}.new").symlink_to("/dev/full")
-    with pytest.raises(click.ClickException, match="no room .* is as it was; free some there"):
+    with pytest.raises(click.ClickException, match="no room .* is unchanged; free some there"):
         save(tmp_path / LAST, state(2))
     assert load(tmp_path / LAST)["progress"]["steps"] == 1
     assert os.listdir(tmp_path) == [LAST]
@@ -70,7 +70,7 @@ def test_a_snapshot_does_not_change_with_the_state() -> None:
 
 def test_the_writer_saves_the_newest_before_it_ends_and_then_tells(tmp_path: Path) -> None:
     told: list[int] = []
-    with Writer(tmp_path / LAST) as writer:
+    with CheckpointWriter(tmp_path / LAST) as writer:
         for steps in range(1, 9):
             writer.save(state(steps), then=lambda s=steps: told.append(s))
     assert load(tmp_path / LAST)["progress"]["steps"] == 8
@@ -84,7 +84,7 @@ def test_training_goes_on_while_the_writer_saves(tmp_path: Path) -> None:
         entered.set()
         release.wait(30)
 
-    with Writer(tmp_path / LAST) as writer:
+    with CheckpointWriter(tmp_path / LAST) as writer:
         writer.save(state(1), then=wait)
         assert entered.wait(30)
         writer.save(state(2), then=lambda: None)  # returns although the first is not done
@@ -96,7 +96,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     broken = state(3)
     broken["model"]["w"][1] = float("nan")
     with pytest.raises(click.ClickException, match="after step 3 .*not saved"):
-        with Writer(tmp_path / LAST) as writer:
+        with CheckpointWriter(tmp_path / LAST) as writer:
             writer.save(state(2), then=lambda: None)
             while not (tmp_path / LAST).exists():
                 pass

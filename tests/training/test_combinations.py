@@ -32,7 +32,7 @@ from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
 from nuswide.models.networks import Scorer, TaggerNet, create_model
 from nuswide.tagger import Tagger
-from nuswide.training.checkpoint import LAST, Writer, load
+from nuswide.training.checkpoint import LAST, CheckpointWriter, load
 from nuswide.training.loop import fit
 from nuswide.training.step import State
 
@@ -63,7 +63,7 @@ def build(config: Config, data: Dataset) -> TaggerNet:
     return create_model(config, n_labels=len(LABELS), train=TrainLabels.of(data.manifest))
 
 
-class Unwritten(Writer):
+class Unwritten(CheckpointWriter):
     """Keeps the last state in memory, where a disk would take longer than the training."""
 
     state: dict[str, Any]
@@ -222,7 +222,7 @@ def test_training_with_any_head_goes_on_as_if_nothing_had_happened(
         splc_threshold=0.3, gcn_vectors="learned", ema_epochs=1.0,
     )  # fmt: skip
     whole = train(config, data)
-    with Writer(tmp_path / LAST) as writer:
+    with CheckpointWriter(tmp_path / LAST) as writer:
         once = replace(config, epochs=1)
         fit(once, build(config, data), data, Recorder(), writer)
     resumed = train(config, data, load(tmp_path / LAST))

@@ -21,7 +21,7 @@ from nuswide.data.transforms import normalize
 from nuswide.metrics import NINE
 from nuswide.models.networks import TaggerNet, create_model
 from nuswide.training import step
-from nuswide.training.checkpoint import LAST, Writer, load, save
+from nuswide.training.checkpoint import LAST, CheckpointWriter, load, save
 from nuswide.training.loop import _Loop, fit
 from nuswide.training.step import Best, State, choose_device, choose_precision
 
@@ -75,7 +75,7 @@ def enlarged(data: Dataset, times: int) -> Dataset:
 def train(data: Dataset, **changes: object) -> tuple[Best, State, Recorder]:
     config = Config(**{**vars(CONFIG), **changes})
     recorder = Recorder()
-    with tempfile.TemporaryDirectory() as folder, Writer(Path(folder) / LAST) as writer:
+    with tempfile.TemporaryDirectory() as folder, CheckpointWriter(Path(folder) / LAST) as writer:
         best, state = fit(config, create_model(config, n_labels=3), data, recorder, writer)
     return best, state, recorder
 
@@ -157,7 +157,7 @@ def seen(data: Dataset, **changes: Any) -> Seen:
     model = create_model(config, n_labels=3)
     model.__class__ = Seen
     model.trained, model.sides = [], set()
-    with tempfile.TemporaryDirectory() as folder, Writer(Path(folder) / LAST) as writer:
+    with tempfile.TemporaryDirectory() as folder, CheckpointWriter(Path(folder) / LAST) as writer:
         fit(config, model, data, Recorder(), writer)
     return model
 
@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(data: Dataset) -> No
         train(data, lr=1e30, epochs=8)
 
 
-class Keeper(Writer):
+class Keeper(CheckpointWriter):
     """Notes the steps of every state that it is given, and keeps a few of the states as files."""
 
     kept = (2, 4, 5, 9)
@@ -270,7 +270,9 @@ def test_training_goes_on_from_any_step_as_if_nothing_had_happened(
     config = replace(CONFIG, epochs=2, checkpoint_minutes=1e-9, **RECIPES[recipe])
     data = enlarged(data, config.image_size_px // 32)
 
-    def run(writer: Writer, resumed: dict[str, Any] | None) -> tuple[Recorder, Best, State]:
+    def run(
+        writer: CheckpointWriter, resumed: dict[str, Any] | None
+    ) -> tuple[Recorder, Best, State]:
         recorder = Recorder()
         model = create_model(config, n_labels=3)
         with writer:
@@ -282,7 +284,7 @@ def test_training_goes_on_from_any_step_as_if_nothing_had_happened(
     assert keeper.steps == [1, 2, 3, 4, 5, 5, *range(6, 11), 10]
     for number in Keeper.kept:
         saved = load(tmp_path / f"{number}.pt")
-        rest, best_again, state_again = run(Writer(tmp_path / "again.pt"), saved)
+        rest, best_again, state_again = run(CheckpointWriter(tmp_path / "again.pt"), saved)
         now, then = state_again.evaluated.state_dict(), state.evaluated.state_dict()
         assert all(torch.equal(now[k], then[k]) for k in then)
         assert all(torch.equal(best_again.weights[k], best.weights[k]) for k in best.weights)
@@ -300,7 +302,7 @@ def test_a_signal_stops_between_two_steps_with_a_checkpoint(data: Dataset, tmp_p
     config = replace(CONFIG, epochs=5, checkpoint_minutes=1e-9)
     before = signal.getsignal(signal.SIGTERM)
     recorder = Alarm()
-    with pytest.raises(Interrupted), Writer(tmp_path / LAST) as writer:
+    with pytest.raises(Interrupted), CheckpointWriter(tmp_path / LAST) as writer:
         fit(config, create_model(config, n_labels=3), data, recorder, writer)
     assert signal.getsignal(signal.SIGTERM) is before
     steps = load(tmp_path / LAST)["progress"]["steps"]
@@ -329,7 +331,7 @@ def test_two_halves_of_a_step_give_the_gradient_of_the_whole(data: Dataset) -> N
 
 def test_a_checkpoint_is_a_file_of_weights_to_start_from(data: Dataset, tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=2)
-    with Writer(tmp_path / LAST) as writer:
+    with CheckpointWriter(tmp_path / LAST) as writer:
         best, _ = fit(config, create_model(config, n_labels=3), data, Recorder(), writer)
     again = create_model(replace(config, weights=str(tmp_path / LAST)), n_labels=3).state_dict()
     assert all(torch.equal(again[name], value) for name, value in best.weights.items())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Trained, run_id_of
 
-from nuswide.training.reproduce import Check, _verdict, difference_rows
+from nuswide.training.reproduce import Dependency, _verdict, difference_rows
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_times_are_no_figures_and_a_missing_figure_is_a_difference() -> None:
 
 
 def test_the_verdict_names_what_is_not_as_recorded() -> None:
-    checks = [Check("software.torch", "2.11", "2.12"), Check("data digest", "a", "a")]
+    checks = [Dependency("software.torch", "2.11", "2.12"), Dependency("data digest", "a", "a")]
     assert _verdict([("test/map", 0.5, 0.5)], None, checks) == (
         "All 1 figures are identical; the weights could not be compared."
     )

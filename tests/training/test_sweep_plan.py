@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from nuswide.config import load_config
 from nuswide.training.sweep.plan import Dimension, Plan, read_plan
 from nuswide.training.sweep.propose import distribution, key_of, propose
-from nuswide.training.sweep.store import Store
+from nuswide.training.sweep.store import StudyStorage
 from nuswide.training.sweep.study import agree, queue_next, suggest, take_stock
 from nuswide.training.sweep.trials import read_trials
 
@@ -190,7 +190,7 @@ def give_out(url: str, path: Path, barrier: "multiprocessing.synchronize.Barrier
     """What a worker does, but with no training: all speed, so that two meet often."""
     plan = read_plan(path, {}, trials=None)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    store = Store(url, name="given", heartbeat_s=plan.heartbeat_s)
+    store = StudyStorage(url, name="given", heartbeat_s=plan.heartbeat_s)
     barrier.wait()
     with store.exclusive_lock():
         study = store.open_study(optuna.pruners.NopPruner())
@@ -204,7 +204,7 @@ def give_out(url: str, path: Path, barrier: "multiprocessing.synchronize.Barrier
             study.optimize(lambda trial: take(trial, store, plan), n_trials=1)
 
 
-def take(trial: optuna.Trial, store: Store, plan: Plan) -> float:
+def take(trial: optuna.Trial, store: StudyStorage, plan: Plan) -> float:
     for dimension in plan.search:
         assert suggest(trial, dimension) == trial.user_attrs["params"][dimension.name]
     store.wait_for_heartbeat()
@@ -234,9 +234,9 @@ def test_processes_that_begin_at_once_share_out_the_places(
     for worker in workers:
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    study = Store(url, name="given", heartbeat_s=30).open_study(optuna.pruners.NopPruner())
+    study = StudyStorage(url, name="given", heartbeat_s=30).open_study(optuna.pruners.NopPruner())
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 15
-    assert [trial.place for trial in read_trials(study)] == list(range(15))
+    assert [trial.index for trial in read_trials(study)] == list(range(15))
     assert len({key_of(trial.params) for trial in study.trials}) == 15 == plan.trials
 
 
@@ -244,7 +244,7 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_queued_again(
     tmp_path: Path,
 ) -> None:
     plan = plan_of(tmp_path, search={"lr": LR}, trials=2)
-    store = Store(f"sqlite:///{tmp_path / 'sweeps.db'}", name="dead", heartbeat_s=30)
+    store = StudyStorage(f"sqlite:///{tmp_path / 'sweeps.db'}", name="dead", heartbeat_s=30)
     study = store.open_study(optuna.pruners.NopPruner())
     agree(study, plan, "digest")
     assert queue_next(study, plan) == 0
@@ -259,7 +259,7 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_queued_again(
 
 def test_a_trial_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, search={"lr": LR}, trials=2)
-    store = Store(f"sqlite:///{tmp_path / 'sweeps.db'}", name="deadly", heartbeat_s=30)
+    store = StudyStorage(f"sqlite:///{tmp_path / 'sweeps.db'}", name="deadly", heartbeat_s=30)
     study = store.open_study(optuna.pruners.NopPruner())
     agree(study, plan, "digest")
     places = []
@@ -268,11 +268,11 @@ def test_a_trial_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
         study.ask()
         take_stock(study)
     assert places == [0, 0, 0, 0, 1]
-    assert re.search("4 workers died of it", read_trials(study)[0].reason)
+    assert re.search("4 workers died on it", read_trials(study)[0].reason)
 
 
 def test_a_study_goes_on_with_the_same_plan_alone(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'sweeps.db'}", name="same", heartbeat_s=30)
+    store = StudyStorage(f"sqlite:///{tmp_path / 'sweeps.db'}", name="same", heartbeat_s=30)
     study = store.open_study(optuna.pruners.NopPruner())
     agree(study, plan_of(tmp_path, search={"lr": LR}, trials=4), "digest")
     agree(study, plan_of(tmp_path, search={"lr": LR}, trials=6), "digest")  # more of them
@@ -295,10 +295,10 @@ def test_a_study_goes_on_with_the_same_plan_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["mysql://h/d", "sqlite://", "sqlite:///:memory:", "sweeps.db"])
 def test_another_storage_is_refused(url: str) -> None:
     with pytest.raises(click.UsageError, match="give sqlite:///FILE or postgresql://"):
-        Store(url, name="x", heartbeat_s=30)
+        StudyStorage(url, name="x", heartbeat_s=30)
 
 
 def test_a_server_that_is_not_there_is_one_line_without_the_password() -> None:
     with pytest.raises(click.ClickException, match="does not answer") as error:
-        Store("postgresql://u:secret@127.0.0.1:1/d", name="x", heartbeat_s=30)
+        StudyStorage("postgresql://u:secret@127.0.0.1:1/d", name="x", heartbeat_s=30)
     assert "\n" not in error.value.message and "secret" not in error.value.message

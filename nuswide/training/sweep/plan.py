@@ -229,7 +229,7 @@ def _read_range(
             f"{name} is a range, of which a grid needs points (so many values), or give a list"
         )
     points = _whole(f"points of {name}", what["points"], at_least=2)
-    shares = [place / (points - 1) for place in range(points)]
+    shares = [i / (points - 1) for i in range(points)]
     numbers = [low * (high / low) ** s if log else low + s * (high - low) for s in shares]
     return Dimension(name, tuple(dict.fromkeys(dimension.rounded(n) for n in numbers)))
 

@@ -1,10 +1,10 @@
-"""What a trial tries: for each place in a study, params that no other place has.
+"""The params of a trial, by its index in the study; no two trials have the same.
 
-Owns the samplers. Optuna's own grid may hand out a point twice near its end, and its samplers with
-one seed give all workers the same draws; here a place's params depend on the plan's seed, the place
-and, for TPE, on what has been tried. Asks no storage.
+Owns the samplers. Optuna's own grid may repeat a point near its end, and its samplers with one seed
+return the same draws to all workers. Here the params of a trial follow from the plan's seed, the
+trial's index and, for TPE, the trials so far. Reads no storage.
 
-    params = propose(plan, place=3, trials=study.get_trials())
+    params = propose(plan, index=3, trials=study.get_trials())
 """
 
 import itertools
@@ -23,20 +23,20 @@ from optuna.trial import FrozenTrial
 
 from nuswide.training.sweep.plan import Dimension, Params, Plan
 
-_ASKED = 50  # times that TPE is asked for something new
+_MOST_TPE_DRAWS = 50  # until one is new
 
 
-def propose(plan: Plan, place: int, trials: Sequence[FrozenTrial]) -> Params:
-    """The params of a place. trials: those of all other places that have params."""
+def propose(plan: Plan, index: int, trials: Sequence[FrozenTrial]) -> Params:
+    """Return the params of the trial at an index. trials: all other trials that have params."""
     if plan.sampler == "grid":
-        return _grid_point(plan, place)
+        return _grid_point(plan, index)
     if plan.sampler == "random":
-        return next(itertools.islice(_drawn(plan), place, None))
-    return _by_tpe(plan, place, trials)
+        return next(itertools.islice(_drawn(plan), index, None))
+    return _by_tpe(plan, index, trials)
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension as Optuna knows it."""
+    """Return a dimension as a distribution of Optuna."""
     if dimension.values:
         return CategoricalDistribution(list(dimension.values))
     if dimension.is_whole:
@@ -44,16 +44,16 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def _grid_point(plan: Plan, place: int) -> Params:
-    """The grid in an order that the seed shuffles, so that its first points are a fair part."""
+def _grid_point(plan: Plan, index: int) -> Params:
+    """Return a point of the shuffled grid, so that its first points are spread over all of it."""
     shape = [len(dimension.values) for dimension in plan.search]
     order = np.random.default_rng(plan.seed).permutation(int(plan.size))
-    indices = np.unravel_index(int(order[place]), shape)
+    indices = np.unravel_index(int(order[index]), shape)
     return {d.name: d.values[int(i)] for d, i in zip(plan.search, indices, strict=True)}
 
 
 def _drawn(plan: Plan) -> Iterator[Params]:
-    """Uniform draws, each once."""
+    """Yield uniform draws without repetition."""
     random, seen = np.random.default_rng(plan.seed), set()
     while True:
         shares = random.random(len(plan.search))
@@ -63,12 +63,12 @@ def _drawn(plan: Plan) -> Iterator[Params]:
             yield params
 
 
-def _by_tpe(plan: Plan, place: int, trials: Sequence[FrozenTrial]) -> Params:
-    """What Optuna's TPE suggests in view of the trials, those that run counted as bad.
+def _by_tpe(plan: Plan, index: int, trials: Sequence[FrozenTrial]) -> Params:
+    """Return a suggestion of Optuna's TPE from the trials so far; running ones count as bad.
 
     Source: Bergstra et al. 2011; Watanabe 2023, arXiv:2304.11127.
     """
-    seed = int(np.random.SeedSequence([plan.seed, place]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([plan.seed, index]).generate_state(1)[0])
     startup = max(3, min(10, plan.trials // 4))
     sampler = optuna.samplers.TPESampler(
         n_startup_trials=startup, constant_liar=True, seed=seed % 2**32
@@ -78,15 +78,15 @@ def _by_tpe(plan: Plan, place: int, trials: Sequence[FrozenTrial]) -> Params:
     study.add_trials([trial for trial in trials if set(trial.params) == names])
     taken = {key_of(trial.user_attrs["params"]) for trial in trials}
     distributions = {d.name: distribution(d) for d in plan.search}
-    for _ in range(_ASKED):
+    for _ in range(_MOST_TPE_DRAWS):
         asked = study.ask(distributions).params
         params = {d.name: d.rounded(asked[d.name]) for d in plan.search}
         if key_of(params) not in taken:
             return params
-    # A small space of which much is taken: a plan has no more trials than combinations.
+    # Most of a small space is taken. A plan has no more trials than there are combinations.
     return next(params for params in _drawn(plan) if key_of(params) not in taken)
 
 
 def key_of(params: Params) -> str:
-    """The same text for the same params."""
+    """Return a text that is the same for the same params."""
     return json.dumps(params, sort_keys=True)

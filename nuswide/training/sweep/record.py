@@ -44,14 +44,14 @@ def record_outcome(run: SweepRun, plan: Plan, trials: Sequence[Trial], study: op
 
 
 def draw(plan: Plan, trials: Sequence[Trial], study: optuna.Study) -> dict[str, Image.Image]:
-    """The figures that the trials so far allow, drawn."""
+    """Return the plots that the trials so far allow, by name."""
     measured = [trial for trial in trials if trial.value is not None]
     if not measured:
         return {}
     values = [float(trial.value) for trial in measured if trial.value is not None]
     figures = {
         "history": plots.search_history(
-            [trial.place + 1 for trial in measured], values, [t.state == "pruned" for t in measured]
+            [trial.index + 1 for trial in measured], values, [t.state == "pruned" for t in measured]
         )
     }
     complete = [trial for trial in measured if trial.state == "complete"]
@@ -66,7 +66,7 @@ def draw(plan: Plan, trials: Sequence[Trial], study: optuna.Study) -> dict[str, 
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Shares of the variance of mAP between trials that each field explains; {} if none varies.
+    """Return each field's share of the variance of mAP between trials; {} if mAP does not vary.
 
     Source: Hutter et al. 2014, fANOVA.
     """
@@ -78,7 +78,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def _axis(dimension: Dimension, trials: Sequence[Trial]) -> plots.SearchAxis:
-    """Where the trials lie on the axis of a dimension, with the ends and the middle named."""
+    """Return the trials' positions on the axis of a dimension, with its ticks."""
     shown = dimension.values or tuple(
         dimension.low * (dimension.high / dimension.low) ** share if dimension.log
         else dimension.low + share * (dimension.high - dimension.low)
@@ -86,17 +86,17 @@ def _axis(dimension: Dimension, trials: Sequence[Trial]) -> plots.SearchAxis:
     )  # fmt: skip
     texts = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in shown]
     ticks = dict(zip(texts, map(dimension.share_of, shown), strict=True))
-    places = [dimension.share_of(trial.params[dimension.name]) for trial in trials]
-    return plots.SearchAxis(dimension.name, places, ticks)
+    indices = [dimension.share_of(trial.params[dimension.name]) for trial in trials]
+    return plots.SearchAxis(dimension.name, indices, ticks)
 
 
 def best_yaml(plan: Plan, best: Trial, trials: Sequence[Trial], name: str) -> str:
-    """The best trial as a file of experiments/."""
+    """Return the best trial as the text of an experiment file."""
     n_complete = len([trial for trial in trials if trial.state == "complete"])
     header = (
-        f"# The best of {n_complete} complete trials of the sweep {name}: trial {best.place + 1}, "
-        f"run {best.run}.\n# mAP {best.value:.4f} on val, by which it was chosen, so that this "
-        f"figure flatters it.\n#\n#   mlflow run . -P experiment=best.yaml\n#\n"
+        f"# The best of {n_complete} complete trials of the sweep {name}: trial {best.index + 1}, "
+        f"run {best.run}.\n# mAP {best.value:.4f} on val. It was chosen by this "
+        f"value, which is therefore optimistic.\n#\n#   mlflow run . -P experiment=best.yaml\n#\n"
         f"# Written {time.strftime('%Y-%m-%d')}.\n"
     )
     return header + yaml.safe_dump(plan.changed(best.params), sort_keys=False)

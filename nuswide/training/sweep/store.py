@@ -1,8 +1,8 @@
-"""Where a study is kept: SQLite on one machine, PostgreSQL for several.
+"""The storage of a study: SQLite on one machine, PostgreSQL for several.
 
-Owns the connection, the lock that one worker at a time holds, and the heartbeat. Knows no trial.
+Owns the connection, the study's lock and the heartbeat. Knows nothing of trials.
 
-    store = Store("postgresql://user@host/sweeps", name="losses", heartbeat_s=30)
+    store = StudyStorage("postgresql://user@host/sweeps", name="losses", heartbeat_s=30)
     with store.exclusive_lock():
         study = store.open_study(pruner)
 """
@@ -22,15 +22,15 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 
 from nuswide.core import files
 
-_GRACE = 4  # heartbeats that a worker may miss before its trial is given to another
+_GRACE = 4  # heartbeats that a worker may miss before another one takes its trial
 _PATIENCE_S = 60
 
 
-class Store:
-    """One study's storage."""
+class StudyStorage:
+    """The storage of one study."""
 
     def __init__(self, url: str, *, name: str, heartbeat_s: int) -> None:
-        """Connect. Raises click.ClickException if the address is wrong or nobody answers."""
+        """Connect. Raises click.ClickException if the URL is wrong or the server unavailable."""
         self.url, self.name, self._heartbeat_s = _read_url(url), name, heartbeat_s
         if self.is_local:
             self._file = Path(str(self.url.database))
@@ -57,7 +57,7 @@ class Store:
 
     @contextmanager
     def exclusive_lock(self) -> Iterator[None]:
-        """Keep the study's other workers out; a worker that dies lets go of it."""
+        """Hold the study's lock, which only one worker has at a time; it ends with its process."""
         if self.is_local:
             with files.exclusive_lock(Path(f"{self._file}.lock"), wait=True):
                 yield
@@ -69,8 +69,8 @@ class Store:
             yield
 
     def open_study(self, pruner: optuna.pruners.BasePruner) -> optuna.Study:
-        """Load the study or begin it; to be called alone, since tables are made."""
-        self._storage = _Storage(
+        """Load the study or create it; the caller holds the lock, as tables are created."""
+        self._storage = _HeartbeatStorage(
             self.url.render_as_string(hide_password=False),
             engine_kwargs=_options(self.url),
             heartbeat_interval=self._heartbeat_s,
@@ -82,17 +82,17 @@ class Store:
         )  # fmt: skip
 
     def expect_heartbeat(self) -> None:
-        """Forget the heartbeats so far."""
+        """Make wait_for_heartbeat wait for the next heartbeat."""
         self._storage.has_beaten.clear()
 
     def wait_for_heartbeat(self) -> None:
-        """Wait until the trial that runs has a heartbeat: without one it can't be missed."""
+        """Wait for the running trial's first heartbeat: without one, its loss goes unnoticed."""
         if not self._storage.has_beaten.wait(_PATIENCE_S):
             raise click.ClickException(f"{self} takes no heartbeat")
 
 
-class _Storage(RDBStorage):
-    """Optuna's storage, whose heartbeat outlasts a server that is away for a moment."""
+class _HeartbeatStorage(RDBStorage):
+    """Optuna's storage, whose heartbeat survives a short outage of the server."""
 
     def __init__(self, url: str, **options: object) -> None:
         self.has_beaten = threading.Event()
@@ -116,13 +116,13 @@ def _read_url(text: str) -> URL:
     if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
         return url
     raise click.UsageError(
-        f"storage {text.partition('//')[0]}//... is none; give sqlite:///FILE or "
+        f"storage {text.partition('//')[0]}//... is not supported; give sqlite:///FILE or "
         "postgresql://USER@HOST/DATABASE"
     )
 
 
 def _options(url: URL) -> dict[str, object]:
-    """Patience with a file that others write to; connections that notice a server's restart."""
+    """Return timeouts for a file that others write, or connections that notice a restart."""
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": _PATIENCE_S}}
     alive = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10}

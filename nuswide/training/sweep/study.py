@@ -1,10 +1,10 @@
-"""The study in Optuna: what it agrees to, and which trial is next.
+"""The Optuna study: whether it matches the plan, and which trial is next.
 
-Owns the giving out of trials, each function to be called by one worker at a time. What is next
-follows from the study alone, so that it does not matter where a worker has died. Trains nothing.
+Owns the assignment of trials; the caller of each function holds the study's lock. The next trial
+follows from the study alone, so that a worker may die at any point. Trains nothing.
 
     take_stock(study)
-    place = queue_next(study, plan)
+    index = queue_next(study, plan)
 """
 
 import uuid
@@ -16,11 +16,14 @@ from optuna.trial import TrialState
 
 from nuswide.training.sweep.plan import Dimension, Plan, Value
 from nuswide.training.sweep.propose import propose
-from nuswide.training.sweep.trials import latest_by_place, read_trials
+from nuswide.training.sweep.trials import INDEX, latest_by_index, read_trials
 
 
 def agree(study: optuna.Study, plan: Plan, digest: str) -> Plan:
-    """Check that a study is gone on with as it was begun; gives the plan with its trials."""
+    """Check that a plan is the one that the study was begun with, and return it.
+
+    More trials are allowed. Raises click.UsageError if anything else differs.
+    """
     now = {**plan.describe(), "data digest": digest}
     attrs = study.user_attrs
     if "plan" not in attrs:
@@ -48,7 +51,7 @@ def agree(study: optuna.Study, plan: Plan, digest: str) -> Plan:
 
 
 def create_pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """The rule by which a trial is ended after an epoch, in view of the others at that epoch."""
+    """Return Optuna's pruner, which compares a trial after an epoch with the others there."""
     if plan.pruner == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
     if plan.pruner == "halving":
@@ -60,36 +63,36 @@ def create_pruner(plan: Plan) -> optuna.pruners.BasePruner:
 
 
 def take_stock(study: optuna.Study) -> None:
-    """Fail the trials of workers that died, so that these are queued again."""
+    """Mark the trials of dead workers as failed, so that they are queued again."""
     optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(states=[TrialState.RUNNING]):
-        # Its worker died between taking it and the first heartbeat: both are done alone.
+        # Its worker died between taking it and the first heartbeat: both are under the lock.
         if "worker" not in trial.user_attrs:
             study.tell(trial.number, state=TrialState.FAIL)
 
 
 def queue_next(study: optuna.Study, plan: Plan) -> int | None:
-    """Queue a lost trial, or else a new one, unless one is waiting; gives its place."""
-    trials = {trial.place: trial for trial in read_trials(study)}
+    """Queue a lost trial or a new one, unless one is queued; return its index, None at the end."""
+    trials = {trial.index: trial for trial in read_trials(study)}
     by_state = {trial.state: trial for trial in reversed(trials.values())}
     if waiting := by_state.get("waiting"):
-        return waiting.place
+        return waiting.index
     if lost := by_state.get("lost"):
-        attrs = {"place": lost.place, "params": lost.params, "deaths": lost.deaths}
+        attrs = {INDEX: lost.index, "params": lost.params, "deaths": lost.deaths}
         if lost.run:
             attrs["run"] = lost.run
         study.enqueue_trial(lost.params, user_attrs=attrs)
-        return lost.place
-    place = next(place for place in range(plan.trials + 1) if place not in trials)
-    if place == plan.trials:
+        return lost.index
+    index = next(index for index in range(plan.trials + 1) if index not in trials)
+    if index == plan.trials:
         return None
-    params = propose(plan, place, list(latest_by_place(study).values()))
-    study.enqueue_trial(params, user_attrs={"place": place, "params": params})
-    return place
+    params = propose(plan, index, list(latest_by_index(study).values()))
+    study.enqueue_trial(params, user_attrs={INDEX: index, "params": params})
+    return index
 
 
 def suggest(trial: optuna.Trial, dimension: Dimension) -> Value:
-    """Take the queued value as Optuna's, so that its own tools know the search, too."""
+    """Return a dimension's queued value by Optuna's own calls, so that its tools see the search."""
     if dimension.values:
         chosen: Any = trial.suggest_categorical(dimension.name, dimension.values)
         return chosen

@@ -1,7 +1,7 @@
-"""A study's trials as a user sees them: one for each place, whatever became of its workers.
+"""The trials of a study as a user sees them: one for each index, even if workers died.
 
-Owns the reading of Optuna's trials, of which a place has several if workers died, and their table.
-Changes nothing.
+Owns the reading of Optuna's trials and their table. Optuna has several trials with one index if
+workers died on it. Changes nothing.
 
     trials = read_trials(study)
     click.echo(to_text(plan, trials))
@@ -18,7 +18,8 @@ from nuswide.reporting import table
 from nuswide.reporting.table import Column, make_table
 from nuswide.training.sweep.plan import Params, Plan
 
-MOST_DEATHS = 4  # workers that may die of a trial before it counts as failed
+INDEX = "place"  # the user attribute of Optuna's trials, as existing studies have it
+MOST_DEATHS = 4  # workers that may die on a trial before it counts as failed
 _STATES = {
     TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
@@ -27,13 +28,14 @@ _STATES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a place of the study.
+    """The state of one trial of the study. index: from 0.
 
-    state: complete, pruned, failed, running, waiting, or lost, which is to be tried once more.
-    value: mAP on val, None before there is one. epochs: evaluated ones. run: its run in MLflow.
+    state: complete, pruned, failed, running, waiting (queued), or lost (to be queued again).
+    value: mAP on val, None before there is one. epochs: those evaluated. run: the ID of its MLflow
+    run. deaths: workers that died on it. reason: of a failure.
     """
 
-    place: int
+    index: int
     state: str
     params: Params
     value: float | None
@@ -45,19 +47,19 @@ class Trial:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more will become of it."""
+        """Whether the trial's state is final."""
         return self.state in ("complete", "pruned", "failed")
 
 
 def read_trials(study: optuna.Study) -> list[Trial]:
-    """The trials of a study, by their places."""
-    return [_read(trial) for _, trial in sorted(latest_by_place(study).items())]
+    """Return the trials of a study in the order of their indices."""
+    return [_read(trial) for _, trial in sorted(latest_by_index(study).items())]
 
 
-def latest_by_place(study: optuna.Study) -> dict[int, FrozenTrial]:
-    """Each place's last trial in Optuna; those before it died with their workers."""
+def latest_by_index(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """Return the last Optuna trial of each index; earlier ones died with their workers."""
     trials = study.get_trials(deepcopy=False)
-    return {trial.user_attrs["place"]: trial for trial in trials if "place" in trial.user_attrs}
+    return {trial.user_attrs[INDEX]: trial for trial in trials if INDEX in trial.user_attrs}
 
 
 def _read(trial: FrozenTrial) -> Trial:
@@ -66,28 +68,28 @@ def _read(trial: FrozenTrial) -> Trial:
     if trial.state == TrialState.FAIL:
         deaths += "failed" not in attrs and "stopped" not in attrs
         if deaths >= MOST_DEATHS:
-            reason = f"{deaths} workers died of it"
+            reason = f"{deaths} workers died on it"
     state = _STATES.get(trial.state) or ("failed" if reason else "lost")
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
     value = trial.value if state in ("complete", "pruned") else None
     return Trial(
-        attrs["place"], state, attrs["params"], value, len(trial.intermediate_values), seconds,
+        attrs[INDEX], state, attrs["params"], value, len(trial.intermediate_values), seconds,
         attrs.get("run"), deaths, reason,
     )  # fmt: skip
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The complete trial of the highest mAP on val, the first of those that share it."""
+    """Return the complete trial with the highest mAP on val, the first one in case of a tie."""
     complete = [trial for trial in trials if trial.state == "complete"]
-    return max(complete, key=lambda trial: (trial.value, -trial.place), default=None)
+    return max(complete, key=lambda trial: (trial.value, -trial.index), default=None)
 
 
 def columns(plan: Plan, trials: Sequence[Trial]) -> dict[str, list[Any]]:
-    """The table of trials, best first; nothing in it is of test."""
+    """Return the table of trials, best first; it shows nothing of test."""
     order = ("complete", "pruned", "running", "waiting", "lost", "failed")
-    rows = sorted(trials, key=lambda t: (order.index(t.state), -(t.value or 0), t.place))
+    rows = sorted(trials, key=lambda t: (order.index(t.state), -(t.value or 0), t.index))
     found: dict[str, list[Any]] = {
-        "trial": [t.place + 1 for t in rows],
+        "trial": [t.index + 1 for t in rows],
         "state": [t.state for t in rows],
         "val/map": [None if t.value is None else round(t.value, 4) for t in rows],
         "epochs": [t.epochs for t in rows],
@@ -98,7 +100,7 @@ def columns(plan: Plan, trials: Sequence[Trial]) -> dict[str, list[Any]]:
 
 
 def to_text(plan: Plan, trials: Sequence[Trial]) -> str:
-    """The table for the terminal."""
+    """Return the table for the terminal."""
     found = columns(plan, trials)
     if not any(found["reason"]):
         del found["reason"]

@@ -1,7 +1,7 @@
-"""A worker of a sweep: it does one trial after the other until the study has all of them.
+"""A worker of a sweep, which runs one trial after the other until the study has all of them.
 
-Owns the order of things and the giving out of trials. What is to be done next is read from the
-study alone, by one worker at a time, so that a worker may die at any moment. Never looks at test.
+Owns the order of a worker's steps. The next step follows from the study alone, which one worker at
+a time reads and changes, so that a worker may die at any point. Never evaluates test.
 
     run_sweep(plan, name="loss_lr", storage=None)
 """
@@ -44,31 +44,31 @@ from nuswide.training.sweep.record import (
     record_plan,
     record_progress,
 )
-from nuswide.training.sweep.store import Store
+from nuswide.training.sweep.store import StudyStorage
 from nuswide.training.sweep.study import agree, create_pruner, queue_next, suggest, take_stock
-from nuswide.training.sweep.trials import Trial, best_of, read_trials, to_text
+from nuswide.training.sweep.trials import INDEX, Trial, best_of, read_trials, to_text
 
 
-class Spent(Exception):
-    """A trial came to nothing, by its params and not by its worker's fault: it is not retried."""
+class TrialFailed(Exception):
+    """A trial failed because of its params, not because of its worker: it is not retried."""
 
 
 def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
-    """Be a worker of the study `name` until all its trials are done.
+    """Work on the study `name` until all its trials are done.
 
     storage: sqlite:///FILE or postgresql://...; None for a file beside the tracking store. Raises
-    click.ClickException, and KeyboardInterrupt when stopped; the same command goes on.
+    click.ClickException, and KeyboardInterrupt when stopped; the same command continues the study.
     """
     if distributed.world_size() > 1:
         raise click.ClickException("a sweep's workers are started one by one, not by torchrun")
     _quieten()
     again = f"go on with\n  {_same_command()}"
-    store = Store(storage or default_storage(), name=name, heartbeat_s=plan.heartbeat_s)
+    store = StudyStorage(storage or default_storage(), name=name, heartbeat_s=plan.heartbeat_s)
     try:
         worker = Worker(plan, store)
-        with worker.present(again):
+        with worker.end_parent_on_failure(again):
             while not worker.conclude():
-                if not worker.do_one():
+                if not worker.run_next():
                     worker.wait()
     except (StorageInternalError, SQLAlchemyError, UnboundLocalError) as error:
         # Optuna hides its storage's error behind the last of these.
@@ -81,7 +81,7 @@ def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
 
 
 def _quieten() -> None:
-    """Let a trial have one line: this program's."""
+    """Silence other libraries, so that a trial prints one line."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="optuna")
@@ -89,12 +89,12 @@ def _quieten() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """An error's cause, as far as there is one, in a line."""
+    """Return the first line of an error's cause, or of the error itself."""
     return str(error.__cause__ or error).splitlines()[0]
 
 
 def _same_command() -> str:
-    """The command that this process was started with: a study is gone on with by the same one."""
+    """Return the command that started this process, which also continues the study."""
     if "MLFLOW_RUN_ID" not in os.environ:
         return f"nuswide {shlex.join(sys.argv[1:])}"
     _, *given = sys.argv[1:]  # started by `mlflow run`, the file first
@@ -102,15 +102,15 @@ def _same_command() -> str:
 
 
 class Worker:
-    """One process at the trials of a study. study: Optuna's. parent: its run in MLflow."""
+    """One process that runs trials of a study. study: Optuna's. parent: its run in MLflow."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
-        """Join the study, or begin it.
+    def __init__(self, plan: Plan, store: StudyStorage) -> None:
+        """Join the study, or create it.
 
         Raises click.UsageError if it was begun with another plan or data.
         """
         self.plan, self.store = plan, store
-        self._was_waiting = self._is_given_up = False
+        self._is_waiting = self._is_given_up = False
         with store.exclusive_lock():
             digest = load_manifest(str(plan.config(plan.corner).data)).digest
             self.study = store.open_study(create_pruner(plan))
@@ -129,8 +129,8 @@ class Worker:
         )
 
     @contextmanager
-    def present(self, again: str) -> Iterator[None]:
-        """Keep the parent run running meanwhile; if this was the last worker, it ends with it."""
+    def end_parent_on_failure(self, again: str) -> Iterator[None]:
+        """End the parent run if this worker fails or is stopped and no other one is running."""
         status = "FAILED"
         try:
             yield
@@ -140,46 +140,48 @@ class Worker:
             click.echo(f"\ninterrupted; {again}")
             raise
         except click.ClickException:
-            click.echo(f"the trial is not done; once the cause is mended, {again}", err=True)
+            click.echo(f"the trial is not complete; fix the cause, then {again}", err=True)
             raise
         finally:
             if status != "FINISHED":
                 self._leave(status)
 
-    def do_one(self) -> bool:
-        """Do the next trial; gives whether there was one to begin."""
+    def run_next(self) -> bool:
+        """Run the next trial; return whether there was one."""
         with ExitStack() as lock:
             lock.enter_context(self.store.exclusive_lock())
             self.parent.set_status("RUNNING")
             take_stock(self.study)
-            if (place := queue_next(self.study, self.plan)) is None:
+            if (index := queue_next(self.study, self.plan)) is None:
                 return False
-            self._was_waiting = False
+            self._is_waiting = False
             self.store.expect_heartbeat()
             try:
-                # Takes the trial that was queued; the objective gives the lock back.
+                # Takes the trial that was queued; the objective releases the lock.
                 self.study.optimize(
-                    lambda trial: self._objective(trial, lock), n_trials=1, catch=(Spent,)
+                    lambda trial: self._objective(trial, lock), n_trials=1, catch=(TrialFailed,)
                 )
             except Exception:
                 if not self._is_given_up:
                     raise
-                click.echo(f"trial {place + 1} is another worker's now, as this one was silent")
+                click.echo(
+                    f"trial {index + 1} is another worker's now, as this one sent no heartbeat"
+                )
                 return True
             finally:
                 gc.collect()
-        self._tell_of(place)
+        self._report_trial(index)
         return True
 
     def wait(self) -> None:
-        """Wait for other workers, whose trials are taken over if they die."""
-        if not self._was_waiting:
+        """Wait for other workers; if one dies, this one takes its trial."""
+        if not self._is_waiting:
             click.echo("waiting for the trials of other workers")
-        self._was_waiting = True
+        self._is_waiting = True
         time.sleep(self.plan.heartbeat_s)
 
     def conclude(self) -> bool:
-        """If all trials are done, end the record, and print it; gives whether they are."""
+        """Return whether all trials are done; if so, end the parent run and print the result."""
         with self.store.exclusive_lock():
             self.plan = replace(self.plan, trials=self.study.user_attrs["trials"])
             trials = read_trials(self.study)
@@ -194,7 +196,7 @@ class Worker:
         if best := best_of(trials):
             click.echo(
                 f"{best_yaml(self.plan, best, trials, self.store.name)}\n"
-                "as a file, and trained with its model registered:\n"
+                "Download it, train it, and register its model:\n"
                 f"  mlflow artifacts download -r {self.parent.id} -a best.yaml -d .\n"
                 f"  mlflow run . -P experiment=best.yaml"
             )
@@ -202,7 +204,7 @@ class Worker:
         return True
 
     def _leave(self, status: str) -> None:
-        """Record what there is; end the parent unless another worker is at it."""
+        """Record the progress, and end the parent run unless another worker is running a trial."""
         try:
             with self.store.exclusive_lock():
                 trials = read_trials(self.study)
@@ -212,13 +214,13 @@ class Worker:
                 record_outcome(self.parent, self.plan, trials, self.study)
                 self.parent.end_abandoned_trials()
                 self.parent.set_status(status)
-        except Exception as error:  # the reason for leaving counts, and may be the store itself
-            click.echo(f"the sweep's record was not ended: {_reason(error)}", err=True)
+        except Exception as error:  # must not hide the reason for leaving
+            click.echo(f"the sweep's run was not ended: {_reason(error)}", err=True)
             with suppress(Exception):
                 self.parent.set_status(status)
 
     def _objective(self, trial: optuna.Trial, lock: ExitStack) -> float:
-        """Train a trial, and give its mAP on val. lock: given back once the trial is under way."""
+        """Train a trial and return its mAP on val. lock: released once the trial has begun."""
         self._is_given_up = False
         params = {d.name: suggest(trial, d) for d in self.plan.search}
         config = replace(self.plan.config(params), registered_model="none", resume="none")
@@ -227,14 +229,11 @@ class Worker:
         self.store.wait_for_heartbeat()
         trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         lock.close()
-        if (
-            value := self.parent.metric_of(run, VALUE)
-        ) is None:  # else its worker died after the work
-            value = self._train(trial, config, run)
-        return value
+        value = self.parent.metric_of(run, VALUE)  # there if a worker died after training
+        return self._train(trial, config, run) if value is None else value
 
     def _train(self, trial: optuna.Trial, config: Config, run: str) -> float:
-        """Train in a run, and say in it and in the study how that ended."""
+        """Train in a run, and record the outcome in the run and in the study."""
         state = "failed"
         try:
             with redirect_stdout(io.StringIO()):
@@ -248,13 +247,13 @@ class Worker:
             raise optuna.TrialPruned from error
         except (Diverged, torch.OutOfMemoryError) as error:
             trial.set_user_attr("failed", str(error).splitlines()[0])
-            raise Spent from error
+            raise TrialFailed from error
         except KeyboardInterrupt:
             state = "interrupted"
             trial.set_user_attr("stopped", True)
             raise
         finally:
-            with suppress(StorageInternalError):  # the trial's own error counts
+            with suppress(StorageInternalError):  # must not hide the trial's own error
                 now = self.study.get_trials(deepcopy=False)[trial.number].state
                 self._is_given_up = now.is_finished()
             self.parent.end_trial(run, "given up" if self._is_given_up else state)
@@ -263,8 +262,8 @@ class Worker:
         return value
 
     def _run_for(self, trial: optuna.Trial, config: Config, params: Params) -> tuple[str, Config]:
-        """The trial's run: that of the worker before if its state is here, or a new one."""
-        place, before = trial.user_attrs["place"], trial.user_attrs.get("run")
+        """Return the trial's run: that of an earlier worker if its state is here, or a new one."""
+        index, before = trial.user_attrs[INDEX], trial.user_attrs.get("run")
         if before and self.parent.metric_of(before, VALUE) is not None:
             return before, config
         if before and _is_resumable(Path(config.checkpoints) / before):
@@ -275,31 +274,31 @@ class Worker:
             return before, replace(config, resume=before)
         if before:
             self.parent.end_trial(before, "given up")
-        return self.parent.begin_trial(place + 1, params), config
+        return self.parent.begin_trial(index + 1, params), config
 
-    def _tell_of(self, place: int) -> None:
-        """Record and print what became of a trial, and make room on the disk."""
+    def _report_trial(self, index: int) -> None:
+        """Record and print the outcome of a trial, and delete its checkpoints."""
         with self.store.exclusive_lock():
             trials = read_trials(self.study)
             record_progress(self.parent, self.plan, trials)
-        trial, best = next(t for t in trials if t.place == place), best_of(trials)
+        trial, best = next(t for t in trials if t.index == index), best_of(trials)
         click.echo(_line(trial, best, self.plan))
-        if trial.run and trial.is_done:  # what is worth keeping is in its record
+        if trial.run and trial.is_done:  # MLflow has all that is kept of it
             folder = Path(self.plan.config(trial.params).checkpoints) / trial.run
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _report(trial: optuna.Trial, config: Config, epoch: int, value: float) -> None:
-    """Tell the study of an epoch; raises EndedEarly if the trial is not worth more of them."""
+    """Report an epoch's mAP to the study; raises EndedEarly if the trial is to be pruned."""
     if value != value:
-        raise click.ClickException("no label of val has a positive, so that there is no mAP")
+        raise click.ClickException("no label of val has a positive, so mAP is undefined")
     trial.report(value, epoch)
     if epoch + 1 < config.epochs and trial.should_prune():
         raise EndedEarly
 
 
 def _is_resumable(folder: Path) -> bool:
-    """Whether a run's state is on this machine, and no process is at it."""
+    """Whether a run's state is on this machine and no process is training it."""
     if not (folder / "about.json").exists():
         return False
     try:
@@ -310,13 +309,13 @@ def _is_resumable(folder: Path) -> bool:
 
 
 def _line(trial: Trial, best: Trial | None, plan: Plan) -> str:
-    """A finished trial in a line."""
+    """Return a line on a finished trial."""
     value = "" if trial.value is None else f"{trial.value:.4f}"
     outcome = {"complete": f"val mAP {value}", "pruned": f"pruned at {value}"}
     params = " ".join(f"{name}={value}" for name, value in trial.params.items())
-    so_far = f"best {best.value:.4f}, trial {best.place + 1}" if best else "none complete yet"
+    so_far = f"best {best.value:.4f}, trial {best.index + 1}" if best else "none complete yet"
     said = outcome.get(trial.state, f"{trial.state}: {trial.reason}")
     return (
-        f"trial {trial.place + 1:2d}/{plan.trials}  {said:18s}  {so_far:22s}  "
+        f"trial {trial.index + 1:2d}/{plan.trials}  {said:18s}  {so_far:22s}  "
         f"{trial.seconds:5.0f} s  {params}"
     )
