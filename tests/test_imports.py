@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "nuswide"
 FOLDERS = "core metrics data models reporting tracking evaluation deployment training cli".split()
 TOP = ("config", "tagger")
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "mlflow": ("tracking", "tagger", "deployment", "cli"),
+    "mlflow": ("tracking", "tagger", "deployment"),
     "matplotlib": ("reporting.plots",),
     "onnxruntime": ("tagger", "deployment.quantize"),
     "optuna": ("training.sweep",),

@@ -38,14 +38,11 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(**options: Any) -> None:
-        from mlflow.exceptions import MlflowException
+        from nuswide.tracking.errors import mlflow_errors_in_one_line
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
+        with mlflow_errors_in_one_line():
             command(**options)
-        except MlflowException as error:
-            reason = str(error).splitlines()[0]
-            raise click.ClickException(f"MLflow: {reason}") from error
 
     return wrapper
 

@@ -1,13 +1,13 @@
-"""Metrics and pictures on their way to the tracking server, on disk until it has them.
+"""Metrics and images on disk until the tracking server has accepted them.
 
-Owns the spool's files and the thread that empties them, so that training never waits for the
-server, and an outage of any length loses nothing. Only what a checkpoint covers is sent: what comes
-after it is made again when the run is resumed, and must not be there twice.
+Owns the outbox's files and the thread that sends them, so that training never waits for the server,
+and an outage of any length loses nothing. Only what a checkpoint covers is sent: the steps after it
+are repeated when the run is resumed, and must not be recorded twice.
 
-    spool = Spool(folder, run_id)
-    spool.add_metrics([Metric("train/loss", 0.7, now_ms, step=0)])
-    spool.commit(spool.mark())
-    spool.close(patience_s=60)
+    outbox = Outbox(folder, run_id)
+    outbox.add_metrics([Metric("train/loss", 0.7, now_ms, step=0)])
+    outbox.commit(outbox.mark())
+    outbox.close(timeout_s=60)
 """
 
 import json
@@ -32,13 +32,13 @@ Entry = dict[str, Any]
 
 
 class Outbox:
-    """A file of entries, of which those before `sent` have arrived and those before the commit may.
+    """A file of entries: those before `sent` are recorded, those before the commit may be sent.
 
-    What the server may have already, after a resume or a call that failed, is asked for first.
+    After a resume or a failed call, the server may have some of them already, and is asked first.
     """
 
     def __init__(self, folder: Path, run_id: str, *, keep_bytes: int | None = None) -> None:
-        """Open or begin the spool in a folder. keep_bytes: cut off what comes after; None: keep."""
+        """Open or create the outbox in a folder. keep_bytes: where to truncate it, if not None."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._run_id = folder, run_id
         self._client = mlflow.MlflowClient()
@@ -49,7 +49,7 @@ class Outbox:
         self._sent = min(_read_number(folder / _SENT), self._file.tell())
         self._committed = self._sent
         self._present: dict[str, set[int]] | None = None if self._resumed() else {}
-        self._wake, self._given_up = threading.Event(), threading.Event()
+        self._wake, self._is_cancelled = threading.Event(), threading.Event()
         self._ending = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -60,16 +60,16 @@ class Outbox:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the server has all that it may have."""
+        """Whether all that was committed has been recorded."""
         return self._sent >= self._committed and not self._files()
 
     def add_metrics(self, metrics: Iterable[Metric]) -> None:
-        """Take metrics."""
+        """Add metrics."""
         for m in metrics:
             self._add({"key": m.key, "value": m.value, "time_ms": m.timestamp, "step": m.step})
 
     def add_picture(self, png: bytes, key: str, *, step: int) -> None:
-        """Take a picture for the step slider of MLflow's page."""
+        """Add a PNG image for the step slider of MLflow's page."""
         name = f"{key.replace('/', '_')}-{step}.png"
         (self._folder / name).write_bytes(png)
         self._add({"picture": name, "key": key, "time_ms": _now_ms(), "step": step})
@@ -78,36 +78,36 @@ class Outbox:
         self._file.write(json.dumps(entry).encode() + b"\n")
 
     def mark(self) -> int:
-        """Put everything on disk; gives where the spool ends now."""
+        """Write all entries to disk; return the position of their end."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def commit(self, mark: int) -> None:
-        """Let everything before a mark be sent."""
+        """Allow everything before a mark to be sent."""
         self._committed = max(self._committed, mark)
         self._wake.set()
 
     def send_file(self, path: Path, folder: str) -> None:
-        """Let a file, as it is now, be sent as an artifact once all that was committed is."""
+        """Send a file, as it is now, as an artifact after everything committed."""
         waiting = self._folder / _FILES / folder / path.name
         waiting.parent.mkdir(parents=True, exist_ok=True)
         waiting.unlink(missing_ok=True)
         os.link(path, waiting)
         self._wake.set()
 
-    def close(self, patience_s: float) -> bool:
-        """Wait until everything committed has arrived, at most so long; gives whether it has."""
+    def close(self, timeout_s: float) -> bool:
+        """Wait until everything committed is recorded or time is out; return whether it is."""
         self._ending = True
         self._wake.set()
-        self._thread.join(patience_s)
-        self._given_up.set()
+        self._thread.join(timeout_s)
+        self._is_cancelled.set()
         self._file.close()
         return self.is_empty
 
     def _work(self) -> None:
         wait_s = 0.5
-        while not (self._given_up.is_set() or self._ending and self.is_empty):
+        while not (self._is_cancelled.is_set() or self._ending and self.is_empty):
             if self.is_empty:
                 self._wake.wait()
                 self._wake.clear()
@@ -115,13 +115,13 @@ class Outbox:
             try:
                 self._send_some()
                 wait_s = 0.5
-            except Exception as error:  # the server may come back from anything
+            except Exception as error:  # any error may be the server's, and pass
                 self._error, self._present = error, None
-                self._given_up.wait(wait_s)
+                self._is_cancelled.wait(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _send_some(self) -> None:
-        """Send the next batch, picture or file, and note that it has arrived."""
+        """Send the next batch of metrics, image or file, and save that it is recorded."""
         if self._sent >= self._committed:
             path = self._files()[0]
             folder = path.parent.relative_to(self._folder / _FILES)
@@ -151,7 +151,7 @@ class Outbox:
         return self._present.get(key, set())
 
     def _read_some(self) -> tuple[list[Entry], int]:
-        """The entries after `sent` that go together: many metrics or one picture."""
+        """Return the next entries to send together, metrics or one image, and their end."""
         entries: list[Entry] = []
         with (self._folder / _LINES).open("rb") as file:
             file.seek(self._sent)
@@ -167,7 +167,7 @@ class Outbox:
         return entries, end
 
     def _ask(self, keys: set[str]) -> dict[str, set[int]]:
-        """Ask the server which steps it has of all metrics."""
+        """Return the steps that the server has of each metric."""
         keys |= set(self._client.get_run(self._run_id).data.metrics)
         history = self._client.get_metric_history
         return {key: {m.step for m in history(self._run_id, key)} for key in keys}

@@ -1,7 +1,6 @@
-"""What is read back from the record: runs, their scores and their curves.
+"""Recorded runs, their scores, learning curves and weights.
 
-Owns the way from a run's artifacts and histories to arrays, and to the weights of a registered
-version. Writes nothing into the record, computes no figure.
+Owns the reading of runs' artifacts and histories. Writes nothing to MLflow, computes no metric.
 
     saved = fetch_scores(run_id, "test")  # None if the run kept none
     steps, values = fetch_curve(run_id, "val/map")
@@ -28,7 +27,7 @@ WEIGHTS_TAG = "weights_sha256"  # of a version
 
 
 def search_runs(experiments: Sequence[str], query: str) -> Iterator[RecordedRun]:
-    """All runs that match, the latest first."""
+    """Yield all runs that match, the latest first."""
     client, token = mlflow.MlflowClient(), None
     while True:
         page = client.search_runs(
@@ -83,7 +82,7 @@ def training_run(version: ModelVersion) -> RecordedRun | None:
 
 
 def evaluations(version: ModelVersion) -> Iterator[RecordedRun]:
-    """The runs that evaluated a registered version since, the latest first."""
+    """Yield the runs that evaluated a registered version, the latest first."""
     experiments = mlflow.MlflowClient().search_experiments()
     query = (
         f"tags.`{JOB_TAG}` = 'evaluate' and attributes.status = 'FINISHED' "
@@ -99,9 +98,9 @@ def has_scores(run_id: str, split: str) -> bool:
 
 
 def fetch_scores(run_id: str, split: str) -> SavedScores | None:
-    """The scores, targets and thresholds that a run kept of a split; None if it kept none.
+    """Return the scores, targets and thresholds that a run kept of a split; None if it kept none.
 
-    In the order of the images' names, so that what is drawn at random is the same for any order.
+    They are sorted by the images' names, so that resampling does not depend on the order of images.
     """
     if not has_scores(run_id, split):
         return None
@@ -116,9 +115,9 @@ def fetch_scores(run_id: str, split: str) -> SavedScores | None:
 
 
 def fetch_weights(version: ModelVersion, folder: Path) -> Path:
-    """Download the torch weights of a registered version into a folder; gives the file.
+    """Download the torch weights of a registered version into a folder; return the file.
 
-    Raises click.ClickException if its run has none, or has been trained further since.
+    Raises click.ClickException if its run has none, or was trained further afterwards.
     """
     name, digest = address_of(version), version.tags.get(WEIGHTS_TAG)
     if not digest:
@@ -129,62 +128,62 @@ def fetch_weights(version: ModelVersion, folder: Path) -> Path:
         )
     except (MlflowException, OSError) as error:
         raise click.ClickException(
-            f"the weights of {name} are not to be had from its run {version.run_id} ({error})"
+            f"the weights of {name} cannot be fetched from its run {version.run_id} ({error})"
         ) from error
     if file_digest(Path(path)) != digest:
         raise click.ClickException(
-            f"the weights of {name} are gone: its run {version.run_id} was trained further, and "
-            "its last version has the weights now"
+            f"the weights of {name} are overwritten: its run {version.run_id} was trained further; "
+            "give the run's last version"
         )
     return Path(path)
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def align(saved: SavedScores, like: SavedScores) -> SavedScores:
-    """Bring images and labels into the order of another's.
+    """Return scores in the order of another's images and labels.
 
-    Raises click.ClickException unless both have the same images, labels and truth.
+    Raises click.ClickException unless both have the same images, labels and targets.
     """
     rows = _order(saved.images, like.images, "images")
     columns = _order(saved.labels, like.labels, "labels")
     aligned = _take(saved, rows, columns)
-    if not _is_same_truth(aligned, like):
+    if not _has_same_targets(aligned, like):
         raise click.ClickException(
-            "the same images have other labels in the two; they can't be paired"
+            "the two have different targets for the same images; they cannot be paired"
         )
     return aligned
 
 
 def _take(saved: SavedScores, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> SavedScores:
     assert saved.targets is not None and saved.thresholds is not None
-    place = np.ix_(rows, columns)
+    cells = np.ix_(rows, columns)
     return SavedScores(
         tuple(saved.images[row] for row in rows),
         tuple(saved.labels[column] for column in columns),
-        saved.scores[place],
-        saved.targets[place],
-        None if saved.known is None else saved.known[place],
+        saved.scores[cells],
+        saved.targets[cells],
+        None if saved.known is None else saved.known[cells],
         saved.thresholds[columns],
     )
 
 
 def _order(own: Sequence[str], wanted: Sequence[str], kind: str) -> NDArray[np.intp]:
-    place = {name: i for i, name in enumerate(own)}
-    if len(own) != len(wanted) or any(name not in place for name in wanted):
-        missing = len([name for name in wanted if name not in place])
+    index_of = {name: i for i, name in enumerate(own)}
+    missing = len([name for name in wanted if name not in index_of])
+    if len(own) != len(wanted) or missing:
         raise click.ClickException(
-            f"the two have other {kind}: {len(own)} and {len(wanted)}, of which {missing} are "
-            "missing in the first; they can't be paired"
+            f"the two have different {kind}: {len(own)} and {len(wanted)}, of which {missing} are "
+            "missing in the first; they cannot be paired"
         )
-    return np.array([place[name] for name in wanted], dtype=np.intp)
+    return np.array([index_of[name] for name in wanted], dtype=np.intp)
 
 
-def _is_same_truth(one: SavedScores, other: SavedScores) -> bool:
+def _has_same_targets(one: SavedScores, other: SavedScores) -> bool:
     if one.targets is None or other.targets is None:
         return False
     known, other_known = (
@@ -198,7 +197,7 @@ def _is_same_truth(one: SavedScores, other: SavedScores) -> bool:
 def fetch_curve(
     run_id: str, key: str, *, most: int = 200
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A metric's steps and values, at most `most` of each: longer ones as means of blocks."""
+    """Return a metric's steps and values; more than `most` are averaged in blocks."""
     history = mlflow.MlflowClient().get_metric_history(run_id, key)
     points = np.array(sorted((m.step, m.value) for m in history), dtype=np.float64).reshape(-1, 2)
     if len(points) > most:

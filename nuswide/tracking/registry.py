@@ -1,15 +1,15 @@
 """The model registry: versions, their tags, the alias champion and its history.
 
-Owns the look-up of versions, and every move of the alias. Never decides who deserves it. Writes no
-model, and needs no torch, so that what serves and tags can run without it.
+Owns the look-up of versions, and every move of the alias. Never decides which version is champion.
+Writes no model, and needs no torch, so that serving and tagging run without it.
 
     tagger = load_tagger(find_version("models:/nuswide-tagger@champion"))
     move_champion("nuswide-tagger", "5", before="3", why="map higher by 0.02", undoes=0)
 
-MLflow's registry has no locks. Each move first leaves a tag of its own on the registered model that
-says what it is about to do, then looks whether anything else is under way or has changed, and only
-then moves the alias: of two at the same time at most one goes through, and no record is written
-over.
+MLflow's registry has no locks. Each move therefore first sets a tag of its own on the registered
+model that announces it, then checks that no other move is announced and that the alias has not
+changed, and only then moves the alias. Of two simultaneous moves at most one succeeds, and no
+record is overwritten.
 """
 
 import json
@@ -28,16 +28,16 @@ from nuswide.tagger import Tagger
 
 CHAMPION = "champion"
 ADDRESS = "models:/"  # begins the address of a version
-_HISTORY = "champion."  # ... number . token: a tag a move
+_HISTORY = "champion."  # begins the tag of a move, champion.NUMBER.TOKEN
 _CONTEST_LINE = "Champion: "  # begins the line that describe_contest writes
-_ABANDONED_S = 300.0  # a move that has not ended after so long was cut off
+_ABANDONED_S = 300.0  # after this time, an announced move was cut off
 
 
 @dataclass(frozen=True)
 class Move:
-    """One move of the alias: to a version, from the one before (None: there was none), and why.
+    """One move of the alias to a version, from the one before (None if there was none).
 
-    undoes: how many champions it went back; 0 for a promotion.
+    why: the reason in words. undoes: how many champions it went back; 0 for a promotion.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Move:
 
 
 class ChampionMoved(click.ClickException):
-    """Something else moved the alias, or is about to."""
+    """Another move of the alias was made meanwhile, or is announced."""
 
 
 def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
@@ -98,7 +98,7 @@ def _model_names(client: mlflow.MlflowClient) -> str:
 
 
 def _alias(model: RegisteredModel) -> ModelVersion | None:
-    # Not by asking for the alias: a missing one is an error like any other there.
+    # Not by get_model_version_by_alias, whose error for a missing alias is like any other.
     if CHAMPION not in model.aliases:
         return None
     version = str(model.aliases[CHAMPION])
@@ -106,13 +106,13 @@ def _alias(model: RegisteredModel) -> ModelVersion | None:
         return mlflow.MlflowClient().get_model_version(model.name, version)
     except MlflowException as error:
         raise click.ClickException(
-            f"{model.name}@{CHAMPION} is on version {version}, which can't be read "
+            f"{model.name}@{CHAMPION} is on version {version}, which cannot be read "
             f"({str(error).splitlines()[0]})"
         ) from error
 
 
 def history_of(name: str) -> list[Move]:
-    """Every move of the alias that was made here, the first one first."""
+    """Return all recorded moves of the alias, the earliest first."""
     model = mlflow.MlflowClient().get_registered_model(name)
     at = str(model.aliases.get(CHAMPION))
     moves = [m for _, m, is_done, _ in _moves(model) if is_done or m.version == at]
@@ -120,7 +120,7 @@ def history_of(name: str) -> list[Move]:
 
 
 def _moves(model: RegisteredModel) -> list[tuple[str, Move, bool, float]]:
-    """Each move's key, itself, whether it is done, and when it began."""
+    """Return (key of the tag, move, whether it is done, when it began) of each move."""
     found = []
     for key, value in model.tags.items():
         if key.startswith(_HISTORY):
@@ -132,9 +132,9 @@ def _moves(model: RegisteredModel) -> list[tuple[str, Move, bool, float]]:
 
 
 def move_champion(name: str, version: str, *, before: str | None, why: str, undoes: int) -> None:
-    """Move the alias from one version (None: there was none) to another, and record it.
+    """Move the alias from one version (None if there was none) to another, and record it.
 
-    Raises ChampionMoved if the alias is elsewhere by now, or another move is under way.
+    Raises ChampionMoved if the alias has moved meanwhile, or another move is announced.
     """
     client = mlflow.MlflowClient()
     number = max((m.number for m in history_of(name)), default=0) + 1
@@ -143,17 +143,19 @@ def move_champion(name: str, version: str, *, before: str | None, why: str, undo
     about |= {"why": why[:4000], "at": time.time(), "done": False}
     client.set_registered_model_tag(name, key, json.dumps(about))
     try:
-        _require_alone(client, name, key, before)
+        _require_only_move(client, name, key, before)
     except BaseException:
         client.delete_registered_model_tag(name, key)
         raise
-    # Cut off from here on, the tag stays, and counts if the alias was moved.
+    # If the process dies from here on, the tag stays, and counts if the alias was moved.
     client.set_registered_model_alias(name, CHAMPION, version)
     client.set_registered_model_tag(name, key, json.dumps(about | {"done": True}))
 
 
-def _require_alone(client: mlflow.MlflowClient, name: str, key: str, before: str | None) -> None:
-    # The tags first: a move that is no longer under way has moved the alias.
+def _require_only_move(
+    client: mlflow.MlflowClient, name: str, key: str, before: str | None
+) -> None:
+    # The tags first: a move that is done by now has moved the alias.
     moves = _moves(client.get_registered_model(name))
     model = client.get_registered_model(name)
     at = model.aliases.get(CHAMPION)
@@ -165,20 +167,22 @@ def _require_alone(client: mlflow.MlflowClient, name: str, key: str, before: str
         if move.version == str(at):
             about = json.loads(model.tags[other]) | {"done": True}
             client.set_registered_model_tag(name, other, json.dumps(about))
-        else:  # cut off before it moved the alias
+        else:  # it was cut off before it moved the alias
             client.delete_registered_model_tag(name, other)
     if (None if at is None else str(at)) != before:
         raise ChampionMoved(f"{name}@{CHAMPION} was moved to version {at} meanwhile; try again")
 
 
 def champions_before(name: str) -> list[str]:
-    """The versions to roll back to, the latest first."""
+    """Return the versions to roll back to, the latest first."""
     stack: list[str] = []
     for move in history_of(name):
         if move.undoes:
             stack = _back_to(stack, move.version)
         else:
-            if move.before and stack[-1:] != [move.before]:  # it was moved by other means
+            if move.before and stack[-1:] != [
+                move.before
+            ]:  # the alias was moved by another program
                 stack.append(move.before)
             stack.append(move.version)
     champion = champion_of(name)
@@ -204,7 +208,7 @@ def find_version(uri: str) -> ModelVersion:
     name, _, number = name.partition("/")
     if not uri.startswith(ADDRESS) or not name or not (alias if at else number):
         raise click.ClickException(
-            f"{uri!r} is no model address; give models:/NAME@ALIAS or models:/NAME/VERSION"
+            f"{uri!r} is no address of a model; give models:/NAME@ALIAS or models:/NAME/VERSION"
         )
     try:
         if at:
@@ -220,21 +224,21 @@ def find_version(uri: str) -> ModelVersion:
 
 
 def address_of(version: ModelVersion) -> str:
-    """Its address by number, which no alias can move."""
+    """Return a version's address by its number, which does not move as an alias does."""
     return f"{ADDRESS}{version.name}/{version.version}"
 
 
 def fetch_bundle(version: ModelVersion) -> Path:
-    """Download a registered version; gives the folder of its bundle."""
+    """Download a registered version; return the folder of its bundle."""
     local = mlflow.artifacts.download_artifacts(address_of(version))
     return Path(local) / "artifacts" / "bundle"
 
 
 def load_tagger(version: ModelVersion) -> Tagger:
-    """Download a registered version's bundle and open it; none of the model's code is run."""
+    """Download a version's bundle and load it, without running code of the model."""
     return Tagger.load(fetch_bundle(version))
 
 
 def model_id_of(version: ModelVersion) -> str | None:
-    """The id of the logged model behind a version; a version reached by alias lacks it."""
+    """Return the ID of a version's logged model; a version found by its alias lacks the field."""
     return version.model_id or (version.source or "").rpartition("/")[2] or None

@@ -1,7 +1,7 @@
-"""The record of a run: the writer to MLflow.
+"""Runs in MLflow, and what is written into them.
 
-Owns start_run and Run, which spools metrics and ends every run that it began. Computes nothing
-that it records.
+Owns start_run, which ends every run that it begins, and Run, which writes metrics to the outbox
+first. Computes nothing that it records.
 
     with start_run("train", "sample lr=1e-4") as run:
         run.log_params({"lr": 1e-4})
@@ -36,20 +36,20 @@ from nuswide.tracking.environment import environment
 from nuswide.tracking.outbox import Outbox
 
 JOB_TAG = "nuswide.job"
-# MLflow's own progress and its remark on pip drown what a run has to say.
+# MLflow's progress bars and its warnings about pip hide a run's own lines.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
-# A minute of MLflow's own patience; the spool has more of its own.
+# MLflow retries for a minute; the outbox retries for longer.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
-CHECKPOINTS = "checkpoint"  # the folder of artifacts that a run's state is in
-_PATIENCE_S = 60.0
+CHECKPOINTS = "checkpoint"  # the folder of a run's artifacts with its state
+_TIMEOUT_S = 60.0
 _LATER = "nuswide upload"
 _MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 
 class ManifestDataset(MetaDataset):
-    """One split of a manifest as an MLflow data set, with its counts as the profile."""
+    """One split of a manifest as an MLflow data set; its profile is its counts."""
 
     def __init__(self, manifest: Manifest, name: str) -> None:
         self._counts = {"images": len(manifest), "labels": len(manifest.labels)}
@@ -58,21 +58,21 @@ class ManifestDataset(MetaDataset):
 
     @property
     def profile(self) -> dict[str, int]:
-        """How many images and labels there are."""
+        """Return the numbers of images and labels."""
         return self._counts
 
     def to_dict(self) -> dict[str, str]:
-        """Describe the data set as MLflow stores it."""
+        """Return the data set as MLflow stores it."""
         return {**super().to_dict(), "profile": json.dumps(self.profile)}
 
 
 class Run:
-    """One active MLflow run; figures that are not finite are left out of the record."""
+    """One active MLflow run; metrics that are not finite are not recorded."""
 
     def __init__(
         self, active: mlflow.ActiveRun, outbox: Outbox, *, is_extended: bool = False
     ) -> None:
-        self.is_extended = is_extended  # it was finished once, and goes on
+        self.is_extended = is_extended  # it was finished before, and is resumed with more epochs
         self.id: str = active.info.run_id
         self.name: str = active.info.run_name
         self.experiment_id: str = active.info.experiment_id
@@ -87,7 +87,7 @@ class Run:
         return page_address(self.experiment_id, self.id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record params, less those that `mlflow run` has recorded as they were typed."""
+        """Record params, except those that `mlflow run` has recorded already, as typed."""
         missing = [Param(k, str(v)) for k, v in params.items() if k not in self._recorded]
         self._client.log_batch(self.id, params=missing)
         self._recorded |= set(params)
@@ -97,7 +97,7 @@ class Run:
         self._client.log_batch(self.id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Put metrics into the spool; those that a commit covers are sent."""
+        """Add metrics to the outbox, which sends them once they are committed."""
         now_ms = round(time.time() * 1000)
         self._outbox.add_metrics(
             Metric(key, float(value), now_ms, step)
@@ -106,24 +106,24 @@ class Run:
         )
 
     def mark(self) -> int:
-        """Put what was logged on disk; gives where it ends."""
+        """Write all that was logged to disk; return the position of its end."""
         try:
             return self._outbox.mark()
         except OSError as error:
             raise click.ClickException(
-                f"cannot keep the figures on disk ({error.strerror}); make room, and resume"
+                f"cannot write the metrics to disk ({error.strerror}); free some space, and resume"
             ) from error
 
     def commit(self, mark: int, checkpoint: Path | None = None) -> None:
-        """Let everything before a mark be sent, and a checkpoint that covers it."""
+        """Allow everything before a mark to be sent, with the checkpoint that covers it."""
         self._outbox.commit(mark)
         if checkpoint:
             self._outbox.send_file(checkpoint, CHECKPOINTS)
 
     def close(self) -> bool:
-        """Send the rest, and wait a while for it to arrive; gives whether it has."""
+        """Send the rest, and wait for it, at most a minute; return whether all is recorded."""
         self._outbox.commit(self._outbox.mark())
-        return self._outbox.close(_PATIENCE_S)
+        return self._outbox.close(_TIMEOUT_S)
 
     def log_dataset(self, manifest: Manifest, split: str) -> None:
         """Record the samples of a split as an input of the run, with their digest."""
@@ -132,18 +132,18 @@ class Run:
         try:
             mlflow.log_input(self._datasets[split], context=split)
         except MlflowException:
-            # MLflow looks for a data set before it adds it: another run has just done so.
+            # MLflow looks for a data set, then adds it: another run has just added it.
             mlflow.log_input(self._datasets[split], context=split)
         self.set_tags({f"data.{split}_digest": manifest.digest})
 
     def log_result(
         self, metrics: Mapping[str, float], *, split: str, step: int, model_id: str | None
     ) -> None:
-        """Record figures, tied to the model and to the logged split that they were measured on."""
+        """Record metrics, linked to the model and to the split that they were measured on."""
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        # A run that was killed while it recorded its end has some of them.
-        there = {m.key: (m.step, m.value) for m in self._latest()}
-        finite = {key: value for key, value in finite.items() if there.get(key) != (step, value)}
+        # A run that was killed while it recorded its result has some of them.
+        recorded = {m.key: (m.step, m.value) for m in self._latest()}
+        finite = {key: value for key, value in finite.items() if recorded.get(key) != (step, value)}
         mlflow.log_metrics(finite, step=step, model_id=model_id, dataset=self._datasets[split])
 
     def _latest(self) -> list[Metric]:
@@ -151,17 +151,17 @@ class Run:
         return latest
 
     def log_picture(self, image: Image.Image, name: str) -> None:
-        """Record a picture as the artifact `name`."""
+        """Record an image as the artifact `name`."""
         mlflow.log_image(image, name)
 
     def log_image(self, image: Image.Image, key: str, *, step: int) -> None:
-        """Spool a picture with a step, for the step slider of MLflow's page."""
+        """Add an image with a step to the outbox, for the step slider of MLflow's page."""
         png = io.BytesIO()
         image.save(png, format="png")
         self._outbox.add_picture(png.getvalue(), key, step=step)
 
     def log_table(self, columns: Mapping[str, list[Any]], name: str) -> None:
-        """Record columns as a table; tables of one name are shown side by side across runs."""
+        """Record columns as a table; MLflow shows tables of one name side by side across runs."""
         folder = name.rpartition("/")[0] or None
         if name in {file.path for file in self._client.list_artifacts(self.id, folder)}:
             rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -178,12 +178,12 @@ class Run:
         mlflow.log_artifact(str(path), folder)
 
     def set_note(self, markdown: str) -> None:
-        """Set the text that stands on the run's page."""
+        """Set the text on the run's page."""
         self.set_tags({MLFLOW_RUN_NOTE: markdown})
 
 
 def page_address(experiment_id: str, run_id: str) -> str:
-    """Where MLflow's page shows a run; in its view for training, which is not the first."""
+    """Return the address of a run on MLflow's page, in its view for model training."""
     tracker = mlflow.get_tracking_uri()
     is_server = tracker.startswith(("http://", "https://"))
     base = tracker if is_server else "`mlflow ui` shows it at http://127.0.0.1:5000"
@@ -192,13 +192,13 @@ def page_address(experiment_id: str, run_id: str) -> str:
 
 
 def _folder_name(root: Path) -> str:
-    """A data set's name: its folder's, not that of the pictures inside."""
+    """Return a data set's name: that of its folder, not of the images' folder inside."""
     root = root.resolve()
     return root.parent.name if root.name == "images" else root.name
 
 
 class NullRun:
-    """Takes what a Run takes, and forgets it: for the processes that don't write."""
+    """A Run that records nothing, for the processes that are not the main one."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments, **options: None
@@ -208,20 +208,20 @@ class NullRun:
 def start_run(
     job: str, name: str, *, run_id: str | None = None, outbox: Path | None = None, mark: int = 0
 ) -> Iterator[Run]:
-    """Begin a run, or join the one that `mlflow run` has begun, and end it whatever happens.
+    """Begin a run, or join the one that `mlflow run` has begun, and end it in any case.
 
-    It ends FINISHED, FAILED on an error, or KILLED if it is interrupted or ended early; what is
-    spooled is sent.
-    name: takes the place of a name that MLflow made up, but not of one that the user gave.
-    run_id: an earlier run to go on with. spool: the folder that its metrics wait in, up to mark.
+    It ends FINISHED, FAILED on an error, or KILLED if it is interrupted or ended early; all of the
+    outbox is sent.
+    name: replaces a name that MLflow generated, but not one that the user gave. run_id: an earlier
+    run to resume. outbox: the folder of outboxes. mark: the end of what a checkpoint covers.
     Raises TrackingUnavailable if the server does not answer at the end.
     """
     is_extended = _is_finished(run_id) if run_id else False
     active = mlflow.start_run(run_id=run_id)
     status = RunStatus.FAILED
     with scratch_folder() as scratch:
-        place = (outbox or scratch) / active.info.run_id
-        own_outbox = Outbox(place, active.info.run_id, keep_bytes=mark)
+        folder = (outbox or scratch) / active.info.run_id
+        own_outbox = Outbox(folder, active.info.run_id, keep_bytes=mark)
         run = Run(active, own_outbox, is_extended=is_extended)
         try:
             _name(run, active, name)
@@ -233,7 +233,7 @@ def start_run(
             raise
         except MlflowException as error:
             reason = str(error).splitlines()[0]
-            hint = f"; what was trained is kept: {_LATER} {run.id} records it" if outbox else ""
+            hint = f"; the training is saved: {_LATER} {run.id} records it" if outbox else ""
             raise TrackingUnavailable(f"MLflow: {reason}{hint}") from error
         finally:
             away = _end(run, RunStatus.to_string(status))
@@ -248,17 +248,17 @@ def _is_finished(run_id: str) -> bool:
 
 
 def is_open(run_id: str) -> bool:
-    """Whether this store has a run, and it has not ended as it should."""
+    """Whether this tracking store has a run that is not FINISHED."""
     try:
         return not _is_finished(run_id)
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another store's
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it is in another store
             return False
         raise
 
 
 def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:
-    """Name a run, and the one that `mlflow run` has begun, if it is to go on with another."""
+    """Name a run; if it is resumed by `mlflow run`, also the run which that has begun."""
     if _MADE_UP_NAME.fullmatch(active.info.run_name):
         run.name = name
         run.set_tags({MLFLOW_RUN_NAME: name})
@@ -273,15 +273,15 @@ def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:
 
 
 class EndedEarly(Exception):
-    """A run is not worth going on with: no error, but it has not done all its work."""
+    """Training is ended before its last epoch, without an error."""
 
 
 class TrackingUnavailable(click.ClickException):
-    """The tracking server did not take a run's record."""
+    """The tracking server does not answer, or not in time."""
 
 
 def _end(run: Run, status: str) -> str | None:
-    """Send the rest and end a run; gives what went wrong, if the server is away."""
+    """Send the rest and end a run; return what failed, None if nothing did."""
     arrived = run.close()
     try:
         mlflow.end_run(status)
@@ -291,13 +291,13 @@ def _end(run: Run, status: str) -> str | None:
 
 
 def send_outbox(run_id: str, folder: Path, mark: int) -> None:
-    """Send what a run that was stopped has spooled up to a mark; leaves it KILLED.
+    """Send the outbox of a stopped run up to a mark, and end the run as KILLED.
 
     Raises TrackingUnavailable if the server does not answer.
     """
     outbox = Outbox(folder / run_id, run_id, keep_bytes=mark)
     outbox.commit(outbox.mark())
-    if not outbox.close(_PATIENCE_S):
+    if not outbox.close(_TIMEOUT_S):
         raise TrackingUnavailable(
             f"the tracking server {mlflow.get_tracking_uri()} does not answer"
         )
@@ -305,7 +305,10 @@ def send_outbox(run_id: str, folder: Path, mark: int) -> None:
 
 
 def fetch_checkpoint(run_id: str, folder: Path) -> None:
-    """Download a run's last state into a folder; raises click.ClickException if it has none."""
+    """Download a run's last checkpoint into a folder.
+
+    Raises click.ClickException if the run has none.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         try:
@@ -330,6 +333,6 @@ def amend_note(run_id: str, text: str, *, name: str, summary: str) -> None:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for files on their way into the record."""
+    """Yield a temporary folder for files that are to be recorded."""
     with tempfile.TemporaryDirectory(prefix="nuswide-") as folder:
         yield Path(folder)

@@ -1,7 +1,7 @@
-"""Scores on file: what a model gave to which images, so that they are computed once.
+"""Files of scores, of this program or of another one.
 
-Owns the npz and CSV forms, and the way from a file's images and labels to a manifest's. Computes no
-score and no figure.
+Owns the npz and CSV formats, and the order of a manifest's images and labels. Computes no score and
+no metric.
 
     SavedScores.of(samples, scores, thresholds).save(folder / "scores.npz")
     scores = SavedScores.load(Path("scores.csv")).for_samples(manifest.of("test"))  # (N, C)
@@ -28,8 +28,9 @@ _FORM = "an npz with images, labels and scores, or a CSV with a header of image,
 class SavedScores:
     """Scores (N, C) of named images for named labels.
 
-    images: N names. labels: C names. scores: (N, C) float32 in [0, 1]. targets, known: (N, C) what
-    is true and what is known of it; thresholds: (C,). A file from elsewhere may lack these three.
+    images: N names. labels: C names. scores: (N, C) float32 in [0, 1]. targets: (N, C) 0 or 1.
+    known: (N, C) where targets are annotated; None for everywhere. thresholds: (C,). A file of
+    another program may lack the last three.
     """
 
     images: tuple[str, ...]
@@ -43,13 +44,13 @@ class SavedScores:
     def of(
         cls, samples: Manifest, scores: NDArray[np.float32], thresholds: NDArray[np.float32]
     ) -> "SavedScores":
-        """Put the scores of samples together with what is true of them."""
+        """Return the scores of samples with their targets."""
         return cls(
             samples.names, samples.labels, scores, samples.targets, samples.known, thresholds
         )
 
     def save(self, path: Path) -> None:
-        """Write a compressed npz."""
+        """Save a compressed npz."""
         arrays = {"images": np.array(self.images), "labels": np.array(self.labels)}
         for name in ("scores", "targets", "known", "thresholds"):
             if (value := getattr(self, name)) is not None:
@@ -58,9 +59,9 @@ class SavedScores:
 
     @classmethod
     def load(cls, path: Path) -> "SavedScores":
-        """Read an npz or a CSV; nothing in it is executed.
+        """Load an npz or a CSV; nothing in it is executed.
 
-        Raises click.ClickException for a file in another form, or with scores beyond [0, 1].
+        Raises click.ClickException for another format, or scores outside [0, 1].
         """
         try:
             read = _read_csv if path.suffix == ".csv" else _read_npz
@@ -85,12 +86,12 @@ class SavedScores:
                 raise ValueError(f"{doubled!r} is twice among the {name}")
 
     def for_samples(self, samples: Manifest) -> NDArray[np.float32]:
-        """The scores in the order of a manifest's samples and labels; (N, C).
+        """Return the scores in the order of a manifest's samples and labels; (N, C).
 
-        Images are found by their whole name, or else by its last part. Raises click.ClickException
-        if some are missing.
+        Images are matched by their whole names, or else by the last part. Raises
+        click.ClickException if some are missing.
         """
-        columns = _places(samples.labels, self.labels, "labels")
+        columns = _indices(samples.labels, self.labels, "labels")
         whole = set(samples.names) <= set(self.images)
         own, wanted = (
             names if whole else tuple(PurePosixPath(name).name for name in names)
@@ -100,17 +101,17 @@ class SavedScores:
             raise click.ClickException(
                 f"two images are called {doubled!r}; give the names that the data set has"
             )
-        rows = _places(wanted, own, "images")
+        rows = _indices(wanted, own, "images")
         return self.scores[np.ix_(rows, columns)]
 
 
-def _places(wanted: Sequence[str], there: Sequence[str], kind: str) -> list[int]:
-    place = {name: i for i, name in enumerate(there)}
-    if missing := [name for name in wanted if name not in place]:
+def _indices(wanted: Sequence[str], found: Sequence[str], kind: str) -> list[int]:
+    index_of = {name: i for i, name in enumerate(found)}
+    if missing := [name for name in wanted if name not in index_of]:
         raise click.ClickException(
             f"there are no scores for {len(missing)} of {len(wanted)} {kind}, {missing[0]!r} first"
         )
-    return [place[name] for name in wanted]
+    return [index_of[name] for name in wanted]
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The job of training, from start to end, and those around it.
+"""Training from start to end: data, run, loop, evaluation, export, registration, report.
 
-Owns the order of things. Every part is in a lower module.
+Owns the order of these steps, whose code is in other modules.
 
     train_and_register(load_config(Path("experiments/sample.yaml"), {}), name="sample")
 """
@@ -39,11 +39,11 @@ from nuswide.training.checkpoint import LAST, CheckpointWriter
 from nuswide.training.loop import AfterEpoch, fit, global_batch_size
 from nuswide.training.step import State, choose_device
 
-_MOST_HASHED = 20_000  # pictures in which each run looks for duplicates; more take minutes
-_AUDIT_PX = 64  # enough to tell pictures apart, and to see them
-_CHECKED = 8  # pictures on which the exported model must agree with torch
+_MOST_HASHED = 20_000  # images in which each run looks for duplicates; more take minutes
+_AUDIT_PX = 64  # enough to tell images apart, and to see them
+_CHECKED = 8  # images on which the exported model must agree with torch
 
-Found = tuple[str, checkpoint.State | None]  # a run's ID, and the state to go on from
+Found = tuple[str, checkpoint.State | None]  # a run's ID, and the state to resume from
 
 
 def train_and_register(
@@ -54,11 +54,11 @@ def train_and_register(
     run_id: str | None = None,
     after_epoch: AfterEpoch | None = None,
 ) -> str | None:
-    """Train by a config in one MLflow run, evaluate the chosen weights, and register them.
+    """Train in one MLflow run, evaluate the chosen weights, and register them.
 
-    Of many processes, each trains, and the main one writes. tags: more of them for the run. run_id:
-    a run that has been made for it, where none is resumed. after_epoch: ends the run as KILLED by
-    raising EndedEarly. Gives the run's ID, None in a process that does not write.
+    With several processes, all train, and the main one records. tags: further ones of the run.
+    run_id: of a run created for this training, used unless one is resumed. after_epoch: ends the
+    run as KILLED by raising EndedEarly. Returns the run's ID, None except in the main process.
     """
     start = time.perf_counter()
     with distributed.process_group(choose_device(config.device)):
@@ -66,10 +66,10 @@ def train_and_register(
         manifest = load_manifest(config.data)
         _require_enough(config, manifest)
         with _weights_here(config) as local:
-            # Tried first, so that no mistake comes to light only after the pictures are decoded.
+            # Created first, so that mistakes are found before the images are decoded.
             _create_model(local, manifest)
             data = _open(config, manifest)
-            model = _create_model(local, data.manifest)  # train is without val by now
+            model = _create_model(local, data.manifest)  # now that val is split off from train
         found = _choose(config, data, run_id)
         with _begin(config, data, name, found) as (run, folder):
             run.set_tags(tags or {})
@@ -89,7 +89,7 @@ def train_and_register(
 
 
 def _with_numbered_weights(config: Config) -> Config:
-    """Name the version that training starts from by its number: its alias may move."""
+    """Return the config with a version's number in place of its alias, which may move."""
     if not config.weights.startswith(registry.ADDRESS):
         return config
     is_main = distributed.is_main()
@@ -99,7 +99,7 @@ def _with_numbered_weights(config: Config) -> Config:
 
 @contextmanager
 def _weights_here(config: Config) -> Iterator[Config]:
-    """The same config, with a registered version's weights as a file while it is needed."""
+    """Yield the config with a registered version's weights as a temporary file."""
     if not config.weights.startswith(registry.ADDRESS):
         yield config
         return
@@ -113,7 +113,7 @@ def _create_model(config: Config, manifest: Manifest) -> TaggerNet:
 
 
 def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
-    """The run to go on with and its state, or the one that has been made for this."""
+    """Return the run to resume with its state, or the run created for this training."""
     found = run_folder.find(config, data.manifest) if distributed.is_main() else None
     made = (run_id, None) if run_id else None
     chosen: Found | None = distributed.broadcast(found or made)
@@ -124,34 +124,34 @@ def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
 def _begin(
     config: Config, data: Dataset, name: str, found: Found | None
 ) -> Iterator[tuple[Run, Path]]:
-    """Begin a run, or go on with the one found; gives it, and the folder of its state.
+    """Begin a run, or resume the one found; yields it with the folder of its checkpoints.
 
-    An error leaves the state in the folder, and the way to go on is printed.
+    On an error the last checkpoint stays there. An interrupt prints the command to resume.
     """
     if not distributed.is_main():
         yield NullRun(), Path(config.checkpoints)  # type: ignore[misc]
         return
     run_id, state = found or (None, None)
-    folder = Path(config.checkpoints)
+    checkpoints = Path(config.checkpoints)
     mark = state["mark"] if state else 0
-    with start_run("train", name, run_id=run_id, outbox=folder, mark=mark) as run:
-        place = folder / run.id
-        with run_folder.exclusive_lock(place):
-            run_folder.write_about(place, config, data.manifest, is_recorded=False)
+    with start_run("train", name, run_id=run_id, outbox=checkpoints, mark=mark) as run:
+        folder = checkpoints / run.id
+        with run_folder.exclusive_lock(folder):
+            run_folder.write_about(folder, config, data.manifest, is_recorded=False)
             _record_splits(run, data.manifest)
             if state:
-                click.echo(f"going on with run {run_id} after {state['progress']['steps']} steps")
+                click.echo(f"resuming run {run_id} after {state['progress']['steps']} steps")
             else:
                 run.log_params({**asdict(config), **_batch_sizes(config)})
                 run.log_text(yaml.safe_dump(asdict(config), sort_keys=False), "config.yaml")
                 _record_data(run, data)
             try:
-                yield run, place
+                yield run, folder
             except KeyboardInterrupt:
-                click.echo(f"\ninterrupted; go on with\n  {_resume_command(run.id)}")
+                click.echo(f"\ninterrupted; resume with\n  {_resume_command(run.id)}")
                 raise
-    # Only now has the record all of it: killed before, the run is to be gone on with.
-    run_folder.write_about(place, config, data.manifest, is_recorded=True)
+    # Only now is all of it recorded: a run that is killed earlier is to be resumed.
+    run_folder.write_about(folder, config, data.manifest, is_recorded=True)
 
 
 def _batch_sizes(config: Config) -> dict[str, int]:
@@ -162,18 +162,18 @@ def _batch_sizes(config: Config) -> dict[str, int]:
 
 
 def _resume_command(run_id: str) -> str:
-    """The command that this process was started with, made to go on with a run."""
+    """Return the command that started this process, changed to resume a run."""
     given = sys.argv[1:]
     if "--resume" in given:
-        place = given.index("--resume")
-        given = given[:place] + given[place + 2 :]
+        at = given.index("--resume")
+        given = given[:at] + given[at + 2 :]
     if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`
         return f"mlflow run . {as_parameters(given[1:])} -P resume={run_id}"
     return f"nuswide {shlex.join(given)} --resume {run_id}"
 
 
 def as_parameters(options: Sequence[str]) -> str:
-    """Options (`--lr 1e-4`) as `mlflow run` takes them (`-P lr=1e-4`)."""
+    """Return options (`--lr 1e-4`) as `mlflow run` takes them (`-P lr=1e-4`)."""
     pairs = zip(options[::2], options[1::2], strict=False)
     return " ".join(f"-P {k.removeprefix('--')}={shlex.quote(v)}" for k, v in pairs)
 
@@ -181,7 +181,7 @@ def as_parameters(options: Sequence[str]) -> str:
 def _evaluate(
     config: Config, model: TaggerNet, data: Dataset, device: torch.device
 ) -> tuple[Decision, list[Evaluation]]:
-    """Score val, if there is one, and test by the chosen weights; what is fitted, is so on val."""
+    """Evaluate the chosen weights on val, if any, and test; thresholds are fitted on val."""
     score = torch_score(model.to(device), device)
     parts = {split: data.of(split) for split in ("val", "test")}
     scores = {split: predict(score, part) for split, part in parts.items() if len(part)}
@@ -207,11 +207,11 @@ def _record_outcome(
     chosen: str,
     seconds: float,
 ) -> None:
-    """Record the figures and the cost, let the model try for champion, and print it all."""
+    """Record the metrics and the cost, try the model for champion, and print the result."""
     manifest, progress, test = data.manifest, state.progress, evaluations[-1]
     for evaluation in evaluations:
-        # A figure that has no curve stands at step 0: MLflow shows such a one as a bar. A curve
-        # ends, one step past the last, with the chosen weights' figure.
+        # A metric without a curve is at step 0, so that MLflow shows a bar. A curve ends, one step
+        # after the last, with the metric of the chosen weights.
         has_curve = evaluation.split == "val" or config.test_freq or run.is_extended
         step = progress.steps + 1 if has_curve else 0
         evaluation.record(run, step=step, model_id=logged.model_id)
@@ -239,7 +239,7 @@ def _record_outcome(
 
 
 def _facts(config: Config, manifest: Manifest, run: Run, came_out: str) -> dict[str, str]:
-    """What a reader of the report may ask about the model and the data."""
+    """Return the facts on model and data at the head of the report."""
     changed = {f.name: getattr(config, f.name) for f in fields(Config)}
     changed = {k: v for k, v in changed.items() if v != Config.__dataclass_fields__[k].default}
     return {
@@ -254,7 +254,7 @@ def _facts(config: Config, manifest: Manifest, run: Run, came_out: str) -> dict[
 
 
 def _require_enough(config: Config, manifest: Manifest) -> None:
-    """Refuse data that the config can't be run on, before any picture is decoded."""
+    """Refuse data that the config cannot train on, before any image is decoded."""
     sizes = {split: len(manifest.indices(split)) for split in SPLITS}
     if sizes["train"] < (size := global_batch_size(config)):
         raise click.ClickException(
@@ -262,7 +262,7 @@ def _require_enough(config: Config, manifest: Manifest) -> None:
             f"batch_size={config.batch_size}"
         )
     if not sizes["test"]:
-        raise click.ClickException(f"{config.data} has no test images; give it some to report on")
+        raise click.ClickException(f"{config.data} has no test images; add some")
 
 
 def _open(config: Config, manifest: Manifest) -> Dataset:
@@ -276,7 +276,7 @@ def _open(config: Config, manifest: Manifest) -> Dataset:
 
 
 def _record_splits(run: Run, manifest: Manifest) -> None:
-    """Record the splits as data sets, and print how large they are."""
+    """Record the splits as data sets, and print their sizes."""
     for split in SPLITS:
         if len(samples := manifest.of(split)):
             run.log_dataset(samples, split)
@@ -285,7 +285,7 @@ def _record_splits(run: Run, manifest: Manifest) -> None:
 
 
 def _record_data(run: Run, data: Dataset) -> None:
-    """Record how often each label occurs in the splits, and the audit."""
+    """Record the label frequencies of the splits, and the audit."""
     manifest = data.manifest
     table: dict[str, list[Any]] = {"label": list(manifest.labels)}
     for split in SPLITS:
@@ -304,7 +304,7 @@ def _record_data(run: Run, data: Dataset) -> None:
 def _log_model(
     run: Run, config: Config, model: TaggerNet, data: Dataset, decision: Decision, card: str
 ) -> LoggedModel:
-    """Export the network, check it on real pictures, and log it with its weights."""
+    """Export the network, check it on test images, and log it with its weights."""
     labels = list(data.manifest.labels)
     settings = {
         "labels": labels,
@@ -329,7 +329,7 @@ def _log_model(
 def _register(
     config: Config, manifest: Manifest, evaluations: list[Evaluation], logged: LoggedModel
 ) -> str:
-    """Tag the new version and let it try for champion; gives the outcome in words."""
+    """Tag the new version and try it for champion; return the outcome in words."""
     if logged.version is None:
         return "It was not registered (registered_model=none)."
     name = config.registered_model
@@ -342,7 +342,7 @@ def _register(
 
 
 def upload_run(run_id: str, checkpoints: Path) -> None:
-    """Send what a run could not, and record its end if its training is complete."""
+    """Send the rest of a run's outbox, and record its result if its training is complete."""
     about = run_folder.read_about(checkpoints / run_id)
     config = Config(**about["config"] | {"resume": run_id, "checkpoints": str(checkpoints)})
     path = checkpoints / run_id / LAST
@@ -353,11 +353,11 @@ def upload_run(run_id: str, checkpoints: Path) -> None:
     with run_folder.exclusive_lock(checkpoints / run_id):
         mark = state["mark"] if state else 0
         send_outbox(run_id, checkpoints, mark)
-    click.echo(f"run {run_id} is recorded as far as it was trained; --resume {run_id} goes on")
+    click.echo(f"run {run_id} is recorded as far as it was trained; --resume {run_id} continues it")
 
 
 def audit_data(data: str, out: Path, cache: Path | None) -> None:
-    """Audit a data set into a folder. cache: the folder for decoded pictures, None for no look."""
+    """Audit a data set into a folder. cache: for decoded images; None to read no image."""
     if cache is None:
         made = audit.make_audit(read_manifest(data))
     else:
@@ -369,4 +369,4 @@ def audit_data(data: str, out: Path, cache: Path | None) -> None:
         audit.write_audit(made, out)
     except OSError as error:
         raise click.ClickException(f"cannot write into {out}: {error.strerror}") from error
-    click.echo(f"{audit.to_text(made)}\n\n{out / 'audit.html'} shows it all.")
+    click.echo(f"{audit.to_text(made)}\n\n{out / 'audit.html'} has all of it.")

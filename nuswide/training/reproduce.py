@@ -1,6 +1,6 @@
-"""A recorded run, trained once more: what is as it was, and what comes out.
+"""A recorded run, trained again: what it depends on, and how its metrics differ.
 
-Owns the comparison with the record. Checks out nothing and installs nothing: it only tells.
+Owns the comparison with the record. It reports a changed environment, but restores none.
 
     reproduce("0123...", changes={"data": "elsewhere"})
 """
@@ -32,8 +32,8 @@ _COMMIT, _CHANGES = "mlflow.source.git.commit", "git.uncommitted_changes"
 
 
 @dataclass(frozen=True)
-class Check:
-    """Something that a run depends on, as it was recorded and as it is now."""
+class Dependency:
+    """A setting, version or digest that a run depends on, as recorded and as it is now."""
 
     name: str
     recorded: str
@@ -41,28 +41,28 @@ class Check:
 
     @property
     def is_same(self) -> bool:
-        """Whether it is as it was recorded."""
+        """Whether it is as recorded."""
         return self.recorded == self.now
 
 
 def reproduce(run_id: str, changes: Mapping[str, str]) -> None:
-    """Train a finished run again as a new run, and report each figure's difference.
+    """Train a finished run again as a new run, and report the difference of each metric.
 
-    changes: fields that say where things are (data, cache, checkpoints). Raises
-    click.ClickException if the run has no training to repeat.
+    changes: fields that name folders (data, cache, checkpoints). Raises click.ClickException if
+    the run is no finished training run.
     """
     recorded = _find(run_id)
-    config, checks = _configuration(recorded, changes)
-    checks += _surroundings(recorded) + _data(recorded, config)
-    click.echo(_checks_text(checks))
+    config, dependencies = _configuration(recorded, changes)
+    dependencies += _surroundings(recorded) + _data(recorded, config)
+    click.echo(_dependencies_text(dependencies))
     again = train_and_register(config, name=f"again {recorded.info.run_name}",
                                tags={REPRODUCES_TAG: run_id})  # fmt: skip
-    if again is None:  # a process that does not write
+    if again is None:  # not the main process
         return
     rows = difference_rows(recorded.data.metrics, _find(again).data.metrics)
     gap = _weights_gap(run_id, again)
-    text = f"{_metrics_text(rows)}\n{_verdict(rows, gap, checks)}"
-    _record(again, f"{_checks_text(checks)}\n\n{text}")
+    text = f"{_metrics_text(rows)}\n{_verdict(rows, gap, dependencies)}"
+    _record(again, f"{_dependencies_text(dependencies)}\n\n{text}")
     click.echo(f"\n{text}\nrun {again}")
 
 
@@ -74,19 +74,19 @@ def _find(run_id: str) -> RecordedRun:
     return run
 
 
-def _configuration(run: RecordedRun, changes: Mapping[str, str]) -> tuple[Config, list[Check]]:
-    """The recorded configuration; a check for each field that is not as this version has it."""
+def _configuration(run: RecordedRun, changes: Mapping[str, str]) -> tuple[Config, list[Dependency]]:
+    """Return the recorded configuration, and the fields that only it or only this version has."""
     if (text := reader.fetch_text(run.info.run_id, "config.yaml")) is None:
         raise click.ClickException(f"run {run.info.run_id} has recorded no config.yaml")
     recorded: dict[str, Any] = yaml.safe_load(text)
     known = {f.name: f.default for f in fields(Config)}
-    checks = [
-        Check(f"field {name}", str(value), "no such field")
+    dependencies = [
+        Dependency(f"field {name}", str(value), "no such field")
         for name, value in recorded.items()
         if name not in known
     ]
-    checks += [
-        Check(f"field {name}", "no such field", str(default))
+    dependencies += [
+        Dependency(f"field {name}", "no such field", str(default))
         for name, default in known.items()
         if name not in recorded
     ]
@@ -94,40 +94,42 @@ def _configuration(run: RecordedRun, changes: Mapping[str, str]) -> tuple[Config
     config = load_config(
         None, kept | {k: v for k, v in changes.items() if k in may_differ("reproduce")}
     )
-    return replace(config, resume="none", registered_model="none"), checks
+    return replace(config, resume="none", registered_model="none"), dependencies
 
 
-def _surroundings(run: RecordedRun) -> list[Check]:
-    """Code, versions and hardware."""
+def _surroundings(run: RecordedRun) -> list[Dependency]:
+    """Return commit, versions and hardware."""
     now, tags = environment(), run.data.tags
     names = sorted({k for k in (*now, *tags) if k.startswith(("software.", "hardware."))})
-    checks = [Check(name, tags.get(name, "none"), now.get(name, "none")) for name in names]
-    commit = Check("code commit", tags.get(_COMMIT, "unknown"), now.get(_COMMIT, "unknown"))
-    changed = Check(
+    dependencies = [
+        Dependency(name, tags.get(name, "none"), now.get(name, "none")) for name in names
+    ]
+    commit = Dependency("code commit", tags.get(_COMMIT, "unknown"), now.get(_COMMIT, "unknown"))
+    changed = Dependency(
         "uncommitted changes", tags.get(_CHANGES, "unknown"), now.get(_CHANGES, "unknown")
     )
-    return [commit, changed, *checks]
+    return [commit, changed, *dependencies]
 
 
-def _data(run: RecordedRun, config: Config) -> list[Check]:
-    """The data set's digest, with val carved as training does."""
+def _data(run: RecordedRun, config: Config) -> list[Dependency]:
+    """Return the data set's digest, with val split off as in training."""
     manifest = read_manifest(config.data)
     if config.val_fraction and not len(manifest.indices("val")):
         manifest = carve_val(manifest, fraction=config.val_fraction, seed=config.split_seed)
-    return [Check("data digest", run.data.tags.get("data.digest", "unknown"), manifest.digest)]
+    return [Dependency("data digest", run.data.tags.get("data.digest", "unknown"), manifest.digest)]
 
 
 def difference_rows(
     recorded: Mapping[str, float], again: Mapping[str, float]
 ) -> list[tuple[str, float, float]]:
-    """Each figure that either run has, as recorded and as it came out again; no times."""
+    """Return (name, recorded, again) of each metric of either run, except times."""
     names = sorted((recorded.keys() | again.keys()) - _TIMED)
     nothing = float("nan")
     return [(name, recorded.get(name, nothing), again.get(name, nothing)) for name in names]
 
 
 def _weights_gap(run_id: str, again: str) -> float | None:
-    """The largest difference of a weight; None if either run's weights can't be had."""
+    """Return the largest difference of a weight; None if it cannot be computed."""
     both = [_weights(one) for one in (run_id, again)]
     if not all(both) or both[0].keys() != both[1].keys():
         return None
@@ -142,28 +144,29 @@ def _weights(run_id: str) -> dict[str, NDArray[Any]]:
     return weights
 
 
-def _verdict(rows: list[tuple[str, float, float]], gap: float | None, checks: list[Check]) -> str:
+def _verdict(
+    rows: list[tuple[str, float, float]], gap: float | None, dependencies: list[Dependency]
+) -> str:
     differing = [row for row in rows if not _is_equal(*row[1:])]
     weights = "the weights are identical" if gap == 0 else f"weights differ by {gap} at most"
     if gap is None:
         weights = "the weights could not be compared"
     if not differing:
-        return f"All {len(rows)} figures are identical; {weights}."
-    changed = [check.name for check in checks if not check.is_same]
+        return f"All {len(rows)} metrics are identical; {weights}."
+    changed = [dependency.name for dependency in dependencies if not dependency.is_same]
     reason = f"not as recorded: {', '.join(changed)}" if changed else "all else is as recorded"
-    return f"{len(differing)} of {len(rows)} figures differ; {weights}; {reason}."
+    return f"{len(differing)} of {len(rows)} metrics differ; {weights}; {reason}."
 
 
 def _is_equal(one: float, other: float) -> bool:
     return one == other or bool(np.isnan(one) and np.isnan(other))
 
 
-def _checks_text(checks: list[Check]) -> str:
-    lines = (
-        f"{'as recorded' if check.is_same else 'DIFFERS':12s} {check.name:22s} {check.recorded}"
-        + ("" if check.is_same else f"  now {check.now}")
-        for check in checks
-    )
+def _dependencies_text(dependencies: list[Dependency]) -> str:
+    lines = []
+    for one in dependencies:
+        state, now = ("as recorded", "") if one.is_same else ("DIFFERS", f"  now {one.now}")
+        lines.append(f"{state:12s} {one.name:22s} {one.recorded}{now}")
     return "\n".join(lines)
 
 
@@ -180,6 +183,6 @@ def _metrics_text(rows: list[tuple[str, float, float]]) -> str:
 
 
 def _record(run_id: str, text: str) -> None:
-    """Put the comparison into the new run's record."""
+    """Record the comparison in the new run."""
     summary = f"**Reproduction.** {text.splitlines()[-1]}"
     amend_note(run_id, text, name="reproduction.txt", summary=summary)

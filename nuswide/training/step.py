@@ -1,9 +1,9 @@
-"""One optimizer step: forward, loss, backward, update, in the precision that was asked for.
+"""One optimizer step: forward, loss, backward, update, in the configured precision.
 
-Owns State, which is what a checkpoint holds, and take_step. Knows nothing of epochs or splits.
+Owns State, which a checkpoint holds, and train_step. Knows nothing of epochs or splits.
 
     state = create_state(config, model, device, steps_per_epoch=156, train=train)
-    counts = take_step(config, state, micro_batches)
+    counts = train_step(config, state, micro_batches)
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Progress:
-    """Where training is. steps: optimizer steps taken; step_in_epoch: those of this epoch.
+    """How far training is. steps: optimizer steps taken; step_in_epoch: those of this epoch.
 
     tested: steps after which test was last evaluated. train_s: seconds of training alone.
     """
@@ -56,11 +56,10 @@ class Best:
 
 @dataclass
 class State:
-    """All that changes while training.
+    """All that changes during training.
 
-    network: the model as a step calls it, wrapped for many processes or compiled. counts: of
-    train's labels, from which the criterion of each epoch is made. dtype: of the network's inner
-    arithmetic.
+    network: the model as a step calls it: wrapped for several processes, compiled or captured.
+    counts: of train's labels, for each epoch's criterion. dtype: of the network under autocast.
     """
 
     model: TaggerNet
@@ -75,15 +74,15 @@ class State:
     steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
     best: Best | None = None
-    is_head_only: bool | None = None  # until the first epoch is prepared
+    is_head_only: bool | None = None  # None before the first epoch
 
     @property
     def evaluated(self) -> TaggerNet:
-        """The network whose figures count: the moving average where there is one."""
+        """The network that is evaluated: the moving average if there is one."""
         return self.ema.model if self.ema else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Give everything that a checkpoint needs."""
+        """Return all that a checkpoint needs."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else None,
@@ -94,7 +93,7 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what state_dict gave."""
+        """Restore what state_dict returned."""
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
@@ -157,7 +156,7 @@ def create_state(
     steps_per_epoch: int,
     train: TrainLabels,
 ) -> State:
-    """Put a model on its device, with all that training it takes."""
+    """Move a model to its device, and create all else that training needs."""
     if config.sync_batchnorm:
         if device.type != "cuda":
             raise click.ClickException(
@@ -165,7 +164,7 @@ def create_state(
             )
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device).to(memory_format=torch.channels_last)
-    torch.backends.cudnn.benchmark = True  # kernels are tried once for each of the few shapes
+    torch.backends.cudnn.benchmark = True  # there are few shapes
     dtype = choose_precision(config.precision, device)
     ema = None
     if config.ema_epochs:
@@ -191,11 +190,11 @@ def _counts(train: TrainLabels, device: torch.device) -> LabelCounts:
 
 
 def prepare_epoch(config: Config, state: State) -> None:
-    """Set the loss and what is trained in the epoch at hand: the head alone at first, then all."""
+    """Set the loss and the trained parameters of the current epoch: at first the head, then all."""
     state.criterion = create_criterion(config, state.counts, epoch=state.progress.epoch)
     head_only = state.progress.epoch < config.head_epochs
     state.model.train()
-    if head_only:  # statistics that nothing adapts to stay as they are
+    if head_only:  # its weights cannot adapt to new statistics
         state.model.backbone.eval()
     if head_only == state.is_head_only:
         return
@@ -216,13 +215,13 @@ def _wants_compiling(config: Config, state: State) -> bool:
 
 
 def _compile(config: Config, state: State) -> nn.Module:
-    """Compile the network and try it; say so and give it back as it was where that fails.
+    """Return the compiled network, or the network itself where compiling fails.
 
-    It is tried on every size that is still to come, as torch may compile anew for each.
+    It is tried on every image size to come, as torch may recompile for each.
     """
     epochs = range(state.progress.epoch, config.epochs)
     sides = {transforms.side_px(config, epoch=epoch) for epoch in epochs}
-    click.echo("compiling the network; that takes a minute or two")
+    click.echo("compiling the network, which takes a minute or two")
     network = state.network
     with _buffers_kept(state):
         try:
@@ -231,16 +230,18 @@ def _compile(config: Config, state: State) -> nn.Module:
                 with _autocast(state):
                     logits = compiled(_example(config, state, side))
                 logits.float().sum().backward()
-        except Exception as error:  # whatever the compiler meets, training can go on without it
+        except Exception as error:  # training also works without the compiler
             reason = _first_line(error)
-            click.echo(f"compile={config.compile} does not work here ({reason}); going on without")
+            click.echo(
+                f"compile={config.compile} does not work here ({reason}); continuing without it"
+            )
             torch._dynamo.reset()
             compiled = network
     return compiled
 
 
 class _Captured(nn.Module):
-    """Stands before a network for capturing, which replaces the forward of what it is given."""
+    """A wrapper around a network for capturing, which replaces the wrapper's forward."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -253,10 +254,10 @@ class _Captured(nn.Module):
 
 
 def _can_capture(config: Config, state: State) -> bool:
-    """Whether a CUDA graph can stand for the network: one size, one process, one backward a step.
+    """Whether the network can be a CUDA graph: one image size, one process, one backward a step.
 
-    A second backward before the step would overwrite the first one's gradients in the graph's own
-    memory.
+    A second backward before the step would overwrite the first one's gradients, which are in the
+    graph's own memory.
     """
     if not config.cuda_graph or state.device.type != "cuda":
         return False
@@ -264,9 +265,9 @@ def _can_capture(config: Config, state: State) -> bool:
 
 
 def _capture(config: Config, state: State) -> nn.Module:
-    """Capture the network's forward and backward as CUDA graphs, or say why that fails.
+    """Return the network as CUDA graphs of forward and backward, or itself where that fails.
 
-    At batch 32 a GPU computes faster than Python can launch kernels; a graph is launched as one.
+    At batch size 32 a GPU computes faster than Python launches kernels; a graph is one launch.
     """
     example = _example(config, state, config.image_size_px)
     network = _Captured(state.network)
@@ -274,8 +275,8 @@ def _capture(config: Config, state: State) -> nn.Module:
         try:
             with _autocast(state, cache=False):  # cached casts would not be part of the graph
                 torch.cuda.make_graphed_callables(network, (example,))
-        except Exception as error:  # whatever cannot be captured can still be launched
-            click.echo(f"cuda_graph does not work here ({_first_line(error)}); going on without")
+        except Exception as error:  # training also works without graphs
+            click.echo(f"cuda_graph does not work here ({_first_line(error)}); continuing without")
             return state.network
     return network
 
@@ -287,7 +288,7 @@ def _example(config: Config, state: State, side: int) -> Tensor:
 
 @contextmanager
 def _buffers_kept(state: State) -> Iterator[None]:
-    """Undo what trying the network does to its running statistics and gradients."""
+    """Restore the running statistics and clear the gradients after trying the network."""
     buffers = [b.clone() for b in state.model.buffers()]
     yield
     state.optimizer.zero_grad()
@@ -308,11 +309,11 @@ MicroBatch = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
 def train_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]) -> Tensor:
-    """Take one optimizer step; gives its counts, see counts.step_counts.
+    """Take one optimizer step; return its counts, see step_metrics.step_counts.
 
     micro_batches: `accumulate` times uint8 images, targets and known on the device, and draws.
-    Randomness inside of the network follows from seed, step and process, so that it need not be
-    kept for resuming.
+    Randomness inside the network follows from seed, step and process, so that resuming needs no
+    state of it.
     """
     step = state.progress.steps
     seed = np.random.SeedSequence([config.seed, step, distributed.rank()])
@@ -339,7 +340,7 @@ def train_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]
 
 
 def _forward(config: Config, state: State, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Augment, run the network and give the loss, with the batch's counts."""
+    """Augment, run the network, and return the loss with the batch's counts."""
     images, targets, known, draws = micro_batch
     images = transforms.resize(images, transforms.side_px(config, epoch=state.progress.epoch))
     inputs = transforms.augment(images, draws, config)

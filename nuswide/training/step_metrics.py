@@ -1,10 +1,10 @@
-"""Each step's loss and nine figures, counted on the device and taken from it in blocks.
+"""Each step's loss and nine metrics, counted on the device and read from it in blocks.
 
-Owns the counts of a batch, the figures that follow from them, and the hand-over to the record.
+Owns the counts of a batch, the metrics computed from them, and their logging.
 
     record = StepRecord(run, first_step=0, loss_sum=0.0, explain=explain)
     record.add(step_counts(loss, logits, targets, threshold=0.5))
-    record.hand_on()
+    record.flush()
 """
 
 from collections.abc import Callable
@@ -19,22 +19,22 @@ from nuswide.core import distributed
 from nuswide.metrics import NINE
 from nuswide.training.checkpoint import Diverged
 
-BLOCK = 100  # steps whose counts leave the device together
-_SUMS = 5  # loss, images, and the samples figures' sums come before three counts a label
+BLOCK = 100  # steps whose counts are read from the device together
+_SUMS = 5  # loss, images and the sums of the samples metrics, before three counts a label
 _KEYS = tuple(f"train/{name}" for name in ("loss", *NINE))
 
 
-class Log(Protocol):
-    """Where figures go."""
+class MetricLog(Protocol):
+    """What takes the metrics."""
 
     def log_metrics(self, metrics: dict[str, float], *, step: int) -> None:
-        """Take figures of a step."""
+        """Log metrics of a step."""
 
 
 def step_counts(
     loss: Tensor, logits: Tensor, targets: Tensor, threshold: float, known: Tensor | None = None
 ) -> Tensor:
-    """What a batch adds to the figures of its step, left on the device; (5 + 3C,).
+    """Return the counts of a batch, on the device; (5 + 3C,).
 
     logits, targets, known: (N, C). A mixed target of a half or more counts as true.
     """
@@ -49,7 +49,7 @@ def step_counts(
 
 
 def metrics_of(counts: Tensor) -> Tensor:
-    """Loss and the nine figures, in the order of metrics.NINE, from steps' counts; (B, 10).
+    """Return loss and nine metrics, in the order of metrics.NINE, from steps' counts; (B, 10).
 
     As metrics.all_figures defines them. counts: (B, 5 + 3C), any device.
     """
@@ -61,7 +61,7 @@ def metrics_of(counts: Tensor) -> Tensor:
 
 
 def _ratios(hits: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
-    """Precision, recall and F1; a zero denominator goes with a zero numerator and gives 0."""
+    """Return precision, recall and F1; 0 where the denominator is 0, as the numerator is, too."""
     return torch.stack([
         hits / predicted.clamp(min=1), hits / true.clamp(min=1),
         2 * hits / (predicted + true).clamp(min=1),
@@ -69,14 +69,14 @@ def _ratios(hits: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
 
 
 class StepRecord:
-    """Collects the counts of steps and hands them on in blocks; gives no step twice.
+    """Collects the counts of steps, and logs their metrics in blocks, each step once.
 
-    loss_sum: that of the epoch's steps before, to which those handed on are added. explain: says
-    for a step whose loss is not finite what to do.
+    loss_sum: the sum of the epoch's losses so far, to which those of logged steps are added.
+    explain: returns what to do about a step whose loss is not finite.
     """
 
     def __init__(
-        self, run: Log, first_step: int, loss_sum: float, explain: Callable[[int, float], str]
+        self, run: MetricLog, first_step: int, loss_sum: float, explain: Callable[[int, float], str]
     ) -> None:
         self.run = run
         self.step = first_step
@@ -85,13 +85,13 @@ class StepRecord:
         self.waiting: list[Tensor] = []
 
     def add(self, counts: Tensor) -> None:
-        """Take a step's counts."""
+        """Add a step's counts."""
         self.waiting.append(counts)
         if len(self.waiting) == BLOCK:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what waits; raises Diverged for a loss that is not finite."""
+        """Log all steps so far; raises Diverged for a loss that is not finite."""
         if not self.waiting:
             return
         counts = distributed.all_reduce(torch.stack(self.waiting)).cpu()

@@ -87,7 +87,7 @@ def test_two_processes_train_as_one_run_and_come_back_when_one_is_killed(
     assert process.returncode == 0, output
     (about,) = folder.glob("*/about.json")
     run_id = about.parent.name
-    assert f"going on with run {run_id}" in output
+    assert f"resuming run {run_id}" in output
     assert json.loads(about.read_text())["recorded"]
     client = mlflow.MlflowClient(workspace.env["MLFLOW_TRACKING_URI"])
     (run,) = client.search_runs(["0"])

@@ -26,7 +26,7 @@ def test_a_run_trained_again_on_the_same_machine_is_identical(trained: Trained) 
     again = mlflow.get_run(run_id_of(done))
     assert again.info.run_id != trained.run_id
     assert again.data.tags["nuswide.reproduces"] == trained.run_id
-    assert "figures are identical; the weights are identical." in done.stdout
+    assert "metrics are identical; the weights are identical." in done.stdout
     assert "DIFFERS" not in done.stdout and "as recorded  data digest" in done.stdout
     recorded = mlflow.get_run(trained.run_id).data.metrics
     for name in ("test/map", "val/micro/f1", "train/loss"):
@@ -47,7 +47,7 @@ def test_other_data_are_told_and_so_are_the_figures_that_differ(
     (folder / "train.json").write_text(json.dumps(content))
     done = trained.workspace.nuswide("reproduce", trained.run_id, "--data", str(folder))
     assert "DIFFERS      data digest" in done.stdout
-    assert "figures differ" in done.stdout and "not as recorded: data digest" in done.stdout
+    assert "metrics differ" in done.stdout and "not as recorded: data digest" in done.stdout
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "nothing"])

@@ -104,7 +104,7 @@ def test_a_killed_run_ends_as_one_that_was_not(workspace: Workspace, tiny_data: 
         process.communicate()
         assert mlflow.get_run(run_id).info.status == "RUNNING"
     done = workspace.nuswide(*command(tiny_data, **often, checkpoints=str(folder), resume="auto"))
-    assert f"going on with run {run_id}" in done.stdout
+    assert f"resuming run {run_id}" in done.stdout
     assert_equal_outcomes(whole, run_id)
 
 

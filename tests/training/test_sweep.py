@@ -255,7 +255,7 @@ def test_a_stopped_worker_says_how_to_go_on_and_the_trial_goes_on_exactly(
     run_id = worker.wait_for(lambda: a_child_with_a_checkpoint(workspace))
     worker.process.send_signal(signal.SIGINT)
     assert worker.end() == 1 and "Traceback" not in worker.output, worker.output
-    assert "interrupted; go on with\n  nuswide sweep tiny.yaml\n" in worker.output
+    assert "interrupted; continue with\n  nuswide sweep tiny.yaml\n" in worker.output
     parent, children = all_runs()
     assert parent.info.status == "KILLED"
     assert [run.info.status for run in children[1]] == ["KILLED"]
@@ -361,7 +361,7 @@ def test_a_storage_that_goes_away_ends_a_worker_in_a_line_and_the_same_command_g
         server.stop()
         assert worker.end() == 1 and "Traceback" not in worker.output, worker.output
         assert "the storage does not answer" in worker.output
-        again = f"go on with\n  nuswide sweep tiny.yaml --storage {server.url}\n"
+        again = f"continue with\n  nuswide sweep tiny.yaml --storage {server.url}\n"
         assert again in worker.output
         parent, children = all_runs()
         runs = [parent, *(run for runs in children.values() for run in runs)]

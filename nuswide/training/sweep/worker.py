@@ -62,7 +62,7 @@ def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
     if distributed.world_size() > 1:
         raise click.ClickException("a sweep's workers are started one by one, not by torchrun")
     _quieten()
-    again = f"go on with\n  {_same_command()}"
+    again = f"continue with\n  {_same_command()}"
     store = StudyStorage(storage or default_storage(), name=name, heartbeat_s=plan.heartbeat_s)
     try:
         worker = Worker(plan, store)
