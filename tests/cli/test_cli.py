@@ -175,7 +175,7 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         holder.listen()
         port = str(holder.getsockname()[1])
         error = error_of("serve", "--port", port)
-    assert port in error and "another port" in error
+    assert port in error and "another --port" in error
 
 
 def test_a_tracking_server_that_is_away_is_named(
