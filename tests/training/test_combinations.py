@@ -198,7 +198,7 @@ def test_a_runs_label_vectors_are_made_without_the_val_split_that_it_carves(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     options = TINY | {"data": str(tiny_data), "head": "gcn", "registered_model": "none"}
-    Workspace(tmp_path).nuswide("train", *(x for k, v in options.items() for x in (f"--{k}", v)))
+    Workspace(tmp_path).in_process("train", *(x for k, v in options.items() for x in (f"--{k}", v)))
     (weights,) = tmp_path.glob("mlruns/**/weights.safetensors")
     vectors = load_file(weights)["head.vectors"].numpy()
     whole = load_manifest(str(tiny_data))

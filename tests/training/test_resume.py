@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed and gone on with, each by real processes."""
+"""Runs that are stopped, killed and resumed; what is stopped or killed is a process of its own."""
 
 import json
 import os
@@ -138,13 +138,14 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
 def test_a_finished_run_can_be_trained_further_but_not_otherwise(
     workspace: Workspace, tiny_data: Path
 ) -> None:
-    run_id = run_id_of(workspace.nuswide(*command(tiny_data, epochs="1")))
-    done = workspace.nuswide(*command(tiny_data, epochs="2", lr="1e-2", resume=run_id), check=False)
+    run_id = run_id_of(workspace.in_process(*command(tiny_data, epochs="1")))
+    longer = command(tiny_data, epochs="2", resume=run_id)
+    done = workspace.in_process(*longer, "--lr", "1e-2", check=False)
     assert done.returncode == 2 and "lr was 0.001, is 0.01" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert mlflow.get_run(run_id).info.status == "FINISHED"
-    workspace.nuswide(*command(tiny_data, epochs="2", resume=run_id))
-    whole = run_id_of(workspace.nuswide(*command(tiny_data, epochs="2")))
+    workspace.in_process(*longer)
+    whole = run_id_of(workspace.in_process(*command(tiny_data, epochs="2")))
     weights, histories = outcome(run_id)
     expected, histories_2 = outcome(whole)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -173,7 +174,7 @@ def test_more_epochs_go_on_with_a_run_unless_what_is_past_would_have_been_otherw
 def test_mlflow_run_goes_on_with_a_run_and_its_own_says_so(
     workspace: Workspace, tiny_data: Path
 ) -> None:
-    run_id = run_id_of(workspace.nuswide(*command(tiny_data, epochs="1", warmup_epochs="0.5")))
+    run_id = run_id_of(workspace.in_process(*command(tiny_data, epochs="1", warmup_epochs="0.5")))
     params = OPTIONS | {"data": str(tiny_data), "epochs": "2", "warmup_epochs": "0.5"}
     params |= {"experiment": str(workspace.folder / "empty.yaml"), "resume": run_id}
     (workspace.folder / "empty.yaml").write_text("")
@@ -191,30 +192,30 @@ def test_a_run_that_ended_is_not_gone_on_with_by_itself(
 ) -> None:
     """Killed after its run was ended and before that was noted, a process has done all its work."""
     arguments = command(tiny_data, epochs="1", lr="3e-3", checkpoints="ended", resume="auto")
-    run_id = run_id_of(workspace.nuswide(*arguments))
+    run_id = run_id_of(workspace.in_process(*arguments))
     about = workspace.folder / "ended" / run_id / "about.json"
     assert json.loads(about.read_text())["recorded"]
     about.write_text(about.read_text().replace('"recorded": true', '"recorded": false'))
-    assert run_id_of(workspace.nuswide(*arguments)) != run_id
+    assert run_id_of(workspace.in_process(*arguments)) != run_id
 
 
 def test_an_unfinished_run_of_another_store_is_left_alone(
     workspace: Workspace, tiny_data: Path
 ) -> None:
     arguments = command(tiny_data, epochs="1", lr="4e-3", checkpoints="shared")
-    run_id = run_id_of(workspace.nuswide(*arguments))
+    run_id = run_id_of(workspace.in_process(*arguments))
     about = workspace.folder / "shared" / run_id / "about.json"
     foreign = workspace.folder / "shared" / ("f" * 32)
     foreign.mkdir()
     text = about.read_text().replace('"recorded": true', '"recorded": false')
     (foreign / "about.json").write_text(text)
     for resume in ("none", "auto"):
-        done = workspace.nuswide(*arguments, "--resume", resume)
+        done = workspace.in_process(*arguments, "--resume", resume)
         assert run_id_of(done) not in (run_id, foreign.name)
 
 
 def test_a_run_that_is_nowhere_is_an_error(workspace: Workspace, tiny_data: Path) -> None:
-    done = workspace.nuswide(*command(tiny_data, resume="0" * 32), check=False)
+    done = workspace.in_process(*command(tiny_data, resume="0" * 32), check=False)
     assert done.returncode == 1 and "no checkpoint of run 000" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -224,7 +225,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(workspace: Workspace, tiny_da
     long = command(tiny_data, epochs="300", checkpoints="busy", checkpoint_minutes="0.001")
     process = start(workspace, *long)
     run_id = wait_for_checkpoint(folder, process, 1)
-    done = workspace.nuswide(*long, "--resume", run_id, check=False)
+    done = workspace.in_process(*long, "--resume", run_id, check=False)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert done.returncode == 1 and "another process is training run" in done.stderr, done.stderr
