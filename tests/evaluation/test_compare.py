@@ -185,7 +185,7 @@ def test_other_images_under_the_same_digest_are_refused(
     ids: dict[str, str], tmp_path: Path
 ) -> None:
     fewer = record(tmp_path, 1.0, saved=scores_of(1.0, images=100), head="fewer")
-    with pytest.raises(click.ClickException, match="other images"):
+    with pytest.raises(click.ClickException, match="different images"):
         compared(ids["good 0"], fewer)
 
 

@@ -130,7 +130,7 @@ def test_other_images_or_another_truth_are_no_contest() -> None:
     saved = scores_of(1.0)
     renamed = replace(saved, images=("other.jpg", *saved.images[1:]))
     retold = replace(saved, targets=1 - saved.targets)  # type: ignore[operator]
-    for other, reason in ((renamed, "other images"), (retold, "other labels")):
+    for other, reason in ((renamed, "different images"), (retold, "different targets")):
         with pytest.raises(click.ClickException, match=reason):
             decide(other, saved, Rule())
 
