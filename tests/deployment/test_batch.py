@@ -333,6 +333,12 @@ def test_a_folder_of_other_files_is_not_touched(
         tag_here(registered, photos, tmp_path / "out")
 
 
+def test_a_lock_file_that_cannot_be_removed_is_no_error(tmp_path: Path) -> None:
+    with exclusive_lock(tmp_path / "out"):
+        (tmp_path / "out" / "_lock").unlink()  # by hand, or never: Windows removes no open file
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["nowhere", "models:/none@champion", "damaged"])
 def test_a_missing_model_is_one_clear_error(

@@ -8,7 +8,7 @@ tagging that it belongs to and lists its rejected images, so that a kill cannot 
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,8 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
                 _require_own(folder)
                 yield
             finally:
-                lock.unlink()
+                with suppress(OSError):  # it may stay: readers of Parquet ignore it
+                    lock.unlink()
     except OSError as error:
         raise click.ClickException(f"{error.filename or folder}: {error.strerror}") from error
 
