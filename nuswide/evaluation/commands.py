@@ -85,8 +85,8 @@ def evaluate_scores(
 ) -> None:
     """Evaluate the scores of another program in a run of their own; needs no images.
 
-    path: an npz or CSV, see scores.SavedScores. thresholds: fixed (at `threshold`), or global or
-    label, fitted on the data's own val split, for which the file must have scores, too.
+    path: an npz or CSV, see score_file.SavedScores. thresholds: fixed (at `threshold`), or global
+    or label, fitted on the data's own val split, for which the file must have scores, too.
     """
     saved = SavedScores.load(path)
     manifest = read_manifest(data)
