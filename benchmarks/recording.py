@@ -3,8 +3,8 @@
     python benchmarks/recording.py
 
 Takes the figures of the same random batches on the CPU in both ways, in turn. Ours counts on the
-device, takes the counts from it in blocks, and puts them into the spool of a real MLflow run: that
-is all that training waits for. Afterwards the spool is emptied into the store, while a real run
+device, takes the counts from it in blocks, and puts them into the outbox of a real MLflow run: that
+is all that training waits for. Afterwards the outbox is emptied into the store, while a real run
 would be training; those seconds are shown apart. The article's nine calls record nothing.
 """
 
