@@ -223,6 +223,12 @@ def test_seeds_are_pooled_whatever_they_ran_on_and_with_those_recorded_before_a_
     assert [run.info.run_id for run in alone.runs] == [other]
 
 
+def test_a_field_that_was_added_since_is_no_difference(ids: dict[str, str], tmp_path: Path) -> None:
+    newer = record(tmp_path, 2.0, seed=5, head="csra", test_flips="False")
+    entrants = find_entrants(f"{ids['good 0']},{newer}", pool_seeds=False)
+    assert tables.params(entrants).rows == (("seed", "0", "5"),)
+
+
 def test_seeds_can_be_compared_apart(ids: dict[str, str]) -> None:
     named = f"{ids['good 0']},{ids['good 1']}"
     assert len(find_entrants(named, pool_seeds=False)) == 2

@@ -43,13 +43,9 @@ class Entrant:
     @property
     def params(self) -> dict[str, str]:
         """Return each param, the values of several runs separated by commas."""
-        keys = sorted({key for run in self.runs for key in run.data.params})
-        return {key: self._joined(key) for key in keys}
-
-    def _joined(self, key: str) -> str:
-        values = list(dict.fromkeys(run.data.params.get(key, "") for run in self.runs))
-        more = f", … ({len(values)})" if len(values) > _MOST_SHOWN else ""
-        return ", ".join(values[:_MOST_SHOWN]) + more
+        found = [_params_of(run) for run in self.runs]
+        keys = sorted({key for own in found for key in own})
+        return {key: _joined([own.get(key, "") for own in found]) for key in keys}
 
     def values(self, key: str) -> list[float]:
         """Return a metric of each run that has it; costs may also be params or tags."""
@@ -61,6 +57,19 @@ class Entrant:
         """Return the mean of a metric over the runs; None unless all have it."""
         values = self.values(key)
         return float(np.mean(values)) if len(values) == len(self.runs) else None
+
+
+def _params_of(run: RecordedRun) -> Mapping[str, str]:
+    """Return the params of a run; of training also the fields that were added since."""
+    own: dict[str, str] = run.data.params
+    is_training = run.data.tags.get(JOB_TAG) == "train" and "seed" in own
+    return {k: str(v) for k, v in with_defaults(own).items()} if is_training else own
+
+
+def _joined(values: Sequence[str]) -> str:
+    different = list(dict.fromkeys(values))
+    more = f", … ({len(different)})" if len(different) > _MOST_SHOWN else ""
+    return ", ".join(different[:_MOST_SHOWN]) + more
 
 
 def find_entrants(runs: str, *, pool_seeds: bool) -> list[Entrant]:
@@ -153,8 +162,7 @@ def _recipe(entrant: Entrant) -> object:
         return run.info.run_id
     # `mlflow run` records the experiment file too, whose fields are params of their own.
     ignored = may_differ("compare") | {"experiment"}
-    recorded = with_defaults(run.data.params)
-    params = {k: as_number(str(v)) for k, v in recorded.items() if k not in ignored}
+    params = {k: as_number(v) for k, v in _params_of(run).items() if k not in ignored}
     data = run.data.tags.get("data.digest"), entrant.digest, entrant.has_scores
     return tuple(sorted(params.items(), key=lambda item: item[0])), data
 
