@@ -201,12 +201,15 @@ def test_a_baseline_is_chosen_by_run_and_must_be_there_and_have_scores(
             choose_baseline(entrants, wanted)
 
 
-def test_a_seed_that_was_run_twice_counts_once(ids: dict[str, str], tmp_path: Path) -> None:
+def test_a_seed_that_was_run_twice_counts_once_and_the_run_left_out_is_named(
+    ids: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = record(tmp_path, 2.0, name="train head=csra", seed=2, head="csra")
     named = [ids["good 1"], ids["good 2"], again, ids["poor 0"]]
     entrants = find_entrants(",".join(named), pool_seeds=True)
     pooled = max(entrants, key=lambda entrant: len(entrant.runs))
     assert [run.info.run_id for run in pooled.runs] == [ids["good 1"], again]
+    assert f"run {ids['good 2']} is left out" in capsys.readouterr().out
 
 
 def test_seeds_are_pooled_whatever_they_ran_on_and_with_those_recorded_before_a_field_existed(

@@ -143,8 +143,14 @@ def _pool(entrants: Sequence[Entrant]) -> list[Entrant]:
     """Pool training runs of one recipe into one entrant; of a repeated seed, keep the latest."""
     groups: dict[object, dict[str, Entrant]] = {}
     for entrant in sorted(entrants, key=lambda e: e.runs[0].info.start_time):
-        key, seed = _recipe(entrant), entrant.runs[0].data.params.get("seed", "")
-        groups.setdefault(key, {})[seed] = entrant
+        seeds = groups.setdefault(_recipe(entrant), {})
+        seed = entrant.runs[0].data.params.get("seed", "")
+        if seed in seeds:
+            click.echo(
+                f"run {seeds[seed].runs[0].info.run_id} is left out: a later run has its recipe "
+                f"and its seed {seed}; pool_seeds=false keeps both"
+            )
+        seeds[seed] = entrant
     pooled = []
     for seeds in groups.values():
         members = list(seeds.values())
