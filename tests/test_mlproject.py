@@ -10,6 +10,7 @@ import pytest
 import yaml
 from mlflow.projects import _project_spec
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from nuswide import cli
 
@@ -67,8 +68,11 @@ def test_conda_yaml_pins_every_dependency_of_pyproject_exactly() -> None:
 
 def test_conda_yaml_pins_nothing_that_pyproject_does_not_bring() -> None:
     """Walks what the installed packages require, so that a dropped dependency leaves no pin."""
-    from importlib.metadata import PackageNotFoundError, requires
+    from importlib.metadata import PackageNotFoundError, requires, version
 
+    (pinned,) = pins()["torch"]
+    if Version(version("torch")) < Version(next(iter(pinned.specifier)).version):
+        pytest.skip("needs the torch that conda.yaml pins: an older one requires other packages")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     declared = project["dependencies"] + extras["serve"] + extras["sweep"]
