@@ -62,13 +62,13 @@ def test_times_are_no_figures_and_a_missing_figure_is_a_difference() -> None:
     rows = difference_rows(recorded, {"test/map": 0.5, "train/seconds": 1.0, "val/map": 0.1})
     assert [name for name, *_ in rows] == ["test/map", "val/map", "val/tail_map"]
     assert np.isnan(rows[1][1]) and rows[1][2] == 0.1
-    assert _verdict(rows, 0.0, []).startswith("1 of 3 figures differ; the weights are identical")
+    assert _verdict(rows, 0.0, []).startswith("1 of 3 metrics differ; the weights are identical")
 
 
 def test_the_verdict_names_what_is_not_as_recorded() -> None:
     checks = [Dependency("software.torch", "2.11", "2.12"), Dependency("data digest", "a", "a")]
     assert _verdict([("test/map", 0.5, 0.5)], None, checks) == (
-        "All 1 figures are identical; the weights could not be compared."
+        "All 1 metrics are identical; the weights could not be compared."
     )
     verdict = _verdict([("test/map", 0.5, 0.4)], 1e-3, checks)
     assert verdict.endswith("weights differ by 0.001 at most; not as recorded: software.torch.")
