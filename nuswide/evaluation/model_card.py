@@ -15,16 +15,16 @@ from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.evaluation.evaluate import Evaluation
 from nuswide.reporting.table import make_table, to_markdown
 
-_FEW = 20  # positives in train, or in test, with which nothing is sure
+_FEW = 20  # positives in train or in test below which a label is called unreliable
 _LABELS = "## Labels"
 
 
 def make_card(
     config: Config, manifest: Manifest, evaluations: Sequence[Evaluation], *, choice: str
 ) -> str:
-    """Write the card in Markdown.
+    """Return the card in Markdown.
 
-    manifest: of all splits. evaluations: the last one is of test. choice: how the weights were
+    manifest: all splits. evaluations: the last one is on test. choice: how the weights were
     chosen, in words.
     """
     sections = {
@@ -39,7 +39,7 @@ def make_card(
 
 
 def without_labels(card: str) -> str:
-    """The card without its table of labels, for a page that takes a few thousand characters."""
+    """Return the card without its label table, for fields limited to a few thousand characters."""
     return card.partition(_LABELS)[0].strip()
 
 
@@ -47,8 +47,8 @@ def _about(config: Config, manifest: Manifest, choice: str) -> str:
     start = f", started from {config.weights}" if config.weights != "none" else ""
     return (
         f"A tagger of photographs: {config.backbone} with the head {config.head} at "
-        f"{config.image_size_px} px{start}. It gives each of {len(manifest.labels)} labels a score "
-        f"from 0 to 1, and predicts those at or above their thresholds. {choice.strip()}"
+        f"{config.image_size_px} px{start}. It scores each of {len(manifest.labels)} labels from 0 "
+        f"to 1 and predicts those at or above their thresholds. {choice.strip()}"
     )
 
 
@@ -56,7 +56,7 @@ def _data(manifest: Manifest) -> str:
     sizes = ", ".join(f"{len(manifest.indices(split))} {split}" for split in SPLITS)
     return (
         f"{sizes} images; protocol {manifest.protocol}; images without a label: "
-        f"{manifest.unlabelled}; unreadable pictures left out: {manifest.rejected}; digest "
+        f"{manifest.unlabelled}; unreadable images left out: {manifest.rejected}; digest "
         f"`{manifest.digest}`."
     )
 
@@ -70,8 +70,8 @@ def _metrics(evaluations: Sequence[Evaluation]) -> str:
     sizes = (f"{e.split}, {len(e.samples)} images" for e in evaluations)
     return (
         f"{to_markdown(make_table(('metric', *sizes), rows))}\n\n"
-        "In brackets, 95 % intervals over images; another seed would differ, too. Nothing "
-        "was chosen on test unless it says so above."
+        "95 % intervals over images are in brackets; they do not include the variance over seeds. "
+        "Nothing was chosen on test unless stated above."
     )
 
 
@@ -82,19 +82,19 @@ def _bounds(interval: metrics.Interval | None) -> str:
 def _limits(config: Config, manifest: Manifest, test: Evaluation) -> str:
     few = _scarce(manifest, "train"), _scarce(test.samples, test.split)
     scores = (
-        f"Scores went through {config.calibration} scaling that was fitted on val."
+        f"Scores are calibrated by {config.calibration} scaling, fitted on val."
         if config.calibration != "none"
-        else "Scores are no probabilities: they were not calibrated."
+        else "Scores are not calibrated: do not read them as probabilities."
     )
     return "\n".join(
         f"- {line}"
         for line in (
             *filter(None, few),
             scores,
-            "Pictures are squashed to a square, whatever their shape.",
-            "It knows its own labels and nothing else, on photographs like those that it was "
-            "trained on; the labels there are not free of mistakes.",
-            "Not for telling who a person is, nor for decisions about people.",
+            "Images are resized to a square regardless of their aspect ratio.",
+            "The model knows only the labels below, on photographs like its training images, "
+            "whose labels contain mistakes.",
+            "Do not use it to identify people or to make decisions about them.",
         )
     )
 
@@ -104,14 +104,13 @@ def _scarce(samples: Manifest, split: str) -> str:
     if not names:
         return ""
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"Fewer than {_FEW} positives in {split}, too few to rely on: {shown}."
+    return f"Labels with fewer than {_FEW} positives in {split}, unreliable: {shown}."
 
 
 _LICENCE = (
-    "The weights carry no licence of their own. They follow from the pictures that they were "
-    "trained on, each of which stays under its owner's licence (NUS-WIDE's are Flickr's users', "
-    "many of them not for commercial use), and from the weights that training started from, if "
-    "any; ImageNet's pictures are for research."
+    "The weights have no licence of their own. What is allowed depends on the licences of the "
+    "training images (NUS-WIDE's belong to Flickr users, and many exclude commercial use) and of "
+    "the weights that training started from, if any (ImageNet's images are for research)."
 )
 
 

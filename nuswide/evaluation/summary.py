@@ -87,7 +87,7 @@ def choice(config: Config, best_steps: int, steps: int) -> str:
     """Describe how the weights were chosen."""
     if config.select_on == "last":
         return f"The weights are those after the last of {steps} steps. "
-    honesty = " (so that its test metrics flatter it)" if config.select_on == "test" else ""
+    honesty = ", so its test metrics are too good" if config.select_on == "test" else ""
     return (
         f"The weights are those after {best_steps} of {steps} steps, "
         f"chosen by mAP on {config.select_on}{honesty}. "
@@ -105,16 +105,16 @@ def note(
         f"(always the same labels: {bound['map']:.3f} and {bound['micro/f1']:.3f})", "",
         outcome, "", to_markdown(_table(rows)), "",
         f"Data: {sizes} images, {len(manifest.labels)} labels, protocol {manifest.protocol}, "
-        f"images without a label: {manifest.unlabelled}, unreadable pictures left out: "
+        f"images without a label: {manifest.unlabelled}, unreadable images left out: "
         f"{manifest.rejected}, digest `{manifest.digest}`. "
         f"Trained at {cost['train/images_per_s']:.0f} images/s for {cost['train/seconds']:.0f} s. "
-        "Intervals are 95 % over images, not over seeds. "
-        "The last point of a val or test curve is the chosen weights' value.",
+        "95 % intervals are over images, not over seeds. "
+        "The last point of a val or test curve is the value of the chosen weights.",
     ])  # fmt: skip
 
 
 def with_intervals(evaluation: Evaluation, names: Sequence[str] = ("map", "micro/f1")) -> str:
-    """Figures with their 95 % intervals, in one line."""
+    """Return metrics with their 95 % intervals, in one line."""
     intervals = evaluation.resampled.intervals()
     texts = ((name, intervals[name]) for name in names)
     return ", ".join(f"{name} {i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in texts)

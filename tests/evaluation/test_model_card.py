@@ -66,7 +66,7 @@ def test_it_has_a_row_a_label_and_no_name_breaks_the_table(card: str) -> None:
 
 def test_it_names_labels_of_which_little_is_known(card: str) -> None:
     limits = card.partition("## Limits")[2].partition("## Licence")[0]
-    assert "Fewer than 20 positives in train, too few to rely on: cat." in limits
+    assert "Labels with fewer than 20 positives in train, unreliable: cat." in limits
 
 
 def test_the_short_form_lacks_the_labels_and_nothing_else(card: str) -> None:

@@ -125,7 +125,7 @@ def measure(
     """
     index, why = baseline
     if not is_paired:
-        why = "they were tested on different images"
+        why = "the test images differ"
     ordered = _ordered(entrants, index)
     base, like = None, None
     raw: list[tuple[list[Difference], list[Difference]] | None] = []
@@ -187,7 +187,7 @@ def _pool(
         if told is not None and abs(told - found) > _CLOSE:
             remarks.append(
                 f"Run {run.info.run_id[:8]} recorded a test mAP of {told:.4f}; its scores give "
-                f"{found:.4f}, which is what is shown."
+                f"{found:.4f}, which is shown here."
             )
     metrics, label_ap = (np.stack([getattr(s, n) for s in seeds]) for n in ("metrics", "label_ap"))
     assert like is not None
@@ -279,20 +279,22 @@ def _corrected(
 def _remarks(entrants: Sequence[Entrant], *, is_paired: bool) -> list[str]:
     remarks = []
     if not is_paired:
-        remarks.append("They were tested on different images: read across them with care.")
+        remarks.append("The test images differ: the metrics are not directly comparable.")
     if without := [entrant.name for entrant in entrants if not entrant.has_scores]:
         remarks.append(
-            f"No scores were kept by {', '.join(without)}: the metrics are as recorded, without "
-            "intervals and unpaired."
+            f"No scores were kept by {', '.join(without)}: their metrics are shown as recorded, "
+            "without intervals and unpaired."
         )
     if any(r.data.params.get("select_on") == "test" for e in entrants for r in e.runs):
-        remarks.append("Runs with select_on=test chose their weights on test: it flatters them.")
+        remarks.append(
+            "Runs with select_on=test chose their weights on test: their metrics are too good."
+        )
     if any(len(e.runs) == 1 for e in entrants if e.has_scores):
         remarks.append(
-            "A single run's interval is about that model on other images; what another seed would "
-            "have given is not in it."
+            "The interval of a single run is about that model on other images. It does not include "
+            "the variance over seeds."
         )
     digests = {r.data.tags.get("data.val_digest") for e in entrants for r in e.runs}
     if len(digests - {None}) > 1:
-        remarks.append("Their val images differ, and so do metrics on val for that reason alone.")
+        remarks.append("The val images differ, so metrics on val are not comparable.")
     return remarks

@@ -1,6 +1,6 @@
-"""The comparison as one page that needs no network.
+"""The comparison as one self-contained HTML page.
 
-Owns its order and its words. Computes no statistic and draws nothing.
+Owns its order and its wording. Computes no statistic and draws no plot.
 
     html = to_html(comparison, draw_all(comparison))
 """
@@ -23,7 +23,7 @@ _LISTED = 10  # labels in a table, and entrants among the findings
 
 
 def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
-    """Write the page. drawn: kind/what -> picture."""
+    """Return the page. drawn: kind/what -> image."""
     differing = tables.params(comparison.entrants)
     title = f"{len(comparison.entrants)} taggers compared on test"
     style = f"<style>{html.asset('comparison.css')}</style>"
@@ -37,19 +37,19 @@ def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
     parts += [
         html.heading("Metrics on test"),
         html.paragraph(
-            "With 95 % intervals; ± is the standard deviation between seeds, and small rings are "
-            "the seeds. The baseline is first, the others follow by their mAP on val."
+            "With 95 % intervals; ± is the standard deviation over seeds, and small rings are the "
+            "single seeds. The baseline comes first; the others are sorted by mAP on val."
         ),
         _panels(drawn, "figures"),
         table_html(tables.shown_results(comparison)),
         *_labels(comparison, drawn),
-        html.heading("What differs in their params"),
+        html.heading("Differing parameters"),
         table_html(differing) if differing.rows else html.paragraph("Nothing."),
     ]
     if any(name.startswith("curves/") for name in drawn):
         parts += [
             html.heading("Learning curves"),
-            html.paragraph("A line for each run. Loss and mAP on val while training."),
+            html.paragraph("Loss and mAP on val during training, one line per run."),
             _panels(drawn, "curves"),
         ]
     if costs := [key for key in COSTS if any(e.values(key) for e in comparison.entrants)]:
@@ -62,13 +62,13 @@ def to_html(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> str:
 
 
 def _findings(comparison: Comparison) -> str:
-    """Write a sentence on each entrant, then the remarks."""
+    """Return a sentence for each entrant, then the remarks."""
     said = [
         _finding(entrant.name, result)
         for entrant, result in zip(comparison.entrants, comparison.results, strict=True)
         if result.differences
     ]
-    more = [f"{len(said) - _LISTED} more are in the tables."] if len(said) > _LISTED else []
+    more = [f"The tables list {len(said) - _LISTED} more."] if len(said) > _LISTED else []
     remarks = map(escape, comparison.remarks)
     items = "".join(f"<li>{text}</li>" for text in (*said[:_LISTED], *more, *remarks))
     return f"<ul>{items}</ul>"
@@ -89,14 +89,14 @@ def _finding(name: str, result: Result) -> str:
 
 
 def _panels(drawn: Mapping[str, Image.Image], kind: str) -> str:
-    """Return the plots of a kind, side by side where there is room."""
+    """Return the plots of one kind, side by side where they fit."""
     own = {name: image for name, image in drawn.items() if name.startswith(f"{kind}/")}
     pictures = (html.picture(image, name.replace("/", " ")) for name, image in own.items())
     return f"<div class=panels>{''.join(f'<div>{picture}</div>' for picture in pictures)}</div>"
 
 
 def _labels(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> list[str]:
-    """Return the labels that differ most, for the first entrants: a plot and a table each."""
+    """Return a plot and a table of the most different labels, for the first entrants."""
     pairs = zip(comparison.entrants, comparison.results, strict=True)
     shown = [(entrant.name, result.labels) for entrant, result in pairs if result.labels]
     if not shown:
@@ -104,9 +104,9 @@ def _labels(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> list[st
     parts = [
         html.heading("Differences by label"),
         html.paragraph(
-            "Average precision less the baseline's; in brackets the label's positives on test. "
-            "P-values are corrected for all labels together. Shown are the greatest differences, "
-            "and the greatest are so partly by chance; all are in labels.csv."
+            "Average precision minus the baseline's; the label's test positives are in brackets. "
+            "P-values are corrected over all labels. Only the largest differences are shown, and "
+            "the largest are partly so by chance; labels.csv has all of them."
         ),
     ]
     words = {"better": "better", "worse": "worse", "tie": "with no difference shown",
@@ -124,15 +124,17 @@ def _labels(comparison: Comparison, drawn: Mapping[str, Image.Image]) -> list[st
 
 def _reading(comparison: Comparison) -> list[str]:
     texts = [
-        "Intervals come from random halves of the test images (the delete-half jackknife), the "
-        "same halves for all, so that differences are paired image by image. Average precision is "
-        "too high where positives are few; intervals are corrected for that, values are not, so "
-        "that a value can lie near the upper end of its interval.",
-        "Where both sides have several seeds, the variance between seeds is in the interval of "
-        "their difference, which then is about the recipes; otherwise it is about these models.",
-        "A difference that is not shown may still be there: = does not mean equal.",
-        "Test is for the report. To choose among these, use val (`promote` does).",
+        "Intervals are computed from random halves of the test images (the delete-half "
+        "jackknife), the same halves for every entrant, so that differences are paired image by "
+        "image. Average precision is biased upwards where positives are few. Intervals are "
+        "corrected for that bias and values are not, so a value can lie near the upper end of its "
+        "interval.",
+        "Where both sides have several seeds, the interval of their difference includes the "
+        "variance over seeds: it is about the recipes. Otherwise it is about these models only.",
+        "A difference that is not shown may still exist: = does not mean equal.",
+        "Use test for reporting only. To choose a model, compare on val, as `nuswide promote` "
+        "does.",
     ]
     if len(comparison.entrants) > MOST_ENTRANTS:
-        texts.append(f"Drawings have the first {MOST_ENTRANTS}, tables and CSV files all.")
+        texts.append(f"Plots show the first {MOST_ENTRANTS} entrants, tables and CSV files all.")
     return texts
