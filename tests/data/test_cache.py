@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -63,11 +64,13 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the pictures that are decoded from here on."""
     names: list[str] = []
 
-    def spy(path: Path, size_px: int) -> np.ndarray:
-        names.append(path.name)
-        return decode_image(path, size_px)
+    decode_file = cache_module._decode_file
 
-    monkeypatch.setattr(cache_module, "decode_image", spy)
+    def spy(path: Path, size_px: int) -> tuple[np.ndarray, int]:
+        names.append(path.name)
+        return decode_file(path, size_px)
+
+    monkeypatch.setattr(cache_module, "_decode_file", spy)
     return names
 
 
@@ -88,19 +91,71 @@ def test_a_changed_picture_alone_is_decoded_again(tmp_path: Path, decodings: lis
     assert decodings == [manifest.names[33]]
 
 
-def test_a_copy_elsewhere_with_its_times_is_not_decoded_again(
+def fill(manifest: Manifest, color: str) -> None:
+    """Make all pictures one color; the files keep their time."""
+    for name in manifest.names:
+        Image.new("RGB", (40, 40), color).save(manifest.root / name)
+        os.utime(manifest.root / name, (0, 0))
+
+
+def test_two_folders_of_equal_names_sizes_and_times_have_caches_of_their_own(
+    tmp_path: Path,
+) -> None:
+    manifest = draw_manifest(tmp_path / "red", 5)
+    shutil.copytree(manifest.root, tmp_path / "blue")
+    other = replace(manifest, root=tmp_path / "blue")
+    fill(manifest, "#fe0000")
+    fill(other, "#0000fe")
+    sizes = [(folder / "p0000.jpg").stat().st_size for folder in (manifest.root, other.root)]
+    assert sizes[0] == sizes[1]
+    red = open_in(tmp_path, manifest)
+    blue = open_in(tmp_path, other)
+    assert (red.images[:, 0] > 250).all() and (red.images[:, 2] < 5).all()
+    assert (blue.images[:, 2] > 250).all() and (blue.images[:, 0] < 5).all()
+    assert cache_key(manifest, SIZE) == cache_key(
+        replace(manifest, root=tmp_path / "b/../red"), SIZE
+    )
+
+
+def test_an_open_cache_keeps_its_pixels_when_files_change(
     tmp_path: Path, decodings: list[str]
 ) -> None:
+    manifest = draw_manifest(tmp_path / "pictures", 70)
+    opened = open_in(tmp_path, manifest)
+    before = np.array(opened.images)
+    fill(manifest.take(np.arange(3)), "red")
+    decodings.clear()
+    again = open_in(tmp_path, manifest)
+    assert sorted(decodings) == ["p0000.jpg", "p0001.jpg", "p0002.jpg"]
+    assert np.array_equal(opened.images, before)
+    assert np.array_equal(again.images, decoded(manifest))
+    changed = np.flatnonzero(opened.contents != again.contents)
+    assert changed.tolist() == [0, 1, 2]
+
+
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_decoded_again(tmp_path: Path) -> None:
+    manifest = draw_manifest(tmp_path / "pictures", 2)
+    fill(manifest, "#fe0000")
+    before = [os.stat(manifest.root / name) for name in manifest.names]
+    open_in(tmp_path, manifest)
+    fill(manifest, "#0000fe")
+    after = [os.stat(manifest.root / name) for name in manifest.names]
+    assert [(s.st_size, s.st_mtime_ns) for s in before] == [
+        (s.st_size, s.st_mtime_ns) for s in after
+    ]
+    assert (open_in(tmp_path, manifest).images[:, 2] > 250).all()
+
+
+def test_changed_labels_and_splits_decode_nothing(tmp_path: Path, decodings: list[str]) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 5)
     open_in(tmp_path, manifest)
     decodings.clear()
-    shutil.copytree(manifest.root, tmp_path / "copy")
-    open_in(tmp_path, Manifest(tmp_path / "copy", *vars_of(manifest)))
-    assert not decodings
-
-
-def vars_of(manifest: Manifest) -> tuple[object, ...]:
-    return manifest.names, manifest.labels, manifest.targets, manifest.splits
+    relabelled = replace(
+        manifest, labels=("even", "odd"), targets=np.ones((5, 2), np.uint8),
+        splits=np.array(["test"] * 5),
+    )  # fmt: skip
+    open_in(tmp_path, relabelled)
+    assert not decodings and len(list_caches(tmp_path / "cache")) == 1
 
 
 def test_size_order_and_content_have_caches_of_their_own(
@@ -205,7 +260,7 @@ BUILD = textwrap.dedent("""
     targets = np.arange(len(names), dtype=np.uint8)[:, None] % 2
     manifest = Manifest(folder / "pictures", names, ("odd",), targets,
                         np.array(["train"] * len(names)))
-    decode, cache._SAVE_S = cache.decode_image, 0.05
+    decode, cache._SAVE_S = cache._decode_file, 0.05
 
     def slow(path, size_px):
         time.sleep(pause)
@@ -213,7 +268,7 @@ BUILD = textwrap.dedent("""
             log.write(path.name + chr(10))
         return decode(path, size_px)
 
-    cache.decode_image = slow
+    cache._decode_file = slow
     cache.open_cache(manifest, size_px=32, folder=folder / "cache")
 """)
 
@@ -272,7 +327,7 @@ def test_a_second_builder_says_that_it_waits_and_goes_on_when_it_may(tmp_path: P
         builder = start_build(tmp_path, pause=0)
         assert builder.stdout is not None
         assert "another process is decoding into" in builder.stdout.readline()
-        assert not (place / "decoded.u64").exists()
+        assert not list(place.glob("*images.u8*"))
     assert builder.wait() == 0 and count_decoded(tmp_path) == 3
 
 
@@ -284,7 +339,7 @@ def test_a_disk_too_small_is_told_before_any_decoding(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(click.ClickException, match=r"take 0\.0 GB, but only 0\.0 GB are free"):
         open_in(tmp_path, manifest)
-    assert not decodings and not list((tmp_path / "cache").glob("*/pixels.u8"))
+    assert not decodings and not list((tmp_path / "cache").glob("*/*images.u8*"))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -294,11 +349,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         open_in(tmp_path, manifest)
 
 
-@pytest.mark.parametrize("name", ["pixels.u8", "decoded.u64"])
-def test_a_cut_off_file_is_not_taken_for_a_cache(tmp_path: Path, name: str) -> None:
+def test_a_cut_off_file_is_not_taken_for_a_cache(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 5)
     open_in(tmp_path, manifest)
-    with next((tmp_path / "cache").glob(f"*/{name}")).open("r+b") as file:
+    with next((tmp_path / "cache").glob("*/images.u8")).open("r+b") as file:
         file.truncate(11)
     assert np.array_equal(open_in(tmp_path, manifest).images, decoded(manifest))
 
@@ -313,6 +367,20 @@ def test_caches_are_listed_with_size_and_source(tmp_path: Path) -> None:
     assert info.key == cache_key(manifest, SIZE)
     assert (info.images, info.decoded, info.size_px) == (5, 5, SIZE)
     assert info.size_bytes >= 5 * 3 * SIZE**2 and info.source == str(manifest.root)
+
+
+def test_a_cache_with_a_damaged_description_is_listed_removed_and_mended(tmp_path: Path) -> None:
+    manifest = draw_manifest(tmp_path / "pictures", 2)
+    open_in(tmp_path, manifest)
+    about = tmp_path / "cache" / cache_key(manifest, SIZE) / "cache.json"
+    about.write_text("")
+    (info,) = list_caches(tmp_path / "cache")
+    assert "cache.json is damaged" in str(info)
+    open_in(tmp_path, manifest)
+    assert list_caches(tmp_path / "cache")[0].decoded == 2
+    about.write_text("")
+    remove_cache(tmp_path / "cache", info.key)
+    assert not list_caches(tmp_path / "cache")
 
 
 def test_a_cache_is_removed_by_its_key_alone(tmp_path: Path) -> None:
