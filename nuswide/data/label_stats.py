@@ -7,7 +7,9 @@ reads val or test, nor an image.
     vectors = label_vectors("pmi", train)  # (C, D)
 """
 
+import codecs
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuswide.data.manifest import Manifest
+from nuswide.data.text_files import open_binary
 
 Counts = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -146,17 +149,17 @@ def _find_words(path: Path, wanted: set[str]) -> dict[str, Vectors]:
     keys = {word.encode() for word in wanted}
     found: dict[str, Vectors] = {}
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             for number, line in enumerate(file, start=1):
-                key, _, rest = line.partition(b" ")
+                key, _, rest = line.removeprefix(codecs.BOM_UTF8).partition(b" ")
                 if key in keys and key.decode() not in found:
                     vector = np.array(rest.split(), dtype=np.float32)
                     width = len(next(iter(found.values()), vector))
                     if not len(vector) or len(vector) != width or not np.isfinite(vector).all():
                         raise ValueError(f"line {number} does not hold {width or 'some'} numbers")
                     found[key.decode()] = vector
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise click.ClickException(
             f"cannot read gcn_vectors={path} ({reason}); give {', '.join(LABEL_VECTORS)}, learned, "
             "or a text file of word vectors in GloVe's form"

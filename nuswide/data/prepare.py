@@ -5,7 +5,6 @@ Owns the order of import, protocol and split. Decodes no image.
     manifest = prepare(Path("NUS-WIDE"), Path("data/nuswide"), protocol="official-labelled")
 """
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from nuswide.data.importers import read_annotations
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.data.protocols import apply_protocol
+from nuswide.data.text_files import read_records
 
 
 def prepare(
@@ -57,13 +57,8 @@ def prepare(
 
 def _read_splits(path: Path, names: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
     """Read each image's split; every image must be in the file, in exactly one split."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise click.ClickException(f"cannot read the split file {path}: {error}") from error
     splits: dict[str, str] = {}
-    for line, row in enumerate(rows, 2):
+    for line, row in read_records(path):
         image, split = row.get("image"), row.get("split")
         if not image or split not in SPLITS:
             raise click.ClickException(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nuswide.config import lookup, unknown_name
 from nuswide.data.manifest import Manifest
+from nuswide.data.text_files import read_lines
 
 LABELS_27 = tuple(
     "house birds sun valley nighttime boats mountain tree snow beach vehicle rocks reflection "
@@ -112,13 +113,9 @@ def _most_frequent(manifest: Manifest, number: str) -> tuple[str, ...]:
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(
-            f"labels={path} is neither all, 27, top:N nor a readable file ({error})"
-        ) from error
-    labels = tuple(line.strip() for line in lines if line.strip())
+    if not path.is_file():
+        raise click.UsageError(f"labels={path} is neither all, 27, top:N nor a readable file")
+    labels = tuple(line.strip() for line in read_lines(path) if line.strip())
     if not labels or len(set(labels)) < len(labels):
         raise click.ClickException(f"{path} must hold one label per line, and none twice")
     return labels

@@ -7,7 +7,6 @@ no metric.
     scores = SavedScores.load(Path("scores.csv")).for_samples(manifest.of("test"))  # (N, C)
 """
 
-import csv
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuswide.data.manifest import Manifest, first_duplicate
+from nuswide.data.text_files import read_table
 
 FILE = "scores.npz"
 _FORM = "an npz with images, labels and scores, or a CSV with a header of image,LABEL,LABEL,..."
@@ -64,8 +64,7 @@ class SavedScores:
         Raises click.ClickException for another format, or scores outside [0, 1].
         """
         try:
-            read = _read_csv if path.suffix == ".csv" else _read_npz
-            found = cls(**read(path))
+            found = cls(**(_read_npz(path) if _is_npz(path) else _read_csv(path)))
             found._check()
         except FileNotFoundError:
             raise click.ClickException(f"there is no file {path}") from None
@@ -114,6 +113,12 @@ def _indices(wanted: Sequence[str], found: Sequence[str], kind: str) -> list[int
     return [index_of[name] for name in wanted]
 
 
+def _is_npz(path: Path) -> bool:
+    """Return whether a file is npz, by content, so that a CSV may have any name."""
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".npz" or file.read(2) == b"PK"
+
+
 def _read_npz(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as file:
         if not isinstance(file, np.lib.npyio.NpzFile):
@@ -128,17 +133,17 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if header[:1] != ["image"] or len(header) < 2:
-            raise ValueError("its first line is no header of image,LABEL,LABEL,...")
-        images, scores = [], []
-        for number, row in enumerate(rows, start=2):
-            if len(row) != len(header):
-                raise ValueError(f"line {number} has {len(row)} cells, not {len(header)}")
-            images.append(row[0])
-            scores.append(np.array(row[1:], dtype=np.float32))
+    rows = read_table(path)
+    _, header = next(rows, (0, []))
+    if header[:1] != ["image"] or len(header) < 2:
+        raise ValueError("its first line is no header of image,LABEL,LABEL,...")
+    images, scores = [], []
+    for number, (name, *numbers) in rows:
+        images.append(name)
+        try:
+            scores.append(np.array(numbers, dtype=np.float32))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
     return {
         "images": tuple(images),
         "labels": tuple(header[1:]),

@@ -171,7 +171,7 @@ def test_gzipped_files_read_the_same(form: tuple[str, Path]) -> None:
         (write_indexed, "indexed_test.csv", "3_x.jpg,", "3_x.jpg", "indexed_test.csv:2 must be"),
         (write_indexed, "indexed_test.csv", "3_x.jpg", "../3_x.jpg", "must stay inside"),
         (write_table, "labels.csv", ",train,", ",learn,", "labels.csv:2: split is 'learn'"),
-        (write_table, "labels.csv", "d.jpg,,val,", "d.jpg,", "labels.csv:4 does not have as many"),
+        (write_table, "labels.csv", "d.jpg,,val,", "d.jpg,", "labels.csv:4 has 2 cells"),
         (write_table, "labels.csv", "a.jpg", "/a.jpg", "must stay inside"),
         (write_table, "labels.csv", '"b, c.jpg"', '"b, c.jpg', "not valid CSV"),
         (write_voc, "Annotations/one.xml", "</annotation>", "", "one.xml is not a valid VOC"),

@@ -68,7 +68,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     [
         ("", "no header"),
         ("name,a\n1,0.5\n", "no header"),
-        ("image,a\n1.jpg,0.5,0.5\n", "line 2 has 3 cells"),
+        ("image,a\n1.jpg,0.5,0.5\n", ":2 has 3 cells, but the header 2"),
         ("image,a\n1.jpg,much\n", "could not convert"),
         ("image,a\n1.jpg,1.5\n", "from 0 to 1"),
         ("image,a\n1.jpg,nan\n", "from 0 to 1"),

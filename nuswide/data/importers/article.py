@@ -10,14 +10,9 @@ from typing import Any
 
 import click
 
-from nuswide.data.importers.files import (
-    checked_labels,
-    checked_name,
-    find_file,
-    make_manifest,
-    read_json,
-)
+from nuswide.data.importers.files import checked_labels, checked_name, make_manifest
 from nuswide.data.manifest import Manifest
+from nuswide.data.text_files import find_file, read_json
 
 _NAMES = {"train": ("train.json", "small_train.json"), "test": ("test.json", "small_test.json")}
 

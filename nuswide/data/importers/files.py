@@ -1,12 +1,6 @@
-"""Functions that importers share: reading files, gzipped or not, and checking names and labels.
+"""Functions that importers share: checks of names and labels, and the Manifest made of them."""
 
-Owns the limits on the size and content of an annotation file.
-"""
-
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,63 +12,8 @@ from numpy.typing import NDArray
 from nuswide.config import unknown_name
 from nuswide.data.manifest import SPLITS, Manifest, first_duplicate
 
-# A gzipped file may expand without limit. COCO's largest has 0.5 GB, NUS-WIDE's 269,648 lines.
-_MAX_BYTES, _MAX_LINES = 2**30, 5_000_000
 # Control characters and lone surrogates: JSON can express them, text files cannot hold them.
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressed if its name ends in .gz."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content: bytes = file.read(_MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise click.ClickException(f"cannot read {path}: {error}") from error
-    if len(content) > _MAX_BYTES:
-        raise click.ClickException(f"{path} is above {_MAX_BYTES / 1e9:.1f} GB; split it")
-    return content
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file, without blank ones at its end."""
-    content = read_bytes(path)
-    if content.count(b"\n") > _MAX_LINES:
-        raise click.ClickException(f"{path} has above {_MAX_LINES:,} lines; split it")
-    try:
-        # Not splitlines(), which also splits at characters that a name may contain.
-        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise click.ClickException(f"{path} is not a UTF-8 text file: {error}") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines
-
-
-def first_line(path: Path) -> str:
-    """Read the first line of a file, to detect its format; empty if it cannot be read."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read(4096).decode("utf-8-sig", errors="replace").partition("\n")[0].rstrip()
-    except (OSError, EOFError, zlib.error):
-        return ""
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    try:
-        return json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise click.ClickException(f"{path} is not valid JSON: {error}") from error
-
-
-def find_file(folder: Path, *names: str) -> Path | None:
-    """Find the first of these files in a folder, plain or gzipped, ignoring case."""
-    if not folder.is_dir():
-        return None
-    present = {path.name.lower(): path for path in folder.iterdir()}
-    candidates = (candidate for name in names for candidate in (name, f"{name}.gz"))
-    return next((present[c.lower()] for c in candidates if c.lower() in present), None)
 
 
 def split_in_name(path: Path) -> str | None:

@@ -13,14 +13,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.data.importers.files import (
-    checked_name,
-    first_line,
-    manifest_of,
-    read_lines,
-    split_in_name,
-)
+from nuswide.data.importers.files import checked_name, manifest_of, split_in_name
 from nuswide.data.manifest import Manifest
+from nuswide.data.text_files import first_line, has_suffix, read_lines
 
 # In the order of Concepts81.txt, which is alphabetical.
 LABELS_81 = tuple(
@@ -58,9 +53,7 @@ def read_indexed(source: Path) -> Manifest:
 def _files(source: Path, begins: re.Pattern[str]) -> list[Path]:
     if not source.is_dir():
         return [source] if begins.fullmatch(first_line(source)) else []
-    found = sorted(
-        path for path in source.iterdir() if re.search(r"\.(txt|csv|lst)(\.gz)?$", path.name)
-    )
+    found = (p for p in sorted(source.iterdir()) if has_suffix(p, ".txt", ".csv", ".lst"))
     named = [path for path in found if split_in_name(path)]
     kinds = {_kind(path) for path in named if begins.fullmatch(first_line(path))}
     # Include the others of that kind, so that a damaged list is an error, not ignored.
@@ -68,7 +61,7 @@ def _files(source: Path, begins: re.Pattern[str]) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _read(

@@ -13,17 +13,9 @@ from typing import Any
 
 import click
 
-from nuswide.data.importers.files import (
-    checked_labels,
-    checked_name,
-    find_file,
-    make_manifest,
-    read_bytes,
-    read_json,
-    read_lines,
-    split_in_name,
-)
+from nuswide.data.importers.files import checked_labels, checked_name, make_manifest, split_in_name
 from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.data.text_files import find_file, has_suffix, read_bytes, read_json, read_lines
 
 # COCO
 
@@ -59,7 +51,7 @@ def read_coco(source: Path) -> Manifest:
 
 def _instances(source: Path) -> list[Path]:
     if not source.is_dir():
-        return [source] if source.name.endswith((".json", ".json.gz")) else []
+        return [source] if has_suffix(source, ".json") else []
     folders = (source / "annotations", source)
     return next(filter(None, (sorted(f.glob("instances_*.json*")) for f in folders)), [])
 

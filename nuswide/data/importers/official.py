@@ -14,15 +14,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.data.importers.files import (
-    checked_labels,
-    checked_name,
-    find_file,
-    manifest_of,
-    read_bytes,
-    read_lines,
-)
+from nuswide.data.importers.files import checked_labels, checked_name, manifest_of
 from nuswide.data.manifest import Manifest
+from nuswide.data.text_files import find_file, read_bytes, read_lines
 
 _FULL = 269_648
 _TEST_FIFTHS = (0, 2)  # a photo is in test if its line number modulo 5 is one of these

@@ -5,19 +5,13 @@ the image was not annotated; they are neither positive nor negative. Without the
 images are train.
 """
 
-import csv
 from pathlib import Path
 
 import click
 
-from nuswide.data.importers.files import (
-    checked_labels,
-    checked_name,
-    first_line,
-    make_manifest,
-    read_lines,
-)
+from nuswide.data.importers.files import checked_labels, checked_name, make_manifest
 from nuswide.data.manifest import SPLITS, Manifest, first_duplicate
+from nuswide.data.text_files import first_line, has_suffix, read_records
 
 _NEEDED, _ALLOWED = {"image", "labels"}, {"image", "labels", "split", "unknown"}
 
@@ -34,15 +28,9 @@ def read(source: Path) -> Manifest:
         raise click.ClickException(
             f"{source} has {len(tables)} CSV files with the header image,labels; name one"
         )
-    try:
-        rows = list(csv.DictReader(read_lines(tables[0]), strict=True))
-    except csv.Error as error:
-        raise click.ClickException(f"{tables[0]} is not valid CSV: {error}") from error
     names, splits, present, unknown = [], [], [], []
-    for number, row in enumerate(rows, 2):
+    for number, row in read_records(tables[0]):
         where = f"{tables[0]}:{number}"
-        if None in row or None in row.values():
-            raise click.ClickException(f"{where} does not have as many cells as the header")
         names.append(checked_name(where, row["image"]))
         splits.append(row.get("split", "train"))
         if splits[-1] not in SPLITS:
@@ -58,7 +46,7 @@ def read(source: Path) -> Manifest:
 
 def _tables(source: Path) -> list[Path]:
     if source.is_dir():
-        paths = [p for p in sorted(source.iterdir()) if p.name.endswith((".csv", ".csv.gz"))]
+        paths = [p for p in sorted(source.iterdir()) if has_suffix(p, ".csv")]
     else:
         paths = [source]
     headers = {path: first_line(path).split(",") for path in paths}

@@ -62,7 +62,7 @@ def read_key(settings: Settings) -> str | None:
     if settings.api_key_file:
         where = settings.api_key_file
         try:
-            key = Path(where).read_text(encoding="utf-8").strip()
+            key = Path(where).read_text(encoding="utf-8-sig").strip()
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text file"
             raise click.ClickException(f"cannot read the key in {where} ({reason})") from None
