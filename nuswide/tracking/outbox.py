@@ -24,7 +24,7 @@ from PIL import Image
 
 from nuswide.core.files import atomic_write
 
-_LINES, _SENT, _FILES = "spool.jsonl", "sent", "outbox"
+_LINES, _SENT, _FILES, _SENDING = "spool.jsonl", "sent", "outbox", "sending"
 _BATCH = 1000  # the most metrics that one call takes
 _LONGEST_WAIT_S = 10.0
 
@@ -71,7 +71,8 @@ class Outbox:
     def add_picture(self, png: bytes, key: str, *, step: int) -> None:
         """Add a PNG image for the step slider of MLflow's page."""
         name = f"{key.replace('/', '_')}-{step}.png"
-        (self._folder / name).write_bytes(png)
+        with atomic_write(self._folder / name, "wb") as file:
+            file.write(png)
         self._add({"picture": name, "key": key, "time_ms": _now_ms(), "step": step})
 
     def _add(self, entry: Entry) -> None:
@@ -89,11 +90,17 @@ class Outbox:
         self._wake.set()
 
     def send_file(self, path: Path, folder: str) -> None:
-        """Send a file, as it is now, as an artifact after everything committed."""
+        """Send a file, as it is now, as an artifact after everything committed.
+
+        It replaces one of the same name that still waits.
+        """
         waiting = self._folder / _FILES / folder / path.name
         waiting.parent.mkdir(parents=True, exist_ok=True)
-        waiting.unlink(missing_ok=True)
-        os.link(path, waiting)
+        link = self._folder / f"{path.name}.link"
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        link.replace(waiting)
+        link.unlink(missing_ok=True)  # it stays if both are links to one file
         self._wake.set()
 
     def close(self, timeout_s: float) -> bool:
@@ -123,10 +130,7 @@ class Outbox:
     def _send_some(self) -> None:
         """Send the next batch of metrics, image or file, and save that it is recorded."""
         if self._sent >= self._committed:
-            path = self._files()[0]
-            folder = path.parent.relative_to(self._folder / _FILES)
-            self._client.log_artifact(self._run_id, str(path), str(folder))
-            path.unlink()
+            self._send_next_file()
             return
         entries, end = self._read_some()
         if self._present is None:
@@ -143,8 +147,20 @@ class Outbox:
         with atomic_write(self._folder / _SENT) as file:
             file.write(str(end))
 
+    def _send_next_file(self) -> None:
+        """Send a file from a folder of its own, as send_file may replace one that waits."""
+        waiting, sending = self._folder / _FILES, self._folder / _SENDING
+        for path in _files_in(waiting):
+            target = sending / path.relative_to(waiting)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)  # also an older one that could not be sent
+        path = _files_in(sending)[0]
+        folder = path.parent.relative_to(sending)
+        self._client.log_artifact(self._run_id, str(path), str(folder))
+        path.unlink()
+
     def _files(self) -> list[Path]:
-        return [path for path in (self._folder / _FILES).rglob("*") if path.is_file()]
+        return [f for name in (_FILES, _SENDING) for f in _files_in(self._folder / name)]
 
     def _known(self, key: str) -> set[int]:
         assert self._present is not None
@@ -183,6 +199,10 @@ class Outbox:
                     timestamp=entry["time_ms"],
                 )  # fmt: skip
         path.unlink(missing_ok=True)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _now_ms() -> int:

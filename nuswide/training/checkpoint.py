@@ -96,6 +96,8 @@ class CheckpointWriter:
         self._thread.join()
         if kind is None:
             self.check()
+        elif self._error is not None:  # the error that ends training is raised anyway
+            click.echo(f"the last checkpoint was not saved: {self._error}", err=True)
 
     def save(self, state: State, then: Callable[[], None]) -> None:
         """Queue a snapshot; `then` is called once it is on disk. Raises an earlier save's error."""

@@ -173,11 +173,18 @@ class _Loop:
                 "mark": mark,
                 **snapshot(self.state.state_dict()),
             }
-            is_sent = is_last or time.perf_counter() - self.sent_at > 60 * config.upload_minutes
-            if is_sent:
-                self.sent_at = time.perf_counter()
-            path = self.writer.path if is_sent else None
-            self.writer.save(state, then=lambda: self.run.commit(mark, path))
+            self.writer.save(state, then=lambda: self._commit(mark, is_last=is_last))
+
+    def _commit(self, mark: int, *, is_last: bool) -> None:
+        """Commit what a saved checkpoint covers, and upload the checkpoint if that is due.
+
+        Called in the writer's thread, so that a checkpoint which is never saved, because a newer
+        one replaces it in the queue, does not count as uploaded.
+        """
+        is_due = time.perf_counter() - self.sent_at > 60 * self.config.upload_minutes
+        if is_last or is_due:
+            self.sent_at = time.perf_counter()
+        self.run.commit(mark, self.writer.path if is_last or is_due else None)
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
         """Yield this process's part of the rest of this epoch, on the device."""

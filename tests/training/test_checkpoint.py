@@ -102,3 +102,13 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
                 pass
             writer.save(broken, then=lambda: None)
     assert load(tmp_path / LAST)["progress"]["steps"] == 2
+
+
+def test_a_last_checkpoint_that_cannot_be_saved_is_told_when_training_is_interrupted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        with CheckpointWriter(tmp_path / "nowhere" / LAST) as writer:
+            writer.save(state(1), then=lambda: None)
+            raise KeyboardInterrupt
+    assert "the last checkpoint was not saved: cannot save" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from nuswide.data.sampling import SAMPLINGS
 from nuswide.data.transforms import normalize
 from nuswide.metrics import NINE
 from nuswide.models.networks import TaggerNet, create_model
-from nuswide.training import step
+from nuswide.training import loop, step
 from nuswide.training.checkpoint import LAST, CheckpointWriter, load, save
 from nuswide.training.loop import _Loop, fit
 from nuswide.training.step import Best, State, choose_device, choose_precision
@@ -39,6 +39,7 @@ class Recorder:
     def __init__(self) -> None:
         self.metrics: list[tuple[str, float, int]] = []
         self.images: list[tuple[str, int]] = []
+        self.uploads: list[bool] = []
 
     def log_metrics(self, metrics: dict[str, float], *, step: int) -> None:
         self.metrics += [(key, value, step) for key, value in metrics.items()]
@@ -51,6 +52,7 @@ class Recorder:
 
     def commit(self, mark: int, checkpoint: Path | None = None) -> None:
         self.committed = mark
+        self.uploads.append(checkpoint is not None)
 
     def steps(self, key: str) -> list[int]:
         return [step for name, _, step in self.metrics if name == key]
@@ -307,6 +309,37 @@ def test_a_signal_stops_between_two_steps_with_a_checkpoint(data: Dataset, tmp_p
     assert signal.getsignal(signal.SIGTERM) is before
     steps = load(tmp_path / LAST)["progress"]["steps"]
     assert steps == 8 and recorder.steps("train/loss") == list(range(8))
+
+
+def test_an_upload_that_is_due_passes_to_the_checkpoint_that_displaces_it(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now_s))
+
+    class Clocked(Recorder):
+        """Asked for its mark before each checkpoint, 400 s after the last."""
+
+        def mark(self) -> int:
+            nonlocal now_s
+            now_s += 400
+            return super().mark()
+
+    class Writer:
+        """Never saves the second checkpoint, as if the first took long to write."""
+
+        path = tmp_path / LAST
+        given = 0
+
+        def save(self, state: dict[str, Any], then: Callable[[], None]) -> None:
+            self.given += 1
+            if self.given != 2:
+                then()
+
+    recorder = Clocked()
+    config = replace(CONFIG, epochs=3, checkpoint_minutes=1e9, upload_minutes=10)
+    fit(config, create_model(config, n_labels=3), data, recorder, Writer())
+    assert recorder.uploads == [False, True]
 
 
 def test_the_head_alone_is_trained_first(data: Dataset) -> None:
