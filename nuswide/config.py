@@ -278,8 +278,18 @@ def may_differ(relation: Relation) -> frozenset[str]:
 
 
 def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete recorded fields by the defaults of fields that were added since."""
-    return {f.name: f.default for f in fields(Config)} | dict(recorded)
+    """Complete recorded fields by the values of fields that were added since.
+
+    These are the defaults, except for `split_seed`, which `seed` was before.
+    """
+    split_seed = recorded.get("seed", Config.split_seed)
+    return {f.name: f.default for f in fields(Config)} | {"split_seed": split_seed, **recorded}
+
+
+def known_fields(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of this version, as recorded or as with_defaults completes them."""
+    completed = with_defaults(recorded)
+    return {f.name: completed[f.name] for f in fields(Config)}
 
 
 def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config:

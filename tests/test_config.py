@@ -6,7 +6,15 @@ from typing import Any
 import click
 import pytest
 
-from nuswide.config import Config, load_config, lookup, may_differ, unknown_name, with_defaults
+from nuswide.config import (
+    Config,
+    known_fields,
+    load_config,
+    lookup,
+    may_differ,
+    unknown_name,
+    with_defaults,
+)
 from nuswide.models.backbones import BACKBONES
 from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
@@ -312,6 +320,13 @@ def test_fields_that_a_record_does_not_have_are_the_defaults() -> None:
     completed = with_defaults({"lr": "0.5", "digest": "abc"})
     assert (completed["lr"], completed["digest"]) == ("0.5", "abc")
     assert completed["test_flips"] is False and NAMES < completed.keys()
+    assert set(known_fields({"lr": "0.5", "digest": "abc"})) == NAMES
+
+
+def test_val_was_split_by_seed_before_split_seed_existed() -> None:
+    assert known_fields({"seed": 3})["split_seed"] == 3
+    assert known_fields({"seed": 3, "split_seed": 0})["split_seed"] == 0
+    assert known_fields({})["split_seed"] == 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
 from nuswide import metrics
-from nuswide.config import Config, load_config
+from nuswide.config import Config, known_fields, load_config
 from nuswide.data.dataset import Dataset
 from nuswide.deployment import export
 from nuswide.deployment.export import LoggedModel
@@ -78,10 +78,8 @@ def quantize(
 
 
 def _config_of(tagger: Tagger, data: str | None) -> Config:
-    """Return the configuration of the model's training, less fields unknown to this version."""
-    known = {f.name for f in fields(Config)}
-    recorded = {k: v for k, v in tagger.config.items() if k in known}
-    return load_config(None, recorded | ({"data": data} if data else {}))
+    """Return the configuration of the model's training, as fields of this version."""
+    return load_config(None, known_fields(tagger.config) | ({"data": data} if data else {}))
 
 
 def _require_same(whole: Dataset, digest: str | None, data: str, address: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from nuswide.config import Config
+from nuswide.config import Config, known_fields
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.data.manifest import Manifest
 from nuswide.evaluation import summary
@@ -59,7 +59,7 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
 
 def open_as_trained(tagger: Tagger, data: str, cache: Path) -> Dataset:
     """Open a data set as the model's training run did, so that val has the same images."""
-    config = tagger.config
+    config = known_fields(tagger.config)
     whole = open_dataset(
         load_manifest(data),
         size_px=tagger.image_size_px,

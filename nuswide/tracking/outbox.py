@@ -210,4 +210,8 @@ def _now_ms() -> int:
 
 
 def _read_number(path: Path) -> int:
-    return int(path.read_text()) if path.exists() else 0
+    """Read a number; 0 if there is none, so that the server is asked for what it has."""
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from PIL import Image
 
+from nuswide.config import Config
 from nuswide.data.manifest import Manifest
 from nuswide.tracking.environment import environment
 from nuswide.tracking.outbox import Outbox
@@ -44,7 +46,7 @@ logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 CHECKPOINTS = "checkpoint"  # the folder of a run's artifacts with its state
 _TIMEOUT_S = 60.0
-_LATER = "nuswide upload"
+_AGAIN = "some of the metrics are lost; repeat the command"
 _MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 
@@ -233,14 +235,23 @@ def start_run(
             raise
         except MlflowException as error:
             reason = str(error).splitlines()[0]
-            hint = f"; the training is saved: {_LATER} {run.id} records it" if outbox else ""
+            hint = f"; the training is saved: {_later(run.id, outbox)} records it" if outbox else ""
             raise TrackingUnavailable(f"MLflow: {reason}{hint}") from error
         finally:
-            away = _end(run, RunStatus.to_string(status))
-            if away and status == RunStatus.KILLED:
-                click.echo(f"{away}; {_LATER} {run.id} records the rest", err=True)
-        if away:
-            raise TrackingUnavailable(f"{away}; {_LATER} {run.id} records the rest")
+            failure = _end(run, RunStatus.to_string(status))
+            rest = f"{_later(run.id, outbox)} records the rest" if outbox else _AGAIN
+            if failure and status == RunStatus.KILLED:
+                click.echo(f"{failure}; {rest}", err=True)
+        if failure:
+            raise TrackingUnavailable(f"{failure}; {rest}")
+
+
+def _later(run_id: str, outbox: Path) -> str:
+    """Return the command that sends what is left in an outbox."""
+    is_default = outbox == Path(Config.checkpoints)
+    return shlex.join(
+        ["nuswide", "upload", run_id, *([] if is_default else ["--checkpoints", str(outbox)])]
+    )
 
 
 def _is_finished(run_id: str) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import yaml
 
-from nuswide.config import Config
+from nuswide.config import Config, known_fields
 from nuswide.core import distributed
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.data.label_stats import TrainLabels
@@ -344,7 +344,8 @@ def _register(
 def upload_run(run_id: str, checkpoints: Path) -> None:
     """Send the rest of a run's outbox, and record its result if its training is complete."""
     about = run_folder.read_about(checkpoints / run_id)
-    config = Config(**about["config"] | {"resume": run_id, "checkpoints": str(checkpoints)})
+    own = {"resume": run_id, "checkpoints": str(checkpoints)}
+    config = Config(**known_fields(about["config"]) | own)
     path = checkpoints / run_id / LAST
     state = checkpoint.load(path) if path.exists() else None
     if state and state["progress"]["epoch"] >= config.epochs:

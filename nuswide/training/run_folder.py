@@ -44,13 +44,20 @@ def write_about(folder: Path, config: Config, data: Manifest, *, is_recorded: bo
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Read what write_about wrote; raises click.ClickException if the folder has none of it."""
+    """Read what write_about wrote; raises click.ClickException if it is not there, or damaged."""
     try:
-        about: dict[str, Any] = json.loads((folder / _ABOUT).read_text())
-    except (OSError, ValueError) as error:
+        about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        if not all(isinstance(about[key], dict) for key in ("config", "same")):
+            raise TypeError("it is not of a run")
+        _ = about["recorded"], about["launch"]
+    except FileNotFoundError as error:
         raise click.ClickException(
             f"{folder} is no folder of a run; {folder.parent} holds: "
             f"{', '.join(other.name for other in _folders(folder.parent)) or 'none'}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise click.ClickException(
+            f"{folder / _ABOUT} cannot be read ({type(error).__name__}: {error})"
         ) from error
     return about
 
@@ -64,14 +71,24 @@ def find(config: Config, data: Manifest) -> tuple[str, State | None] | None:
     checkpoints = Path(config.checkpoints)
     if config.resume not in ("none", "auto"):
         return config.resume, _load_named(checkpoints / config.resume, config, data)
+    if config.resume == "none" and not distributed.is_restarted():
+        return None
     for folder in _folders(checkpoints):
-        about = read_about(folder)
-        is_own = distributed.is_restarted() and about["launch"] == distributed.launch()
-        if about["recorded"] or not (config.resume == "auto" or is_own):
-            continue
-        if not _differences(about["same"], describe(config, data)) and is_open(folder.name):
-            return folder.name, _load_last(folder)
+        try:
+            if _is_continued_by(config, data, folder):
+                return folder.name, _load_last(folder)
+        except click.ClickException as error:
+            click.echo(f"passed over: {error.message}")
     return None
+
+
+def _is_continued_by(config: Config, data: Manifest, folder: Path) -> bool:
+    """Return whether a folder is of an unfinished run that resume=auto or this launch continues."""
+    about = read_about(folder)
+    is_wanted = config.resume == "auto" or about["launch"] == distributed.launch()
+    if about["recorded"] or not is_wanted or _differences(about["same"], describe(config, data)):
+        return False
+    return is_open(folder.name)
 
 
 def _folders(checkpoints: Path) -> list[Path]:

@@ -28,7 +28,7 @@ from nuswide.deployment.batch import decode, image_list
 from nuswide.deployment.batch.decode import as_lossless, decode_file
 from nuswide.deployment.batch.image_list import list_images, read_chunks
 from nuswide.deployment.batch.job import tag
-from nuswide.deployment.batch.parts import exclusive_lock, read_about, select
+from nuswide.deployment.batch.parts import TagParts, exclusive_lock, read_about, select
 from nuswide.deployment.batch.request import TagSummary
 from nuswide.tagger import Tagger, decode_image
 
@@ -316,6 +316,13 @@ def test_a_part_of_another_tagging_or_a_damaged_one_is_refused(
         part.write_bytes(content)
         with pytest.raises(click.ClickException, match=words):
             tag_here(registered, photos, tmp_path / "out", part_size=4)
+
+
+@pytest.mark.parametrize("text", ["", '{"labels": [', "1"])
+def test_a_damaged_description_of_a_tagging_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "_tagging.json").write_text(text)
+    with pytest.raises(click.ClickException, match=r"_tagging\.json is damaged .*; remove it"):
+        TagParts(tmp_path, {"labels": []}).begin()
 
 
 @pytest.mark.slow

@@ -111,3 +111,6 @@ def test_fields_that_this_package_does_not_know_are_left_out(
     tagger.config["a_field_of_another_version"] = 1
     assert _config_of(tagger, None) == known
     assert _config_of(tagger, "elsewhere").data == "elsewhere"
+    for name in ("split_seed", "skip_rejected", "test_flips"):
+        del tagger.config[name]
+    assert _config_of(tagger, None) == known

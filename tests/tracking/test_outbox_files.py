@@ -82,3 +82,8 @@ def test_after_an_outage_only_the_newest_file_is_sent_also_by_another_process(
     server.is_down = False
     assert Outbox(tmp_path / "outbox", "run").close(60)
     assert server.received == [("checkpoint/last.pt", "two")]
+
+
+def test_a_damaged_count_of_what_was_sent_is_taken_for_none(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "sent").write_text("")
+    assert Outbox(tmp_path, "run").close(60)

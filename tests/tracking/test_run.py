@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nuswide.data.manifest import Manifest
-from nuswide.tracking.run import start_run
+from nuswide.tracking.outbox import Outbox
+from nuswide.tracking.run import TrackingUnavailable, start_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +58,24 @@ def test_figures_that_are_not_finite_are_left_out() -> None:
     with start_run("train", "x") as run:
         run.log_metrics({"a": math.nan, "b": math.inf, "c": 1.0}, step=0)
     assert mlflow.get_run(run.id).data.metrics == {"c": 1.0}
+
+
+@pytest.mark.parametrize("place", [None, "data/checkpoints", "my checkpoints"])
+def test_what_does_not_arrive_can_be_sent_later_only_where_it_was_kept(
+    place: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Outbox, "close", lambda self, timeout_s: False)
+    with pytest.raises(TrackingUnavailable) as caught:
+        with start_run("train", "x", outbox=place and Path(place)) as run:
+            pass
+    later = f"nuswide upload {run.id}"
+    way_out = {
+        None: "some of the metrics are lost; repeat the command",
+        "data/checkpoints": f"{later} records the rest",
+        "my checkpoints": f"{later} --checkpoints 'my checkpoints' records the rest",
+    }[place]
+    assert caught.value.message == f"the tracking server did not take all metrics; {way_out}"
 
 
 @pytest.fixture

@@ -47,6 +47,42 @@ def test_a_run_recorded_before_a_field_existed_has_its_default(config: Config) -
     assert find(replace(config, test_flips=True), DATA) is None
 
 
+DAMAGED = [
+    "",
+    '{"config": {',
+    "[]",
+    '"text"',
+    '{"name": "of another program"}',
+    '{"config": 1, "same": 2}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_or_foreign_folder_is_passed_over_and_named(
+    config: Config, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = Path(config.checkpoints) / "foreign"
+    foreign.mkdir()
+    (foreign / "about.json").write_text(text)
+    assert find(config, DATA) == ("old", None)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"passed over: {foreign / 'about.json'} cannot be read (")
+    assert find(replace(config, resume="none"), DATA) is None
+    assert not capsys.readouterr().out
+    with pytest.raises(click.ClickException, match=r"foreign/about\.json cannot be read"):
+        find(replace(config, resume="foreign"), DATA)
+
+
+def test_a_run_whose_checkpoint_is_damaged_is_passed_over_unless_it_is_named(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(config.checkpoints) / "old" / "last.pt").write_bytes(b"")
+    assert find(config, DATA) is None
+    assert capsys.readouterr().out.startswith("passed over: cannot read the checkpoint ")
+    with pytest.raises(click.ClickException, match="cannot read the checkpoint"):
+        find(replace(config, resume="old"), DATA)
+
+
 def test_a_fetched_checkpoint_without_a_field_of_today_is_resumed(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

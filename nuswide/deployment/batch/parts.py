@@ -94,7 +94,13 @@ class TagParts:
         """
         about = self.folder / ABOUT
         if about.exists():
-            self._require_same(json.loads(about.read_text(encoding="utf-8")), about)
+            try:
+                found = dict(json.loads(about.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise click.ClickException(
+                    f"{about} is damaged ({error}); remove it and repeat the command"
+                ) from error
+            self._require_same(found, about)
         else:
             with atomic_write(about) as file:
                 json.dump(self.about, file, indent=1, ensure_ascii=False)
