@@ -69,6 +69,7 @@ def train_and_register(
             # Created first, so that mistakes are found before the images are decoded.
             _create_model(local, manifest)
             data = _open(config, manifest)
+            _require_enough(config, data.manifest)  # now that rejected images are left out, too
             model = _create_model(local, data.manifest)  # now that val is split off from train
         found = _choose(config, data, run_id)
         with _begin(config, data, name, found) as (run, folder):
@@ -254,11 +255,13 @@ def _facts(config: Config, manifest: Manifest, run: Run, came_out: str) -> dict[
 
 
 def _require_enough(config: Config, manifest: Manifest) -> None:
-    """Refuse data that the config cannot train on, before any image is decoded."""
+    """Refuse data that the config cannot train on; without a val split, val is yet to be carved."""
     sizes = {split: len(manifest.indices(split)) for split in SPLITS}
-    if sizes["train"] < (size := global_batch_size(config)):
+    to_carve = 0 if sizes["val"] else round(sizes["train"] * config.val_fraction)
+    if (left := sizes["train"] - to_carve) < (size := global_batch_size(config)):
+        carved = f" once {to_carve} are held out as val" if to_carve else ""
         raise click.ClickException(
-            f"train has {sizes['train']} images, fewer than the {size} of a step; lower "
+            f"train has {left} images{carved}, fewer than the {size} of a step; lower "
             f"batch_size={config.batch_size}"
         )
     if not sizes["test"]:

@@ -100,6 +100,15 @@ def test_spoilt_data_is_named_in_one_line(data: Path, spoil: Tamper, words: list
         assert word in error
 
 
+def test_rejected_images_are_not_counted_for_a_step(data: Path) -> None:
+    """40 images of train less 3 rejected ones and 6 of val; without the rejected ones less 6."""
+    samples = json.loads((data / "train.json").read_text())["samples"]
+    for sample in samples[:3]:
+        (data / "images" / sample["image_name"]).write_bytes(b"no picture")
+    options = {"skip_rejected": "true", "batch_size": "32", "cache": str(data.parent / "cache")}
+    assert "train has 31 images, fewer than the 32 of a step" in train_error(data, **options)
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert "nowhere" in train_error(tmp_path / "nowhere")
 
@@ -115,6 +124,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         ({"device": "gpu"}, ["device='gpu'", "cuda"]),
         ({"val_fraction": "0"}, ["select_on=val", "select_on=last"]),
         ({"batch_size": "4096"}, ["fewer than the 4096 of a step", "lower batch_size=4096"]),
+        ({"batch_size": "36"}, ["train has 34 images once 6 are held out as val", "36 of a step"]),
         ({"weights": "nowhere.pth"}, ["nowhere.pth"]),
         ({"experiment": "nowhere.yaml"}, ["nowhere.yaml"]),
         ({"lrr": "1e-4"}, ["--lrr", "--lr"]),
