@@ -93,6 +93,11 @@ def _require_same(whole: Dataset, digest: str | None, data: str, address: str) -
         raise click.ClickException(
             f"{address} was trained without a val split, which int8 is compared on; train with one"
         )
+    if not whole.manifest.of("val").targets.any():
+        raise click.ClickException(
+            f"no val image of {data} has a label, so that mAP, by which int8 is compared, is "
+            "undefined; label some, and train again"
+        )
 
 
 def _choose(train: Dataset, count: int, *, seed: int) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ of the paired difference has 95 %, and only one of its two ends can move the ali
 is expected to win.
 """
 
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -70,9 +71,12 @@ class Verdict:
     def __str__(self) -> str:
         value, low, high, p_value = self.difference
         p = "p < 0.0001" if p_value < 0.0001 else f"p {p_value:.4f}"
+        interval = f"[{low:+.4f}, {high:+.4f}], {p}"
+        if math.isnan(low):
+            interval = "with too few positives for an interval"
         return (
-            f"{self.rule.figure} {value:+.4f} [{low:+.4f}, {high:+.4f}], {p}, on "
-            f"{self.n_images} val images; rule {self.rule.rule}, margin {self.rule.margin:g}"
+            f"{self.rule.figure} {value:+.4f} {interval}, on {self.n_images} val images; "
+            f"rule {self.rule.rule}, margin {self.rule.margin:g}"
         )
 
 
@@ -92,15 +96,16 @@ def decide(challenger: SavedScores, champion: SavedScores, rule: Rule) -> Verdic
 def promote(model: str, rule: Rule) -> str:
     """Make a version champion if it wins the contest; return the outcome in words.
 
-    The first champion needs no contest. Raises click.ClickException if there can't be one, as with
-    no val split, or another one.
+    The first champion needs no contest, nor does the successor of one whose metrics on val are
+    undefined. Raises click.ClickException if there can't be one, as with no val split, or another
+    one, and for a version whose metrics are undefined.
     """
     version = registry.find_version(model)
     for _ in range(_ATTEMPTS):
         champion = registry.champion_of(version.name)
         if champion and str(champion.version) == str(version.version):
             return f"{address_of(version)} is champion already."
-        verdict = decide(*_val_scores(version, champion), rule) if champion else None
+        verdict = _contest(version, champion, rule)
         try:
             return _conclude(version, champion, verdict)
         except ChampionMoved:
@@ -122,14 +127,15 @@ def try_for_champion(name: str, version: str) -> str:
 def _conclude(version: ModelVersion, champion: ModelVersion | None, verdict: Verdict | None) -> str:
     """Move the alias if the verdict says so, and record it either way."""
     name, number = version.name, str(version.version)
+    before = str(champion.version) if champion else None
     if champion is None or verdict is None:
-        words = f"version {number} became champion without a contest: there was no champion"
-        registry.move_champion(name, number, before=None, why=words, undoes=0)
+        why = f"metrics of version {before} are undefined" if before else "there was no champion"
+        words = f"version {number} became champion without a contest: {why}"
+        registry.move_champion(name, number, before=before, why=words, undoes=0)
     else:
         verb = _VERBS[verdict.rule.rule][verdict.wins]
         words = f"version {number} {verb} version {champion.version}: {verdict}"
         if verdict.wins:
-            before = str(champion.version)
             registry.move_champion(name, number, before=before, why=words, undoes=0)
         registry.tag_version(name, number, _tags(verdict, champion))
     won = verdict is None or verdict.wins
@@ -169,18 +175,42 @@ def roll_back(name: str, *, steps: int = 1) -> str:
     return f"{words[0].upper()}{words[1:]}. It is now {name}@{CHAMPION}."
 
 
-def _val_scores(
-    challenger: ModelVersion, champion: ModelVersion
-) -> tuple[SavedScores, SavedScores]:
-    """Return the scores of both on the same val images."""
-    (digest, scores), (other, other_scores) = map(_scores_of, (challenger, champion))
+class _NoScores(click.ClickException):
+    """There are no scores of a version on val."""
+
+
+def _contest(challenger: ModelVersion, champion: ModelVersion | None, rule: Rule) -> Verdict | None:
+    """Hold the contest on val; None if there is no champion, or one whose metrics are undefined.
+
+    Metrics are undefined on a val split where no label has a positive; they decide nothing.
+    """
+    try:
+        digest, scores = _scores_of(challenger)
+    except _NoScores:
+        if champion:
+            raise
+        return None
+    if not _has_positive(scores):
+        raise click.ClickException(
+            f"no val image of {address_of(challenger)} has a label, so that its metrics are "
+            "undefined; label some, and train again"
+        )
+    if champion is None:
+        return None
+    other, other_scores = _scores_of(champion)
+    if not _has_positive(other_scores):
+        return None
     if digest != other:
         raise click.ClickException(
             f"{address_of(challenger)} and the champion, version {champion.version}, have other "
             f"val images (digests {digest} and {other}); train both on the same data with the same "
             "val split"
         )
-    return scores, other_scores
+    return decide(scores, other_scores, rule)
+
+
+def _has_positive(saved: SavedScores) -> bool:
+    return saved.targets is not None and bool(saved.targets.any())
 
 
 def _scores_of(version: ModelVersion) -> tuple[str, SavedScores]:
@@ -192,14 +222,14 @@ def _scores_of(version: ModelVersion) -> tuple[str, SavedScores]:
     trained = reader.training_run(version)
     digest = trained.data.tags.get("data.val_digest") if trained else None
     if trained and not digest:
-        raise click.ClickException(
+        raise _NoScores(
             f"{address_of(version)} was trained without a val split; a contest needs one"
         )
     for run in chain([trained] if trained else [], reader.evaluations(version)):
         own = run.data.tags.get("data.val_digest")
         if own and digest in (None, own) and (saved := _fetch(run)):
             return own, saved
-    raise click.ClickException(
+    raise _NoScores(
         f"there are no scores of {address_of(version)} on val; make them with `nuswide "
         f"evaluate --model {address_of(version)} --split val --data DIR`"
     )

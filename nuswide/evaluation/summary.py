@@ -7,6 +7,7 @@ the terminal. Computes no metric.
     run.set_note(note(manifest, rows, cost, outcome))
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -83,10 +84,11 @@ def record_report(
             run.log_table(report.tables[name].as_dict(), f"{split}/{name}.json")
 
 
-def choice(config: Config, best_steps: int, steps: int) -> str:
-    """Describe how the weights were chosen."""
-    if config.select_on == "last":
-        return f"The weights are those after the last of {steps} steps. "
+def choice(config: Config, best_steps: int, best_map: float, steps: int) -> str:
+    """Describe how the weights were chosen. best_map: the mAP that chose them, NaN for none."""
+    if config.select_on == "last" or math.isnan(best_map):
+        undefined = f", as mAP on {config.select_on} is undefined" * (config.select_on != "last")
+        return f"The weights are those after the last of {steps} steps{undefined}. "
     honesty = ", so its test metrics are too good" if config.select_on == "test" else ""
     return (
         f"The weights are those after {best_steps} of {steps} steps, "

@@ -7,6 +7,7 @@ registry: metrics go to the run, and the state to the writer.
         best, state = fit(config, model, data, run, writer)
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,7 +32,7 @@ from nuswide.evaluation.evaluate import Evaluation, predict, summary_line, torch
 from nuswide.models.networks import TaggerNet
 from nuswide.models.weights import StateDict
 from nuswide.tracking.run import Run
-from nuswide.training.checkpoint import CheckpointWriter, snapshot
+from nuswide.training.checkpoint import CheckpointWriter, Diverged, snapshot
 from nuswide.training.step import (
     Best,
     MicroBatch,
@@ -236,10 +237,15 @@ class _Loop:
 
         part = self.data.of(split)
         scores = predict(score_unless_stopped, part)
+        if np.isnan(scores).any():
+            raise Diverged(
+                f"the scores of {split} are no longer numbers after step {state.progress.steps}; "
+                "start again with a lower lr"
+            )
         evaluation = Evaluation(split, part.manifest, scores, self.config.threshold)
         self.run.log_metrics(evaluation.curves, step=step)
         value = evaluation.curves[f"{split}/map"]
-        is_best = split == self.config.select_on and (state.best is None or value > state.best.map)
+        is_best = split == self.config.select_on and _is_better(value, state.best)
         self._say(split, summary_line(evaluation.curves, split) + "  best so far" * is_best, step)
         if is_best:
             state.best = Best(_copy_weights(state.evaluated), state.progress.steps, value)
@@ -275,6 +281,11 @@ class _Loop:
             f"the loss became {loss} at step {step}, on {files}; give a lower lr or correct "
             f"the data, and start again; {self.writer.path} holds the state before it"
         )
+
+
+def _is_better(value: float, best: Best | None) -> bool:
+    """Whether an mAP is the best so far. NaN, of a split without a positive, is never."""
+    return not math.isnan(value) and (best is None or not value <= best.map)
 
 
 def _copy_weights(model: TaggerNet) -> StateDict:

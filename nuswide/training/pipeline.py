@@ -81,7 +81,7 @@ def train_and_register(
             model.load_state_dict(best.weights)
             decision, evaluations = _evaluate(config, model, data, state.device)
             if distributed.is_main():
-                chosen = summary.choice(config, best.steps, state.progress.steps)
+                chosen = summary.choice(config, best.steps, best.map, state.progress.steps)
                 card = make_card(config, data.manifest, evaluations, choice=chosen)
                 logged = _log_model(run, config, model, data, decision, card)
                 seconds = time.perf_counter() - start
@@ -284,7 +284,8 @@ def _record_splits(run: Run, manifest: Manifest) -> None:
         if len(samples := manifest.of(split)):
             run.log_dataset(samples, split)
             labels = samples.targets.sum(dtype=np.int64) / len(samples)
-            click.echo(f"{split:5s}  {len(samples)} images, {labels:.2f} labels each")
+            nothing = "" if labels else ": mAP is undefined and chooses nothing"
+            click.echo(f"{split:5s}  {len(samples)} images, {labels:.2f} labels each{nothing}")
 
 
 def _record_data(run: Run, data: Dataset) -> None:

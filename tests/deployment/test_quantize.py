@@ -10,7 +10,9 @@ import onnx
 import pytest
 from conftest import Trained, run_id_of
 
-from nuswide.deployment.quantize import _config_of, quantize
+from nuswide.data.dataset import Dataset
+from nuswide.data.manifest import Manifest
+from nuswide.deployment.quantize import _config_of, _require_same, quantize
 from nuswide.tagger import Tagger
 from nuswide.tracking.reader import fetch_scores
 from nuswide.tracking.registry import fetch_bundle, find_version
@@ -101,6 +103,15 @@ def test_data_that_the_model_was_not_trained_on_is_refused(
     )
     assert refused.returncode == 1
     assert "is not what models:/nuswide-tagger/1 was trained on" in refused.stderr
+
+
+def test_a_val_split_without_labels_is_refused_before_any_work() -> None:
+    targets = np.array([[1], [0], [1]], dtype=np.uint8)
+    splits = np.array(["train", "val", "test"])
+    manifest = Manifest(Path(), ("a", "b", "c"), ("sky",), targets, splits)
+    data = Dataset(manifest, np.zeros((3, 3, 8, 8), dtype=np.uint8), np.arange(3))
+    with pytest.raises(click.ClickException, match="no val image of here has a label"):
+        _require_same(data, manifest.digest, "here", SOURCE)
 
 
 def test_fields_that_this_package_does_not_know_are_left_out(

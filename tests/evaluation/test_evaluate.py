@@ -9,6 +9,7 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.evaluation.evaluate import Evaluation, fit_decision, predict, summary_line, torch_score
+from nuswide.evaluation.summary import choice
 from nuswide.metrics import NINE, all_metrics, fit_thresholds
 
 
@@ -92,6 +93,14 @@ def test_nothing_but_val_is_fitted_on_and_auto_fits_where_it_can(data: Dataset) 
     for kind in ("fixed", "global"):
         decision = fit_decision(Config(thresholds=kind), val, evaluation.scores)
         assert len(set(decision.thresholds)) == 1 and decision.calibration is None
+
+
+def test_weights_that_no_map_chose_are_said_to_be_the_last() -> None:
+    assert "after 4 of 9 steps, chosen by mAP on val" in choice(Config(), 4, 0.5, 9)
+    assert choice(Config(), 9, float("nan"), 9).startswith(
+        "The weights are those after the last of 9 steps, as mAP on val is undefined."
+    )
+    assert "undefined" not in choice(Config(select_on="last"), 9, float("nan"), 9)
 
 
 def test_thresholds_are_fitted_to_calibrated_scores(data: Dataset) -> None:

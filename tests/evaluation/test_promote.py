@@ -150,6 +150,29 @@ def test_other_val_images_no_val_and_no_scores_are_each_named(tmp_path: Path) ->
     assert champion("n") == "1"
 
 
+def test_undefined_metrics_win_nothing_and_block_nobody(tmp_path: Path) -> None:
+    saved = scores_of(1.0)
+    undefined = replace(saved, targets=np.zeros_like(saved.targets))
+    uri = add_version("u", record(tmp_path, undefined, digest="without labels"))
+    with pytest.raises(click.ClickException, match="no val image of models:/u/1 has a label"):
+        promote(uri, Rule())
+    assert champion_of("u") is None
+    contend("u", tmp_path, 1.0)
+    assert champion("u") == "2"
+    with pytest.raises(click.ClickException, match="no val image"):
+        promote(uri, Rule(rule="not_worse"))
+    # A champion of a version of nuswide that let undefined metrics win.
+    mlflow.MlflowClient().set_registered_model_alias("u", "champion", "1")
+    words = contend("u", tmp_path, 0.5)
+    assert champion("u") == "3" and "metrics of version 1 are undefined" in words
+    assert history_of("u")[-1].before == "1"
+
+
+def test_too_few_positives_for_an_interval_are_said_to_be_the_trouble() -> None:
+    verdict = Verdict(Rule(), Difference(0.1, float("nan"), float("nan"), float("nan")), 4)
+    assert "map +0.1000 with too few positives for an interval, on 4 val images" in str(verdict)
+
+
 def test_scores_that_evaluate_made_of_the_same_val_images_count(tmp_path: Path) -> None:
     contend("e", tmp_path, 1.0)
     uri = add_version("e", record(tmp_path, None))

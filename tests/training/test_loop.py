@@ -21,8 +21,8 @@ from nuswide.data.transforms import normalize
 from nuswide.metrics import NINE
 from nuswide.models.networks import TaggerNet, create_model
 from nuswide.training import loop, step
-from nuswide.training.checkpoint import LAST, CheckpointWriter, load, save
-from nuswide.training.loop import _Loop, fit
+from nuswide.training.checkpoint import LAST, CheckpointWriter, Diverged, load, save
+from nuswide.training.loop import _is_better, _Loop, fit
 from nuswide.training.step import Best, State, choose_device, choose_precision
 
 pytestmark = pytest.mark.slow
@@ -125,6 +125,39 @@ def test_the_weights_with_the_best_val_map_are_kept(data: Dataset) -> None:
     assert best.map == max(maps.values())
     assert best.steps == min(step for step, value in maps.items() if value == best.map)
     assert recorder.images[-1] == ("val/predictions", best.steps)
+
+
+def without_labels(data: Dataset, split: str) -> Dataset:
+    targets = data.manifest.targets.copy()
+    targets[data.manifest.splits == split] = 0
+    return replace(data, manifest=replace(data.manifest, targets=targets))
+
+
+def test_an_undefined_map_is_never_the_best_and_the_last_weights_are_kept(
+    data: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, state, recorder = train(without_labels(data, "val"))
+    assert best.steps == state.progress.steps == 10 and np.isnan(best.map)
+    assert "best so far" not in capsys.readouterr().out and recorder.images == []
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "is_better"),
+    [
+        (0.1, None, True), (0.2, 0.1, True), (0.1, 0.1, False), (0.1, np.nan, True),
+        (np.nan, None, False), (np.nan, 0.1, False), (np.nan, np.nan, False),
+    ],
+)  # fmt: skip
+def test_nan_is_no_better_than_anything_and_anything_is_better_than_nan(
+    value: float, best: float | None, is_better: bool
+) -> None:
+    before = None if best is None else Best({}, 1, best)
+    assert _is_better(value, before) is is_better
+
+
+def test_scores_that_are_not_finite_end_the_training(data: Dataset) -> None:
+    with pytest.raises(Diverged, match="the scores of val are no longer numbers after step 1"):
+        train(data, lr=1e38, batch_size=40, epochs=1)
 
 
 def test_test_is_evaluated_at_test_freq_and_chooses_where_asked(data: Dataset) -> None:
