@@ -7,12 +7,14 @@ the messages about mistakes. Never imports torch or mlflow, so that `--help` is 
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import click
+
+from nuswide.values import check_range, convert
 
 T = TypeVar("T")
 
@@ -220,7 +222,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            _check_range(f.name, getattr(self, f.name), f.metadata, get_args(f.type))
+            check_range(f.name, getattr(self, f.name), f.metadata, get_args(f.type))
         if self.scale_min > self.scale_max:
             raise ValueError(
                 f"scale_min={self.scale_min} is above scale_max={self.scale_max}; swap them"
@@ -257,21 +259,6 @@ def _check_start_size(start_px: int, full_px: int) -> None:
         )
 
 
-def _check_range(name: str, value: Any, meta: Mapping[str, Any], choices: tuple[Any, ...]) -> None:
-    if choices and value not in choices:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
-    low, high = meta["low"], meta["high"]
-    # `not (a <= b)` rather than `a > b`: NaN must fail too.
-    too_low = low is not None and not (low < value if meta["open_low"] else low <= value)
-    too_high = high is not None and not value <= high
-    infinite = isinstance(value, float) and value in (float("inf"), float("-inf"))
-    if too_low or too_high or infinite:
-        above = f"{'above' if meta['open_low'] else 'at least'} {low}" if low is not None else ""
-        below = f"at most {high}" if high is not None else ""
-        allowed = " and ".join(filter(None, [above, below, "finite" if infinite else ""]))
-        raise ValueError(f"{name}={value} is out of range; it must be {allowed}")
-
-
 def may_differ(relation: Relation) -> frozenset[str]:
     """Return the names of the fields in which two runs of a relation may differ."""
     return frozenset(f.name for f in fields(Config) if f.metadata["role"] in _MAY_DIFFER[relation])
@@ -304,7 +291,7 @@ def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config
         if name not in known:
             raise click.UsageError(unknown_name("field", name, known))
     try:
-        return Config(**{n: _convert(n, v, known[n].type) for n, v in values.items()})
+        return Config(**{n: convert(n, v, known[n].type) for n, v in values.items()})
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -344,39 +331,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise click.UsageError(f"{path} must hold `field: value` lines")
     return content
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """Convert a value from YAML or the command line to the type of its field.
-
-    Texts are converted too, because YAML reads `1e-4` as one. A bool or a fraction is not an int.
-    """
-    converter: Callable[[Any], Any] = _CONVERTERS.get(kind, _text)
-    try:
-        return converter(value)
-    except (ValueError, TypeError, OverflowError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise ValueError(f"{name}={value!r} is not {wanted.get(kind, 'text')}") from None
-
-
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, bool | list | dict):
-        raise ValueError
-    return str(value)
-
-
-def _truth(value: Any) -> bool:
-    truths = {"true": True, "false": False}
-    if str(value).lower() not in truths:
-        raise ValueError
-    return truths[str(value).lower()]
-
-
-_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
-    int: lambda value: int(_text(value)),
-    float: lambda value: float(_text(value)),
-    bool: _truth,
-}
 
 
 def lookup(registry: Mapping[str, T], name: str, value: str) -> T:

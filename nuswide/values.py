@@ -1,0 +1,58 @@
+"""Values of configuration fields: conversion from text or YAML, and ranges.
+
+Raises ValueError with a message that names the field, the value and what is allowed.
+
+    convert("lr", "1e-4", float)  # 0.0001
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """Convert a value from YAML or the command line to the type of its field.
+
+    Texts are converted too, because YAML reads `1e-4` as one. A bool or a fraction is not an int.
+    """
+    converter: Callable[[Any], Any] = _CONVERTERS.get(kind, _text)
+    try:
+        return converter(value)
+    except (ValueError, TypeError, OverflowError):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}
+        raise ValueError(f"{name}={value!r} is not {wanted.get(kind, 'text')}") from None
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool | list | dict):
+        raise ValueError
+    return str(value)
+
+
+def _truth(value: Any) -> bool:
+    truths = {"true": True, "false": False}
+    if str(value).lower() not in truths:
+        raise ValueError
+    return truths[str(value).lower()]
+
+
+_CONVERTERS: dict[Any, Callable[[Any], Any]] = {
+    int: lambda value: int(_text(value)),
+    float: lambda value: float(_text(value)),
+    bool: _truth,
+}
+
+
+def check_range(name: str, value: Any, meta: Mapping[str, Any], choices: tuple[Any, ...]) -> None:
+    """Check a value against a field's `low`, `high` and `open_low`, or its choices, if any."""
+    if choices and value not in choices:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}")
+    low, high = meta["low"], meta["high"]
+    # `not (a <= b)` rather than `a > b`: NaN must fail too.
+    too_low = low is not None and not (low < value if meta["open_low"] else low <= value)
+    too_high = high is not None and not value <= high
+    infinite = isinstance(value, float) and value in (float("inf"), float("-inf"))
+    if too_low or too_high or infinite:
+        above = f"{'above' if meta['open_low'] else 'at least'} {low}" if low is not None else ""
+        below = f"at most {high}" if high is not None else ""
+        allowed = " and ".join(filter(None, [above, below, "finite" if infinite else ""]))
+        raise ValueError(f"{name}={value} is out of range; it must be {allowed}")
