@@ -28,6 +28,10 @@ from nuswide.cli.options import PATH, cache_option, data_option, option
 @option("--seed", type=click.IntRange(0), default=0, help="Seed of the order.")
 @option("--split_file", type=PATH, help="CSV file with the columns image and split.")
 @option("--images", type=PATH, help="Folder of the images.")
+@option(
+    "--duplicates", type=click.Choice(["refuse", "merge", "first"]), default="refuse",
+    help="Of an image that occurs more than once: keep the first sample, or merge the labels.",
+)  # fmt: skip
 def prepare(source: Path, out: Path, **options: Any) -> None:
     """Convert annotations in SOURCE by a named protocol into the folder OUT."""
     from nuswide.data.prepare import prepare

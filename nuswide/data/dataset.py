@@ -6,7 +6,6 @@ Owns the way from a Manifest to uint8 images. Never augments, and never reads a 
     images = data.gather(data.manifest.indices("train")[:32])  # (32, 3, 64, 64)
 """
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from nuswide.data.cache import open_cache
 from nuswide.data.importers import read_annotations
+from nuswide.data.locate import describe_missing, find_images
 from nuswide.data.manifest import Manifest, carve_val
 from nuswide.data.sample import draw_sample
 
@@ -28,11 +28,13 @@ class Dataset:
     """N samples with their decoded images.
 
     images: (M, 3, S, S) uint8, on disk, M >= N. rows: (N,) the row of images of each sample.
+    rejected: (name, reason) of each image that was left out.
     """
 
     manifest: Manifest
     images: NDArray[np.uint8]
     rows: NDArray[np.int64]
+    rejected: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -59,12 +61,21 @@ class Dataset:
         return carved
 
 
-def load_manifest(data: str) -> Manifest:
+def load_manifest(data: str, *, skip_rejected: bool = False) -> Manifest:
     """Read a data set as read_manifest does, and locate its images.
 
-    Raises click.ClickException if some are missing.
+    Raises click.ClickException if all are missing or, unless `skip_rejected`, if some are.
     """
-    return locate_pictures(read_manifest(data))
+    manifest = read_manifest(data)
+    root, missing = find_images(manifest)
+    if len(missing) == len(manifest):
+        raise click.ClickException(describe_missing(manifest, missing))
+    if missing and not skip_rejected:
+        raise click.ClickException(
+            f"{describe_missing(manifest, missing)}, or give skip_rejected=true to leave them out; "
+            f"`nuswide audit --data {data}` lists them"
+        )
+    return replace(manifest, root=root)
 
 
 def read_manifest(data: str) -> Manifest:
@@ -77,30 +88,17 @@ def read_manifest(data: str) -> Manifest:
     return read_annotations(SAMPLE_FOLDER if data == SAMPLE else Path(data))
 
 
-def locate_pictures(manifest: Manifest) -> Manifest:
-    """Find the folder that the image names are relative to: images/ below the root, or the root."""
-    missing = {
-        root: [n for n in manifest.names if not os.path.isfile(root / n)]  # False for odd names too
-        for root in (manifest.root / "images", manifest.root)
-    }
-    root = min(missing, key=lambda candidate: len(missing[candidate]))
-    if missing[root]:
-        raise click.ClickException(
-            f"{len(missing[root])} of {len(manifest)} pictures are missing, {missing[root][0]!r} "
-            f"first; put them into {manifest.root / 'images'} or {manifest.root}"
-        )
-    return replace(manifest, root=root)
-
-
 def open_dataset(
     manifest: Manifest, *, size_px: int, folder: Path, skip_rejected: bool = False
 ) -> Dataset:
     """Decode a manifest's images into the cache in `folder`, once, and open them.
 
-    Images that cannot be decoded are left out if `skip_rejected`, and counted in the manifest.
+    Images that are missing or cannot be decoded are left out if `skip_rejected`, and counted in the
+    manifest.
     """
     cache = open_cache(manifest, size_px=size_px, folder=folder, skip_rejected=skip_rejected)
     rejected = [row for row, _ in cache.rejected]
     rows = np.setdiff1d(np.arange(len(manifest)), rejected)
     kept = replace(manifest.take(rows), rejected=manifest.rejected + len(rejected))
-    return Dataset(kept, cache.images, rows)
+    reasons = tuple((manifest.names[row], why) for row, why in cache.rejected)
+    return Dataset(kept, cache.images, rows, reasons)

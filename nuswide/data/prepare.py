@@ -5,16 +5,24 @@ Owns the order of import, protocol and split. Decodes no image.
     manifest = prepare(Path("NUS-WIDE"), Path("data/nuswide"), protocol="official-labelled")
 """
 
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 
-from nuswide.data.importers import read_annotations
+from nuswide.core.files import atomic_write
+from nuswide.data.importers import read_samples
+from nuswide.data.locate import describe_missing, find_images
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.data.protocols import apply_protocol
+from nuswide.data.repeated import describe_repeated, find_repeated, keep_one, repeated_rows
 from nuswide.data.text_files import read_records
+
+_MISSING, _REPEATED = "missing.csv", "duplicates.csv"
 
 
 def prepare(
@@ -29,16 +37,18 @@ def prepare(
     seed: int = 0,
     split_file: Path | None = None,
     images: Path | None = None,
+    duplicates: str = "refuse",
 ) -> Manifest:
     """Read annotations, apply a protocol, and save the Manifest into the folder `out`.
 
     split_file: a CSV file with the columns image and split, which replaces the source's split.
-    images: the folder of the images, by default the source's. The other options are those of
-    read_annotations and apply_protocol.
+    images: the folder of the images, by default the source's. duplicates: `merge` or `first` keeps
+    one sample of an image that occurs more than once. The other options are those of
+    read_annotations and apply_protocol. Images that are missing or repeated are listed in `out`.
     """
     if Manifest.is_saved_in(out):
         raise click.ClickException(f"{out} holds a prepared data set already; name another folder")
-    manifest = read_annotations(source, format)
+    manifest = _keep_one(read_samples(source, format), source, out, duplicates)
     if split_file:
         manifest = replace(manifest, splits=_read_splits(split_file, manifest.names))
     manifest = apply_protocol(
@@ -47,12 +57,55 @@ def prepare(
     if not manifest.targets.any():
         raise click.ClickException(f"{source}: no image is left that has a label; keep more labels")
     manifest = replace(manifest, root=(images or manifest.root).resolve())
+    with _writing(out):
+        manifest.save(out)
+    _report_missing(manifest, out)
+    return manifest
+
+
+def _keep_one(manifest: Manifest, source: Path, out: Path, duplicates: str) -> Manifest:
+    """Keep one sample of each image, or refuse those that occur more than once."""
+    repeated = find_repeated(manifest)
+    if not repeated:
+        return manifest
+    _write_csv(out / _REPEATED, repeated_rows(repeated))
+    said = f"{source}: {describe_repeated(repeated)}; {out / _REPEATED} lists them"
+    if duplicates == "refuse":
+        raise click.ClickException(f"{said}; keep one of each, or give --duplicates merge or first")
+    kept = {
+        "merge": "one sample of each is kept, with the labels of all",
+        "first": "the first is kept",
+    }
+    click.echo(f"{said}; {kept[duplicates]}", err=True)
+    return keep_one(manifest, repeated, merge=duplicates == "merge")
+
+
+def _report_missing(manifest: Manifest, out: Path) -> None:
+    """Name the images that are not there; whether they matter is for training to say."""
+    _, missing = find_images(manifest)
+    (out / _MISSING).unlink(missing_ok=True)
+    if not missing:
+        return
+    _write_csv(out / _MISSING, [("image",), *((name,) for name in missing)])
+    click.echo(
+        f"{describe_missing(manifest, missing)}, or train with skip_rejected=true to leave them "
+        f"out; {out / _MISSING} lists them",
+        err=True,
+    )
+
+
+def _write_csv(path: Path, rows: Sequence[tuple[str, ...]]) -> None:
+    with _writing(path.parent), atomic_write(path) as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        manifest.save(out)
+        yield
     except OSError as error:
         raise click.ClickException(f"cannot write into {out}: {error.strerror}") from error
-    return manifest
 
 
 def _read_splits(path: Path, names: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:

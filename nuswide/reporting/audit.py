@@ -41,6 +41,7 @@ IMPLIED = tuple(
 _NEARLY_ALWAYS = 0.8
 _LEAST_IMAGES = 20  # of a label, before a habit is read out of them
 _SHOWN_PAIRS, _SHOWN_EXAMPLES = 12, 3
+_MOST_ROWS = 5000  # of a table on the page; the CSV files have all
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,11 @@ def duplicates_table(audit: Audit) -> Table:
     return make_table(("first", "split", "second", "split", "kind", "bits", "labels"), rows)
 
 
+def rejected_table(audit: Audit) -> Table:
+    """Return the images that were left out because they are missing or cannot be decoded."""
+    return make_table(("image", "reason"), audit.pictures.rejected if audit.pictures else ())
+
+
 def _agreement(manifest: Manifest, pair: DuplicatePair) -> str:
     first, second = manifest.targets[[pair.first, pair.second]]
     return "same" if np.array_equal(first, second) else "differ"
@@ -248,6 +254,11 @@ def findings(audit: Audit) -> list[str]:
     n = len(audit.manifest)
     bare = int((~audit.manifest.targets.any(axis=1)).sum())
     said = [f"{bare:,} of {n:,} images have no label ({bare / n:.1%})."]
+    if audit.pictures and (n_rejected := len(audit.pictures.rejected)):
+        said.append(
+            f"{n_rejected:,} further images are missing or cannot be decoded, and are left out; "
+            "rejected.csv lists them."
+        )
     if audit.gaps:
         worst = max(audit.gaps, key=lambda gap: gap.missing / math.sqrt(gap.images))
         said.append(
@@ -319,6 +330,7 @@ def tables(audit: Audit) -> dict[str, Table]:
         "gaps": gaps_table(audit),
         "first_rows": bias_table(audit),
         "duplicates": duplicates_table(audit),
+        "rejected": rejected_table(audit),
     }
     return {name: table for name, table in all_tables.items() if table.rows}
 
@@ -329,6 +341,7 @@ _TITLES = {
     "gaps": "Labels missing by implication",
     "first_rows": "The first rows of train against the rest",
     "duplicates": "Pictures that are there twice",
+    "rejected": "Images that are missing or cannot be decoded",
 }
 _PLOTS_OF = {
     "labels": ("label_distribution", "co_occurrence"),
@@ -350,7 +363,9 @@ def to_html(audit: Audit) -> str:
     for name, table in tables(audit).items():
         parts += [html.heading(_TITLES[name])]
         parts += [html.picture(drawn[p], _ALTS[p]) for p in _PLOTS_OF.get(name, ()) if p in drawn]
-        parts += [table_html(table)]
+        parts += [table_html(table.first(_MOST_ROWS))]
+        if len(table.rows) > _MOST_ROWS:
+            parts += [html.paragraph(f"The first {_MOST_ROWS:,} of {len(table.rows):,} rows.")]
     return html.page("Audit of a data set", *parts)
 
 

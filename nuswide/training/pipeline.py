@@ -63,7 +63,7 @@ def train_and_register(
     start = time.perf_counter()
     with distributed.process_group(choose_device(config.device)):
         config = _with_numbered_weights(config)
-        manifest = load_manifest(config.data)
+        manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
         _require_enough(config, manifest)
         with _weights_here(config) as local:
             # Created first, so that mistakes are found before the images are decoded.
@@ -367,7 +367,10 @@ def audit_data(data: str, out: Path, cache: Path | None) -> None:
         made = audit.make_audit(read_manifest(data))
     else:
         pictures = open_dataset(
-            load_manifest(data), size_px=_AUDIT_PX, folder=cache, skip_rejected=True
+            load_manifest(data, skip_rejected=True),
+            size_px=_AUDIT_PX,
+            folder=cache,
+            skip_rejected=True,
         )
         made = audit.make_audit(pictures.manifest, pictures)
     try:

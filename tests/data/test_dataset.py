@@ -98,8 +98,29 @@ def test_pictures_are_found_beside_the_annotations_or_in_images(tmp_path: Path) 
 def test_missing_pictures_are_counted_and_named(tmp_path: Path) -> None:
     write_annotations(tmp_path, n_train=4)
     (tmp_path / "train2.png").unlink()
-    with pytest.raises(click.ClickException, match=r"^1 of 6 pictures are missing, 'train2\.png'"):
+    with pytest.raises(click.ClickException, match=r"^1 of 6 images are missing: 'train2\.png'"):
         load_manifest(str(tmp_path))
+
+
+def test_missing_pictures_can_be_left_out_like_broken_ones(tmp_path: Path) -> None:
+    write_annotations(tmp_path, n_train=4)
+    (tmp_path / "train2.png").unlink()
+    (tmp_path / "test0.png").write_text("no picture")
+    data = open_in(tmp_path, load_manifest(str(tmp_path), skip_rejected=True), skip_rejected=True)
+    assert data.manifest.names == ("train0.png", "train1.png", "train3.png", "test1.png")
+    assert data.manifest.rejected == 2
+    assert [name for name, _ in data.rejected] == ["train2.png", "test0.png"]
+    assert "No such file" in data.rejected[0][1]
+
+
+def test_a_folder_without_any_of_its_pictures_is_refused_even_if_some_may_be_left_out(
+    tmp_path: Path,
+) -> None:
+    write_annotations(tmp_path, n_train=1, n_test=1)
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    with pytest.raises(click.ClickException, match=r"^2 of 2 images are missing: .*put them into"):
+        load_manifest(str(tmp_path), skip_rejected=True)
 
 
 def test_a_prepared_folder_is_read_with_its_pictures_elsewhere(tmp_path: Path) -> None:

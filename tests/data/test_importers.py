@@ -231,12 +231,12 @@ def test_labels_of_test_that_differ_from_trains_are_refused(tmp_path: Path) -> N
     assert str(tmp_path / "test.json") in message and "differ" in message
 
 
-def test_missing_pictures_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+def test_missing_pictures_are_counted_and_named(tmp_path: Path) -> None:
     make_folder(tmp_path)
     for name in ("b.jpg", "c d.jpg"):
         (tmp_path / "images" / name).unlink()
     message = error_of(tmp_path)
-    assert "2 of 3 pictures are missing, 'b.jpg' first" in message
+    assert "2 of 3 images are missing: 'b.jpg', 'c d.jpg'; put them into" in message
     assert str(tmp_path / "images") in message
 
 
@@ -244,19 +244,21 @@ def test_no_pictures_at_all_are_counted(tmp_path: Path) -> None:
     make_folder(tmp_path)
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    assert "3 of 3 pictures are missing, 'a.jpg' first" in error_of(tmp_path)
+    assert "3 of 3 images are missing: 'a.jpg', 'b.jpg', 'c d.jpg'; put them into" in error_of(
+        tmp_path
+    )
 
 
 def test_a_missing_first_picture_counts_as_one(tmp_path: Path) -> None:
     (make_folder(tmp_path) / "images" / "a.jpg").unlink()
-    assert "1 of 3 pictures are missing, 'a.jpg' first" in error_of(tmp_path)
+    assert "1 of 3 images are missing: 'a.jpg'; put" in error_of(tmp_path)
 
 
 def test_a_folder_in_a_pictures_place_is_a_missing_picture(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / "images" / "b.jpg").unlink()
     (tmp_path / "images" / "b.jpg").mkdir()
-    assert "1 of 3 pictures are missing" in error_of(tmp_path)
+    assert "1 of 3 images are missing" in error_of(tmp_path)
 
 
 def test_a_data_set_without_any_label_is_refused(tmp_path: Path) -> None:
@@ -268,5 +270,5 @@ def test_a_data_set_without_any_label_is_refused(tmp_path: Path) -> None:
 def test_a_file_name_too_long_for_the_disk_is_a_missing_picture(tmp_path: Path) -> None:
     long_name = {"image_name": "x" * 5000, "image_labels": ["sea"]}
     make_folder(tmp_path, test=content([long_name]))
-    with pytest.raises(click.ClickException, match="1 of 3 pictures are missing"):
+    with pytest.raises(click.ClickException, match="1 of 3 images are missing"):
         load_manifest(str(tmp_path))

@@ -178,7 +178,7 @@ def test_gzipped_files_read_the_same(form: tuple[str, Path]) -> None:
         (write_voc, "Annotations/one.xml", "one.jpg", "../one.jpg", "must stay inside"),
         (write_voc, "Annotations/one.xml", "<annotation>",
          '<!DOCTYPE a [<!ENTITY e "ha">]><annotation>', "document type, which is refused"),
-        (write_voc, "ImageSets/Main/test.txt", "three", "one", "one is in train, too"),
+        (write_voc, "ImageSets/Main/test.txt", "three", "one", "1 image occurs more than once, 0"),
         (write_voc, "ImageSets/Main/test.txt", "three", "four", "has no four.xml"),
         (write_voc, "ImageSets/Main/test.txt", "three", "../a", "must stay inside"),
         (write_coco, "annotations/instances_val2017.json", '"dog"', '"god"', "categories differ"),
@@ -241,9 +241,29 @@ def test_what_trainval_has_alone_is_train(tmp_path: Path, sets: tuple[str, ...])
     assert sorted(splits) == sorted(["train", "val" if "val" in sets else "train", "test"])
 
 
-def test_an_image_in_train_and_test_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_text("image,labels,split\na.jpg,x,train\na.jpg,x,test\n")
-    assert "'a.jpg' is there twice, in train and test; keep one" in error_of(tmp_path)
+def test_images_that_occur_more_than_once_are_refused_and_named(tmp_path: Path) -> None:
+    rows = ("a.jpg,x,train", "a.jpg,x,test", "b.jpg,x,train", "c.jpg,x,val", "c.jpg,,val")
+    (tmp_path / "labels.csv").write_text("\n".join(("image,labels,split", *rows)))
+    assert (
+        "2 images occur more than once, 1 of them with other labels and 1 in several splits: "
+        "'a.jpg' (in train and test), 'c.jpg' (labels differ); "
+    ) in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_hashnet, write_indexed, write_coco, write_voc])
+def test_an_image_in_two_lists_is_refused_in_any_form(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path)
+    for old, new in {
+        "list_test.txt": ("b/2_x", "c/1_x"),
+        "indexed_test.csv": ("2_x", "1_x"),
+        "annotations/instances_val2017.json": ("c.jpg", "train2017/a.jpg"),
+        "ImageSets/Main/test.txt": ("three", "three\none"),
+    }.items():
+        if (path := tmp_path / old).exists():
+            path.write_text(path.read_text().replace(*new))
+    assert "1 image occurs more than once" in error_of(tmp_path)
 
 
 def test_the_split_is_a_word_of_the_name_and_no_part_of_one(tmp_path: Path) -> None:

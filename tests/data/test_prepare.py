@@ -92,3 +92,58 @@ def test_the_articles_subset_is_taken_from_the_whole(tmp_path: Path) -> None:
         assert [len(prepared.indices(s)) for s in ("train", "test")] == [5000, 1000]
         assert len(prepared.labels) == 27
     assert listed.digest != shuffled.digest
+
+
+REPEATED = (
+    "image,labels,split,unknown\n"
+    "a.jpg,sky,train,sea;dog\n"
+    "b.jpg,sea,train,\n"
+    "a.jpg,sea,test,dog\n"
+    "b.jpg,sea,train,\n"
+    "c.jpg,dog,test,\n"
+)
+
+
+def test_images_that_occur_more_than_once_are_refused_and_all_listed(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(REPEATED)
+    message = error_of(tmp_path / "t.csv", tmp_path / "out")
+    assert "2 images occur more than once, 1 of them with other labels" in message
+    assert "'a.jpg' (labels differ; in train and test), 'b.jpg'; " in message
+    assert "--duplicates merge or first" in message
+    assert (tmp_path / "out/duplicates.csv").read_text().splitlines() == [
+        "image,times,splits,labels", "a.jpg,2,train test,differ", "b.jpg,2,train,same",
+    ]  # fmt: skip
+    assert not Manifest.is_saved_in(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("duplicates", "sea"), [("first", 0), ("merge", 1)])
+def test_one_sample_of_a_repeated_image_is_kept(
+    tmp_path: Path, duplicates: str, sea: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(REPEATED)
+    prepared = prepare(tmp_path / "t.csv", tmp_path / "out", duplicates=duplicates)
+    assert prepared.names == ("a.jpg", "b.jpg", "c.jpg")
+    assert prepared.splits.tolist() == ["train", "train", "test"]
+    assert prepared.labels == ("dog", "sea", "sky")
+    assert prepared.targets.tolist() == [[0, sea, 1], [0, 1, 0], [1, 0, 0]]
+    # dog is unknown in both samples of a.jpg, sea in the first only
+    assert prepared.known is not None
+    assert prepared.known.tolist() == [[False, bool(sea), True], [True] * 3, [True] * 3]
+    assert "2 images occur more than once" in capsys.readouterr().err
+
+
+def test_missing_images_are_named_and_listed_and_the_rest_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{i}.jpg" for i in range(9)]
+    (tmp_path / "t.csv").write_text("image,labels\n" + "".join(f"{n},sky\n" for n in names))
+    (tmp_path / "images").mkdir()
+    for name in names[:2]:
+        (tmp_path / "images" / name).touch()
+    prepared = prepare(tmp_path / "t.csv", tmp_path / "out")
+    assert len(prepared) == 9
+    said = capsys.readouterr().err
+    assert "7 of 9 images are missing: '2.jpg', '3.jpg', '4.jpg', '5.jpg', '6.jpg' ...;" in said
+    assert "skip_rejected=true" in said and said.count("\n") == 1
+    listed = (tmp_path / "out/missing.csv").read_text().splitlines()
+    assert listed == ["image", *names[2:]]

@@ -96,6 +96,14 @@ def test_a_data_set_gives_its_samples_and_its_digest(tiny_data: Path, tmp_path: 
     assert list_images(str(tiny_data), tmp_path / "l").data_digest == manifest.digest
 
 
+def test_a_missing_image_of_a_data_set_is_listed_so_that_it_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,labels\na.png,sky\nlost.png,sky\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    paths = listed(tmp_path, tmp_path / "l")
+    assert paths == [str(tmp_path / "a.png"), str(tmp_path / "lost.png")]
+    assert decode.decode_file(paths[1], 8) == "No such file or directory"
+
+
 @pytest.mark.parametrize("source", ["nowhere", "*.none", "empty", "zeros.txt"])
 def test_a_source_without_pictures_is_one_clear_error(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -130,6 +130,13 @@ def test_without_pictures_nothing_is_said_of_duplicates(small: Manifest) -> None
     assert "not looked at" in to_text(audit) and "duplicates" not in tables(audit)
 
 
+def test_images_that_were_left_out_are_listed(pictures: Dataset) -> None:
+    rejected = (("lost.jpg", "No such file or directory"), ("bad.jpg", "truncated"))
+    audit = make_audit(pictures.manifest, replace(pictures, rejected=rejected))
+    assert tables(audit)["rejected"].texts() == list(rejected)
+    assert "2 further images are missing or cannot be decoded" in to_text(audit)
+
+
 def test_the_page_is_whole_escaped_and_asks_no_network(pictures: Dataset) -> None:
     text = to_html(make_audit(pictures.manifest, pictures))
     assert "&lt;script&gt;" in text and "<script" not in text

@@ -17,8 +17,9 @@ from nuswide.config import lookup
 from nuswide.data.importers import article, lists, objects, official, tables
 from nuswide.data.importers.article import read_article_json
 from nuswide.data.manifest import Manifest
+from nuswide.data.repeated import describe_repeated, find_repeated
 
-__all__ = ["IMPORTERS", "Importer", "read_annotations", "read_article_json"]
+__all__ = ["IMPORTERS", "Importer", "read_annotations", "read_article_json", "read_samples"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,19 @@ def read_annotations(source: Path, format: str = "auto") -> Manifest:
     """Read a prepared folder, or annotations in a format of IMPORTERS, detected unless given.
 
     Image names are relative to the folder. Raises click.ClickException, naming file and line, for
-    invalid annotations.
+    invalid annotations, and for images that occur more than once.
     """
+    manifest = read_samples(source, format)
+    if repeated := find_repeated(manifest):
+        raise click.ClickException(
+            f"{source}: {describe_repeated(repeated)}; keep one of each, or prepare the data with "
+            "`nuswide prepare --duplicates merge` or `first`"
+        )
+    return manifest
+
+
+def read_samples(source: Path, format: str = "auto") -> Manifest:
+    """Read annotations as read_annotations does, but with images that occur more than once."""
     if not os.path.exists(source):  # Path.exists() raises for a name that is too long
         raise click.ClickException(
             f"there is no data folder {source}; name one with train.json and test.json or the like"

@@ -74,11 +74,7 @@ def manifest_of(
     targets: NDArray[np.uint8],
     known: NDArray[np.bool_] | None = None,
 ) -> Manifest:
-    """Build a Manifest of distinct images with at least one label. targets, known: (N, C)."""
-    duplicate = first_duplicate(names)
-    if duplicate is not None:
-        where = " and ".join(s for n, s in zip(names, splits, strict=True) if n == duplicate)
-        raise click.ClickException(f"{source}: {duplicate!r} is there twice, in {where}; keep one")
+    """Build a Manifest with at least one label. targets, known: (N, C)."""
     if not targets.any():
         raise click.ClickException(
             f"{source}: no sample has any label; there is nothing to learn from"

@@ -113,9 +113,9 @@ def read_voc(source: Path) -> Manifest:
         path.name.removesuffix(".gz").removesuffix(".xml"): path
         for path in sorted((source / "Annotations").glob("*.xml*"))
     }
-    listed = _image_sets(source) or dict.fromkeys(annotated, "train")
+    listed = _image_sets(source) or [(identifier, "train") for identifier in annotated]
     names, splits, present, unknown = [], [], [], []
-    for identifier, split in listed.items():
+    for identifier, split in listed:
         if identifier not in annotated:
             raise click.ClickException(f"{source / 'Annotations'} has no {identifier}.xml")
         path = annotated[identifier]
@@ -129,19 +129,18 @@ def read_voc(source: Path) -> Manifest:
     return make_manifest(source, names, splits, labels, present, unknown)
 
 
-def _image_sets(source: Path) -> dict[str, str]:
-    """Return the split of each listed image; those in trainval.txt only are train."""
-    listed: dict[str, str] = {}
+def _image_sets(source: Path) -> list[tuple[str, str]]:
+    """Return the listed images, each with its split; those in trainval.txt only are train."""
+    listed: dict[tuple[str, str], None] = {}
     for name in (*SPLITS, "trainval"):
         path = find_file(source / "ImageSets/Main", f"{name}.txt")
         split = "train" if name == "trainval" else name
         for line in read_lines(path) if path else []:
             identifier = line.split()[0] if line.strip() else ""
             checked_name(str(path), identifier)
-            known = listed.setdefault(identifier, split)
-            if known != split and (name, known) != ("trainval", "val"):
-                raise click.ClickException(f"{path}: {identifier} is in {listed[identifier]}, too")
-    return listed
+            if name != "trainval" or (identifier, "val") not in listed:
+                listed[identifier, split] = None
+    return list(listed)
 
 
 def _read_objects(path: Path) -> tuple[str, set[str], set[str]]:

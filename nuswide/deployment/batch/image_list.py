@@ -21,7 +21,7 @@ from typing import IO, TypeVar
 
 import click
 
-from nuswide.data.dataset import SAMPLE, locate_pictures, read_manifest
+from nuswide.data.dataset import SAMPLE, load_manifest
 from nuswide.data.importers import IMPORTERS
 from nuswide.data.manifest import Manifest
 
@@ -98,9 +98,9 @@ def _manifest(source: str) -> Manifest | None:
     """Return the manifest of a source that is a data set, otherwise None."""
     path = Path(source)
     if source == SAMPLE or (path.is_dir() and Manifest.is_saved_in(path)):
-        return locate_pictures(read_manifest(source))
+        return load_manifest(source, skip_rejected=True)
     if os.path.exists(source) and any(form.detects(path) for form in IMPORTERS.values()):
-        return locate_pictures(read_manifest(source))
+        return load_manifest(source, skip_rejected=True)
     return None
 
 

@@ -112,7 +112,8 @@ class Worker:
         self.plan, self.store = plan, store
         self._is_waiting = self._is_given_up = False
         with store.exclusive_lock():
-            digest = load_manifest(str(plan.config(plan.corner).data)).digest
+            config = plan.config(plan.corner)
+            digest = load_manifest(config.data, skip_rejected=config.skip_rejected).digest
             self.study = store.open_study(create_pruner(plan))
             self.plan = agree(self.study, plan, digest)
             attrs = self.study.user_attrs
