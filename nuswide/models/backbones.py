@@ -8,8 +8,11 @@ Owns BACKBONES, of torchvision, and the way to timm's networks.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import click
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from nuswide.config import Config, lookup, unknown_name
 
 TIMM = "timm/"
+_PATIENCE_S = 10.0  # for the first answer of the hub that timm loads weights from
 
 
 class TimmBackbone(nn.Module):
@@ -46,6 +50,10 @@ def create_backbone(config: Config) -> nn.Module:
     """
     if config.backbone.startswith(TIMM):
         return _create_timm(config)
+    if config.backbone not in BACKBONES and _is_timms(config.backbone):
+        raise click.UsageError(
+            f"unknown backbone {config.backbone!r}; did you mean {TIMM}{config.backbone}?"
+        )
     return lookup(BACKBONES, "backbone", config.backbone)()
 
 
@@ -72,6 +80,15 @@ def count_features(backbone: nn.Module, config: Config) -> int:
     return int(features.shape[1])
 
 
+def _is_timms(name: str) -> bool:
+    """Whether timm is installed and has a network of this name."""
+    try:
+        import timm
+    except ImportError:
+        return False
+    return bool(timm.is_model(name))
+
+
 def _create_timm(config: Config) -> TimmBackbone:
     """Build timm/NAME, with timm's own weights for weights=imagenet."""
     name = config.backbone.removeprefix(TIMM)
@@ -88,20 +105,45 @@ def _create_timm(config: Config) -> TimmBackbone:
     options: dict[str, Any] = {}
     if settings and settings.fixed_input_size:
         options["img_size"] = config.image_size_px
+    is_pretrained = config.weights == "imagenet"
     try:
-        network = timm.create_model(
-            name,
-            pretrained=config.weights == "imagenet",
-            num_classes=0,
-            global_pool="",
-            **options,
-        )
+        with _without_retries() if is_pretrained else nullcontext():
+            network = timm.create_model(
+                name, pretrained=is_pretrained, num_classes=0, global_pool="", **options
+            )
     except Exception as error:  # many types, of the hub and of each network
+        way_out = "; fetch the weights elsewhere and use weights=FILE" if is_pretrained else ""
         raise click.ClickException(
             f"cannot build backbone={config.backbone} with weights={config.weights} at "
-            f"image_size_px={config.image_size_px} ({first_line(error)})"
+            f"image_size_px={config.image_size_px} ({first_line(error)}){way_out}"
         ) from error
     return TimmBackbone(network)
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Take weights from the hub's local cache alone while the hub cannot be reached.
+
+    timm's client would try again for a minute, with a line for each time.
+    """
+    from huggingface_hub import constants
+
+    was_offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = was_offline or not _answers(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def _answers(url: str) -> bool:
+    try:
+        urlopen(url, timeout=_PATIENCE_S).close()
+    except HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def first_line(error: Exception) -> str:

@@ -6,8 +6,12 @@ Owns reading and fitting them. Nothing in a file is executed.
 """
 
 import json
-from collections.abc import Sequence
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import click
@@ -21,6 +25,9 @@ from nuswide.config import Config
 from nuswide.models.backbones import TIMM, first_line
 
 StateDict = dict[str, Tensor]
+_WRAPPERS = ("state_dict", "model")  # what training programs call the network in their checkpoints
+_CHECKPOINT = {"progress", "best", "ema", "model"}  # of a checkpoint of ours
+_CLASSIFIERS = ("fc", "classifier", "head")  # of torchvision and timm, which our heads replace
 
 
 def load_weights(model: nn.Module, config: Config, labels: Sequence[str] | None) -> None:
@@ -37,10 +44,11 @@ def load_weights(model: nn.Module, config: Config, labels: Sequence[str] | None)
         state = _download_imagenet(config.backbone)
     else:
         state = _read_weights(Path(config.weights), labels)
-    if not any(key.startswith("backbone.") for key in state):  # torchvision's or timm's own file
-        prefix = "backbone.network." if is_timm else "backbone."
-        state = {f"{prefix}{k}": v for k, v in state.items()}
-    _load_fitting(model, state, config.weights)
+    prefix = "backbone.network." if is_timm else "backbone."
+    own = model.state_dict()
+    state = _with_own_names(state, own, prefix, config)
+    _require_fitting(state, own, prefix, config)
+    model.load_state_dict(_fitting(state, own), strict=False)
 
 
 def _download_imagenet(backbone: str) -> StateDict:
@@ -56,23 +64,51 @@ def _download_imagenet(backbone: str) -> StateDict:
 
 
 def _read_weights(path: Path, labels: Sequence[str] | None) -> StateDict:
-    """Read a .safetensors or torch file; nothing in it is executed."""
+    """Read a safetensors or torch file, whatever its name; nothing in it is executed."""
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return _read_safetensors(path, labels)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by a path, torch goes by its suffix
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many types for other files
+        is_pickle = isinstance(error, pickle.UnpicklingError)  # torch advises to execute it
+        reason = "it holds more than tensors, or is damaged" if is_pickle else first_line(error)
         raise click.ClickException(
-            f"cannot read weights={path} ({first_line(error)}); give none, imagenet, or a "
-            ".safetensors or .pth file of tensors"
+            f"cannot read weights={path} ({reason}); give none, imagenet, or a .safetensors or "
+            ".pth file of a state dict: torch.save(model.state_dict(), FILE)"
         ) from error
-    if (
-        isinstance(state, dict) and "progress" in state
-    ):  # a checkpoint: its best weights, else its last
+    if isinstance(state, dict) and _CHECKPOINT <= state.keys():  # its best weights, else its last
         state = state["best"]["weights"] if state["best"] else state["ema"] or state["model"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    return _unwrap(state, path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a JSON object in 8 bytes, then it."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _unwrap(content: Any, path: Path) -> StateDict:
+    """Return the state dict that a torch file is, or the one that it holds among other things."""
+    if _is_state_dict(content):
+        return dict(content)
+    items = content.items() if isinstance(content, dict) else ()
+    inside = {name: value for name, value in items if value and _is_state_dict(value)}
+    names = [name for name in _WRAPPERS if name in inside] or list(inside)
+    if not names:
         raise click.ClickException(f"weights={path} holds no state dict of tensors")
-    return state
+    if names[0] not in _WRAPPERS and len(names) > 1:
+        raise click.ClickException(
+            f"weights={path} holds several state dicts ({', '.join(map(str, names))}); "
+            "save the one to start from alone"
+        )
+    return dict(inside[names[0]])
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
 
 
 def _read_safetensors(path: Path, labels: Sequence[str] | None) -> StateDict:
@@ -85,16 +121,73 @@ def _read_safetensors(path: Path, labels: Sequence[str] | None) -> StateDict:
     return state
 
 
-def _load_fitting(model: nn.Module, state: StateDict, name: str) -> None:
-    """Load the backbone, and the head if all of it fits."""
-    own = model.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    missing = [k for k in own if k not in fitting]
-    if lost := [k for k in missing if k.startswith("backbone.")]:
+def _with_own_names(state: StateDict, own: StateDict, backbone: str, config: Config) -> StateDict:
+    """Rename the tensors of a file to the network's names.
+
+    own: the network's. backbone: begins the names of its backbone. In the file they may begin by
+    anything, such as `module.` of a network trained in parallel, or by nothing. Raises
+    click.ClickException if the file has none of them.
+    """
+    names = [name.removeprefix(backbone) for name in own if name.startswith(backbone)]
+    counts = _prefixes(state, set(names))
+    if not counts:
         raise click.ClickException(
-            f"weights={name} do not fit the backbone: {len(lost)} of its tensors are missing or "
-            f"of another shape, {lost[0]} first; give the backbone they were trained with"
+            f"weights={config.weights} do not fit backbone={config.backbone}: the file names its "
+            f"tensors {_first(state)}, the backbone {_first(names)}; "
+            "rename them, or give the backbone they were trained with"
         )
-    if missing:
-        fitting = {k: v for k, v in fitting.items() if k.startswith("backbone.")}
-    model.load_state_dict(fitting, strict=False)
+    (prefix, n_most), *others = counts.most_common(2)
+    if others and others[0][1] == n_most == len(names):
+        raise click.ClickException(
+            f"weights={config.weights} hold several networks ({prefix}* and {others[0][0]}*); "
+            "save the one to start from alone"
+        )
+    if prefix.endswith(backbone):  # of a whole network of ours
+        prefix, backbone = prefix.removesuffix(backbone), ""
+    return {f"{backbone}{k.removeprefix(prefix)}": v for k, v in state.items()
+            if k.startswith(prefix)}  # fmt: skip
+
+
+def _prefixes(keys: Iterable[str], names: set[str]) -> Counter[str]:
+    """Count what comes before the names in the keys."""
+    counts: Counter[str] = Counter()
+    for key in keys:
+        starts = [0, *(at + 1 for at, letter in enumerate(key) if letter == ".")]
+        counts.update(key[:start] for start in starts if key[start:] in names)
+    return counts
+
+
+def _first(names: Iterable[str]) -> str:
+    return ", ".join([*islice(names, 3), "..."])
+
+
+def _require_fitting(state: StateDict, own: StateDict, backbone: str, config: Config) -> None:
+    """Raise click.ClickException unless the backbone's tensors are all there, and no others."""
+    wanted = {name: value for name, value in own.items() if name.startswith(backbone)}
+    lost = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
+    parts = {_part(name, backbone) for name in wanted} - set(_CLASSIFIERS)
+    surplus = [k for k in state if k not in wanted and _part(k, backbone) in parts]
+    if lost:
+        reason = f"{len(lost)} of its {len(wanted)} tensors are missing or of another shape"
+    elif surplus:
+        reason = f"{len(surplus)} of the file's {len(state)} tensors are of a larger one"
+    else:
+        return
+    raise click.ClickException(
+        f"weights={config.weights} do not fit backbone={config.backbone}: {reason}, "
+        f"{(lost or surplus)[0].removeprefix(backbone)} first; give the backbone they were trained "
+        "with"
+    )
+
+
+def _part(name: str, backbone: str) -> str | None:
+    """Return the part of the backbone that a tensor is in, such as layer1; None if outside."""
+    inside = name.removeprefix(backbone)
+    return None if inside == name else inside.partition(".")[0]
+
+
+def _fitting(state: StateDict, own: StateDict) -> StateDict:
+    """Return the tensors of the backbone, and those of the head if all of it fits."""
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    is_whole = fitting.keys() == own.keys()
+    return {k: v for k, v in fitting.items() if is_whole or k.startswith("backbone.")}

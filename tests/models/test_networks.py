@@ -1,4 +1,5 @@
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -246,11 +247,101 @@ def test_weights_of_1000_classes_do_not_become_the_head_of_1000_labels(theirs: P
     assert same(part(model, "head"), part(build(n_labels=1000, seed=1), "head"))
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v3_small", "timm/test_vit"])
-def test_weights_of_another_backbone_are_refused(ours: Path, theirs: Path, backbone: str) -> None:
+def test_weights_of_another_backbone_are_refused(ours: Path, theirs: Path) -> None:
     for path in (ours, theirs):
-        message = error_of(backbone=backbone, weights=str(path))
-        assert "do not fit the backbone" in message and "first; give the backbone" in message
+        message = error_of(backbone="resnet50", weights=str(path))
+        assert f"weights={path} do not fit backbone=resnet50: 221 of its 318 tensors" in message
+        assert "layer1.0.conv1.weight first; give the backbone they were trained with" in message
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "timm/test_vit"])
+def test_weights_of_other_names_are_refused_with_the_first_names_of_both(
+    theirs: Path, backbone: str
+) -> None:
+    message = error_of(backbone=backbone, weights=str(theirs))
+    first = {"mobilenet_v3_small": "features.0.0.weight", "timm/test_vit": "cls_token"}[backbone]
+    assert "the file names its tensors conv1.weight, bn1.weight, bn1.bias, ..." in message
+    assert f"the backbone {first}, " in message
+
+
+@pytest.mark.parametrize("in_ours", [False, True])
+def test_weights_of_a_larger_network_are_refused(tmp_path: Path, in_ours: bool) -> None:
+    # All 120 tensors of resnet18's backbone are in it, of the same shapes.
+    state = torchvision.models.resnet34().state_dict()
+    if in_ours:
+        state = {f"backbone.{k}": v for k, v in state.items() if not k.startswith("fc.")}
+    save_file(state, tmp_path / "resnet34.safetensors")
+    message = error_of(weights=str(tmp_path / "resnet34.safetensors"))
+    assert f"do not fit backbone=resnet18: 96 of the file's {len(state)} tensors" in message
+    assert "are of a larger one, layer1.2." in message
+
+
+def test_weights_of_a_larger_timm_network_are_refused(tmp_path: Path) -> None:
+    import timm
+
+    state = timm.create_model("test_resnet").state_dict()
+    state["layer4.1.conv1.weight"] = torch.zeros(1)
+    save_file(state, tmp_path / "larger.safetensors")
+    message = error_of(backbone="timm/test_resnet", weights=str(tmp_path / "larger.safetensors"))
+    assert f"1 of the file's {len(state)} tensors are of a larger one, layer4.1.conv1" in message
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "prefix"),
+    [
+        (None, "module."), (None, "_orig_mod."), ("state_dict", ""), ("model", "backbone."),
+        ("state_dict", "module._orig_mod."), ("weights", "net.encoder."),
+    ],
+)  # fmt: skip
+def test_wrapped_and_prefixed_weights_are_found(
+    tmp_path: Path, wrapper: str | None, prefix: str
+) -> None:
+    import timm
+
+    state = timm.create_model("test_resnet").state_dict()
+    content = {f"{prefix}{k}": v for k, v in state.items()} | {"decoder.bias": torch.zeros(1)}
+    optimizer = {"state": {0: {"step": torch.zeros(1)}}, "param_groups": [{"lr": 0.1}]}
+    beside = {"epoch": 3, "optimizer": optimizer, "ema": {}}
+    torch.save({wrapper: content, **beside} if wrapper else content, tmp_path / "w.pth")
+    fields = {"backbone": "timm/test_resnet", "image_size_px": 32, "seed": 1}
+    model = build(**fields, weights=str(tmp_path / "w.pth"))
+    expected = {f"backbone.network.{k}": v for k, v in state.items() if not k.startswith("fc.")}
+    assert same(part(model, "backbone"), expected)
+    assert same(part(model, "head"), part(build(**fields), "head"))
+
+
+def test_our_own_weights_come_back_whole_from_under_a_prefix(tmp_path: Path, ours: Path) -> None:
+    state = {f"module.{k}": v for k, v in load_file(ours).items()}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    model = build(seed=1, weights=str(tmp_path / "w.pth"))
+    assert same(model.state_dict(), build(seed=7).state_dict())
+
+
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_a_file_of_two_networks_is_refused(tmp_path: Path, theirs: Path, is_nested: bool) -> None:
+    state = torch.load(theirs, weights_only=True)
+    both = {"student": state, "teacher": state}
+    flat = {f"{name}.{k}": v for name, one in both.items() for k, v in one.items()}
+    torch.save(both if is_nested else flat, tmp_path / "w.pth")
+    message = error_of(weights=str(tmp_path / "w.pth"))
+    assert "hold" in message and "several" in message
+    assert "student" in message and "teacher" in message
+
+
+def test_a_weights_files_form_is_told_by_its_content(
+    tmp_path: Path, ours: Path, theirs: Path
+) -> None:
+    for source, name in ((ours, "ours.pth"), (theirs, "theirs.safetensors")):
+        shutil.copy(source, tmp_path / name)
+        given, copied = (build(weights=str(path)) for path in (source, tmp_path / name))
+        assert same(given.state_dict(), copied.state_dict())
+
+
+def test_a_pickled_network_is_refused_without_advice_to_execute_it(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "network": nn.Linear(1, 1)}, tmp_path / "whole.pth")
+    message = error_of(weights=str(tmp_path / "whole.pth"))
+    assert "it holds more than tensors" in message and "weights_only" not in message
+    assert "torch.save(model.state_dict(), FILE)" in message
 
 
 def test_a_head_that_fits_in_part_starts_afresh(tmp_path: Path, ours: Path) -> None:
@@ -275,7 +366,7 @@ def test_cut_off_weights_are_refused(tmp_path: Path, ours: Path, theirs: Path) -
         assert "cannot read" in error_of(weights=str(path))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"w": torch.ones(1)}}])
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"w": 1.0}}, {"progress": 1}])
 def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "other.pth"
     torch.save(content, path)
@@ -285,7 +376,7 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, content: Any)
 def test_an_empty_state_dict_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.pth"
     torch.save({}, path)
-    assert "do not fit the backbone" in error_of(weights=str(path))
+    assert "do not fit backbone=resnet18" in error_of(weights=str(path))
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "none.pth", "folder.pth"])
@@ -408,6 +499,25 @@ def test_timms_own_weight_names_are_known(tmp_path: Path) -> None:
 def test_an_unknown_timm_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(click.UsageError, match=r"'test_resnett'; did you mean test_resnet\?"):
         build(backbone="timm/test_resnett")
+
+
+def test_a_timm_network_without_its_prefix_is_answered_with_it() -> None:
+    for name in ("tf_efficientnet_lite0", "resnet34"):
+        with pytest.raises(click.UsageError, match=rf"'{name}'; did you mean timm/{name}\?"):
+            build(backbone=name)
+
+
+def test_timms_weights_without_a_network_are_one_line_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing answers
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    message = error_of(backbone="timm/test_resnet", weights="imagenet")
+    assert "fetch the weights elsewhere and use weights=FILE" in message
+    assert "Retrying" not in caplog.text
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_a_size_that_a_backbone_does_not_take_is_refused_in_one_line() -> None:
