@@ -6,8 +6,10 @@ Owns the way from a Manifest to uint8 images. Never augments, and never reads a 
     images = data.gather(data.manifest.indices("train")[:32])  # (32, 3, 64, 64)
 """
 
+import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 import click
 import numpy as np
@@ -29,12 +31,14 @@ class Dataset:
 
     images: (M, 3, S, S) uint8, on disk, M >= N. rows: (N,) the row of images of each sample.
     rejected: (name, reason) of each image that was left out.
+    contents: (M,) uint64, a digest of each image file, if there are files.
     """
 
     manifest: Manifest
     images: NDArray[np.uint8]
     rows: NDArray[np.int64]
     rejected: tuple[tuple[str, str], ...] = ()
+    contents: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -42,7 +46,20 @@ class Dataset:
     def of(self, split: str) -> "Dataset":
         """Return the samples of one split, in order; no image is copied."""
         indices = self.manifest.indices(split)
-        return Dataset(self.manifest.take(indices), self.images, self.rows[indices])
+        return replace(self, manifest=self.manifest.take(indices), rows=self.rows[indices])
+
+    @cached_property
+    def images_digest(self) -> str:
+        """A digest of the content of the image files; 16 hex digits, `none` without files.
+
+        Like the manifest's digest, it is independent of the folder and of the order of the images.
+        """
+        if self.contents is None:
+            return "none"
+        names = (PurePosixPath(name).name for name in self.manifest.names)
+        contents = self.contents[self.rows].tolist()
+        rows = sorted(f"{n}\0{c:016x}" for n, c in zip(names, contents, strict=True))
+        return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def gather(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Read the images of some samples into memory; (len(indices), 3, S, S)."""
@@ -101,4 +118,4 @@ def open_dataset(
     rows = np.setdiff1d(np.arange(len(manifest)), rejected)
     kept = replace(manifest.take(rows), rejected=manifest.rejected + len(rejected))
     reasons = tuple((manifest.names[row], why) for row, why in cache.rejected)
-    return Dataset(kept, cache.images, rows, reasons)
+    return Dataset(kept, cache.images, rows, reasons, cache.contents)

@@ -5,6 +5,7 @@ Owns reading and fitting them. Nothing in a file is executed.
     load_weights(model, config, labels=("sky", "sea"))
 """
 
+import hashlib
 import json
 import pickle
 from collections import Counter
@@ -49,6 +50,15 @@ def load_weights(model: nn.Module, config: Config, labels: Sequence[str] | None)
     state = _with_own_names(state, own, prefix, config)
     _require_fitting(state, own, prefix, config)
     model.load_state_dict(_fitting(state, own), strict=False)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of a network's parameters and buffers; 16 hex digits."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        content.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def _download_imagenet(backbone: str) -> StateDict:

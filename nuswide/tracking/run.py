@@ -34,7 +34,7 @@ from PIL import Image
 
 from nuswide.config import Config
 from nuswide.data.manifest import Manifest
-from nuswide.tracking.environment import environment
+from nuswide.tracking.environment import environment, patch_digest, uncommitted_patch
 from nuswide.tracking.outbox import Outbox
 
 JOB_TAG = "nuswide.job"
@@ -46,6 +46,7 @@ logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 CHECKPOINTS = "checkpoint"  # the folder of a run's artifacts with its state
 _TIMEOUT_S = 60.0
+_MOST_PATCH_CHARS = 1_000_000
 _AGAIN = "some of the metrics are lost; repeat the command"
 _MADE_UP_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
@@ -228,6 +229,7 @@ def start_run(
         try:
             _name(run, active, name)
             run.set_tags({JOB_TAG: job, **environment()})
+            _log_patch(run)
             yield run
             status = RunStatus.FINISHED
         except (KeyboardInterrupt, EndedEarly):
@@ -244,6 +246,13 @@ def start_run(
                 click.echo(f"{failure}; {rest}", err=True)
         if failure:
             raise TrackingUnavailable(f"{failure}; {rest}")
+
+
+def _log_patch(run: Run) -> None:
+    """Record the uncommitted changes of the package, unless they are too large to be read."""
+    patch = uncommitted_patch()
+    if 0 < len(patch) <= _MOST_PATCH_CHARS:
+        run.log_text(patch, f"git/{patch_digest(patch)}.patch")
 
 
 def _later(run_id: str, outbox: Path) -> str:

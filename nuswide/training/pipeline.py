@@ -31,6 +31,7 @@ from nuswide.evaluation import promote, summary
 from nuswide.evaluation.evaluate import Decision, Evaluation, fit_decision, predict, torch_score
 from nuswide.evaluation.model_card import make_card
 from nuswide.models.networks import TaggerNet, create_model
+from nuswide.models.weights import weights_digest
 from nuswide.reporting import audit
 from nuswide.tracking import reader, registry
 from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, start_run
@@ -73,10 +74,10 @@ def train_and_register(
             model = _create_model(local, data.manifest)  # now that val is split off from train
         found = _choose(config, data, run_id)
         with _begin(config, data, name, found) as (run, folder):
-            run.set_tags(tags or {})
+            resumed = found[1] if found else None
+            run.set_tags({**(tags or {}), **({} if resumed else _digests(data, model))})
             run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
             with CheckpointWriter(folder / LAST) as writer:
-                resumed = found[1] if found else None
                 best, state = fit(config, model, data, run, writer, resumed, after_epoch)
             model.load_state_dict(best.weights)
             decision, evaluations = _evaluate(config, model, data, state.device)
@@ -113,9 +114,28 @@ def _create_model(config: Config, manifest: Manifest) -> TaggerNet:
     return create_model(config, n_labels=len(manifest.labels), train=TrainLabels.of(manifest))
 
 
+def starting_point(config: Config) -> dict[str, str]:
+    """Return the tags of _digests that a training would have if it began now."""
+    with _weights_here(config) as local:
+        data = _open(config, load_manifest(config.data))
+        return _digests(data, _create_model(local, data.manifest))
+
+
+def _digests(data: Dataset, model: TaggerNet) -> dict[str, str]:
+    """Return digests, as tags, of the annotations, the image files and the initial network.
+
+    The last one covers the files that the network is made from: weights and word vectors.
+    """
+    return {
+        "data.digest": data.manifest.digest,
+        "data.images_digest": data.images_digest,
+        "model.initial_digest": weights_digest(model),
+    }
+
+
 def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
     """Return the run to resume with its state, or the run created for this training."""
-    found = run_folder.find(config, data.manifest) if distributed.is_main() else None
+    found = run_folder.find(config, data) if distributed.is_main() else None
     made = (run_id, None) if run_id else None
     chosen: Found | None = distributed.broadcast(found or made)
     return chosen
@@ -138,7 +158,7 @@ def _begin(
     with start_run("train", name, run_id=run_id, outbox=checkpoints, mark=mark) as run:
         folder = checkpoints / run.id
         with run_folder.exclusive_lock(folder):
-            run_folder.write_about(folder, config, data.manifest, is_recorded=False)
+            run_folder.write_about(folder, config, data, is_recorded=False)
             _record_splits(run, data.manifest)
             if state:
                 click.echo(f"resuming run {run_id} after {state['progress']['steps']} steps")
@@ -152,7 +172,7 @@ def _begin(
                 click.echo(f"\ninterrupted; resume with\n  {_resume_command(run.id)}")
                 raise
     # Only now is all of it recorded: a run that is killed earlier is to be resumed.
-    run_folder.write_about(folder, config, data.manifest, is_recorded=True)
+    run_folder.write_about(folder, config, data, is_recorded=True)
 
 
 def _batch_sizes(config: Config) -> dict[str, int]:
@@ -165,6 +185,8 @@ def _batch_sizes(config: Config) -> dict[str, int]:
 def _resume_command(run_id: str) -> str:
     """Return the command that started this process, changed to resume a run."""
     given = sys.argv[1:]
+    if given[:1] != ["train"]:  # sweep and upload continue, and reproduce starts again
+        return f"nuswide {shlex.join(given)}"
     if "--resume" in given:
         at = given.index("--resume")
         given = given[:at] + given[at + 2 :]
@@ -297,7 +319,7 @@ def _record_data(run: Run, data: Dataset) -> None:
             positives = samples.positives
             table[split] = positives.tolist()
             table[f"{split} share"] = (positives / len(samples)).round(4).tolist()
-    rules = {k: getattr(manifest, k) for k in ("protocol", "unlabelled", "rejected", "digest")}
+    rules = {k: getattr(manifest, k) for k in ("protocol", "unlabelled", "rejected")}
     run.set_tags({f"data.{key}": value for key, value in rules.items()})
     run.log_table(table, "data/label_distribution.json")
     made = audit.make_audit(manifest, data if len(data) <= _MOST_HASHED else None)

@@ -6,7 +6,7 @@ Owns the comparison with the record. It reports a changed environment, but resto
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -15,20 +15,23 @@ import yaml
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from nuswide.config import Config, load_config, may_differ
-from nuswide.data.dataset import read_manifest
-from nuswide.data.manifest import carve_val
+from nuswide.config import Config, known_fields, load_config, may_differ
+from nuswide.models.backbones import TIMM
 from nuswide.reporting.table import Column, make_table, to_text
 from nuswide.tracking import reader
-from nuswide.tracking.environment import environment
+from nuswide.tracking.environment import CHANGES_TAG, COMMIT_TAG, PATCH_TAG, environment
 from nuswide.tracking.reader import RecordedRun
 from nuswide.tracking.run import JOB_TAG, amend_note, scratch_folder
-from nuswide.training.pipeline import train_and_register
+from nuswide.training.pipeline import starting_point, train_and_register
 
 REPRODUCES_TAG = "nuswide.reproduces"
 _TIMED = {"train/images_per_s", "train/seconds", "run/seconds"}
 _ALWAYS_SHOWN = ("test/map", "test/micro/f1", "test/macro/f1")
-_COMMIT, _CHANGES = "mlflow.source.git.commit", "git.uncommitted_changes"
+_UNKNOWN = "unknown"
+_DIGESTS = {
+    "data digest": "data.digest", "image files": "data.images_digest",
+    "initial network": "model.initial_digest",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Dependency:
     name: str
     recorded: str
     now: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was recorded; earlier versions recorded less."""
+        return self.recorded != _UNKNOWN
 
     @property
     def is_same(self) -> bool:
@@ -53,7 +61,7 @@ def reproduce(run_id: str, changes: Mapping[str, str]) -> None:
     """
     recorded = _find(run_id)
     config, dependencies = _configuration(recorded, changes)
-    dependencies += _surroundings(recorded) + _data(recorded, config)
+    dependencies += _surroundings(recorded, config) + _inputs(recorded, config)
     click.echo(_dependencies_text(dependencies))
     again = train_and_register(config, name=f"again {recorded.info.run_name}",
                                tags={REPRODUCES_TAG: run_id})  # fmt: skip
@@ -79,44 +87,53 @@ def _configuration(run: RecordedRun, changes: Mapping[str, str]) -> tuple[Config
     if (text := reader.fetch_text(run.info.run_id, "config.yaml")) is None:
         raise click.ClickException(f"run {run.info.run_id} has recorded no config.yaml")
     recorded: dict[str, Any] = yaml.safe_load(text)
-    known = {f.name: f.default for f in fields(Config)}
+    completed = known_fields(recorded)
     dependencies = [
         Dependency(f"field {name}", str(value), "no such field")
         for name, value in recorded.items()
-        if name not in known
+        if name not in completed
     ]
     dependencies += [
-        Dependency(f"field {name}", "no such field", str(default))
-        for name, default in known.items()
+        Dependency(f"field {name}", "no such field", str(value))
+        for name, value in completed.items()
         if name not in recorded
     ]
-    kept = {name: value for name, value in recorded.items() if name in known}
     config = load_config(
-        None, kept | {k: v for k, v in changes.items() if k in may_differ("reproduce")}
+        None, completed | {k: v for k, v in changes.items() if k in may_differ("reproduce")}
     )
     return replace(config, resume="none", registered_model="none"), dependencies
 
 
-def _surroundings(run: RecordedRun) -> list[Dependency]:
+def _surroundings(run: RecordedRun, config: Config) -> list[Dependency]:
     """Return commit, versions and hardware."""
     now, tags = environment(), run.data.tags
-    names = sorted({k for k in (*now, *tags) if k.startswith(("software.", "hardware."))})
-    dependencies = [
-        Dependency(name, tags.get(name, "none"), now.get(name, "none")) for name in names
+    commit = Dependency("code commit", tags.get(COMMIT_TAG, _UNKNOWN), now[COMMIT_TAG])
+    changes = Dependency("uncommitted changes", _changes(tags), _changes(now))
+    software = [
+        Dependency(name, tags.get(name, _UNKNOWN), now.get(name, "none"))
+        for name in sorted({k for k in (*now, *tags) if k.startswith("software.")})
+        if name != "software.timm" or config.backbone.startswith(TIMM)
     ]
-    commit = Dependency("code commit", tags.get(_COMMIT, "unknown"), now.get(_COMMIT, "unknown"))
-    changed = Dependency(
-        "uncommitted changes", tags.get(_CHANGES, "unknown"), now.get(_CHANGES, "unknown")
-    )
-    return [commit, changed, *dependencies]
+    hardware = [
+        Dependency(name, tags.get(name, "none"), now.get(name, "none"))
+        for name in sorted({k for k in (*now, *tags) if k.startswith("hardware.")})
+    ]
+    return [commit, changes, *hardware, *software]
 
 
-def _data(run: RecordedRun, config: Config) -> list[Dependency]:
-    """Return the data set's digest, with val split off as in training."""
-    manifest = read_manifest(config.data)
-    if config.val_fraction and not len(manifest.indices("val")):
-        manifest = carve_val(manifest, fraction=config.val_fraction, seed=config.split_seed)
-    return [Dependency("data digest", run.data.tags.get("data.digest", "unknown"), manifest.digest)]
+def _changes(tags: Mapping[str, str]) -> str:
+    """Return the digest of the uncommitted changes, or `false`; unknown if they were not kept."""
+    is_changed = tags.get(CHANGES_TAG, _UNKNOWN)
+    return tags.get(PATCH_TAG, _UNKNOWN if is_changed == "true" else is_changed)
+
+
+def _inputs(run: RecordedRun, config: Config) -> list[Dependency]:
+    """Return the digests of the data and of the network that training starts from."""
+    now = starting_point(config)
+    return [
+        Dependency(name, run.data.tags.get(tag, _UNKNOWN), now[tag])
+        for name, tag in _DIGESTS.items()
+    ]
 
 
 def difference_rows(
@@ -153,8 +170,11 @@ def _verdict(
         weights = "the weights could not be compared"
     if not differing:
         return f"All {len(rows)} metrics are identical; {weights}."
-    changed = [dependency.name for dependency in dependencies if not dependency.is_same]
-    reason = f"not as recorded: {', '.join(changed)}" if changed else "all else is as recorded"
+    changed = [d.name for d in dependencies if d.is_known and not d.is_same]
+    unknown = [d.name for d in dependencies if not d.is_known]
+    parts = [f"not as recorded: {', '.join(changed)}"] if changed else []
+    parts += [f"not recorded: {', '.join(unknown)}"] if unknown else []
+    reason = "; ".join(parts) or "all else is as recorded"
     return f"{len(differing)} of {len(rows)} metrics differ; {weights}; {reason}."
 
 
@@ -166,6 +186,8 @@ def _dependencies_text(dependencies: list[Dependency]) -> str:
     lines = []
     for one in dependencies:
         state, now = ("as recorded", "") if one.is_same else ("DIFFERS", f"  now {one.now}")
+        if not one.is_known:
+            state = "not recorded"
         lines.append(f"{state:12s} {one.name:22s} {one.recorded}{now}")
     return "\n".join(lines)
 

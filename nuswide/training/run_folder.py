@@ -15,16 +15,20 @@ import click
 
 from nuswide.config import Config, may_differ, with_defaults
 from nuswide.core import distributed, files
-from nuswide.data.manifest import Manifest
+from nuswide.data.dataset import Dataset
 from nuswide.tracking.run import fetch_checkpoint, is_open
 from nuswide.training.checkpoint import LAST, State, load
 
 _ABOUT = "about.json"
 
 
-def describe(config: Config, data: Manifest) -> dict[str, Any]:
+def describe(config: Config, data: Dataset) -> dict[str, Any]:
     """Return what a resumed run must have in common with its first part."""
-    return _fixed(asdict(config)) | {"digest": data.digest, "processes": distributed.world_size()}
+    return _fixed(asdict(config)) | {
+        "digest": data.manifest.digest,
+        "images_digest": data.images_digest,
+        "processes": distributed.world_size(),
+    }
 
 
 def _fixed(fields: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def _fixed(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k not in may_differ("resume")}
 
 
-def write_about(folder: Path, config: Config, data: Manifest, *, is_recorded: bool) -> None:
+def write_about(folder: Path, config: Config, data: Dataset, *, is_recorded: bool) -> None:
     """Write what a run trains, and whether all of it is recorded in MLflow."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
@@ -62,7 +66,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def find(config: Config, data: Manifest) -> tuple[str, State | None] | None:
+def find(config: Config, data: Dataset) -> tuple[str, State | None] | None:
     """Return the ID and the last state of the run to resume; None for a new run.
 
     The state is None for a run that was killed before its first checkpoint, which starts again.
@@ -82,7 +86,7 @@ def find(config: Config, data: Manifest) -> tuple[str, State | None] | None:
     return None
 
 
-def _is_continued_by(config: Config, data: Manifest, folder: Path) -> bool:
+def _is_continued_by(config: Config, data: Dataset, folder: Path) -> bool:
     """Return whether a folder is of an unfinished run that resume=auto or this launch continues."""
     about = read_about(folder)
     is_wanted = config.resume == "auto" or about["launch"] == distributed.launch()
@@ -101,7 +105,7 @@ def _load_last(folder: Path) -> State | None:
     return load(folder / LAST) if (folder / LAST).exists() else None
 
 
-def _load_named(folder: Path, config: Config, data: Manifest) -> State | None:
+def _load_named(folder: Path, config: Config, data: Dataset) -> State | None:
     is_here = (folder / _ABOUT).exists()
     if not is_here:
         fetch_checkpoint(folder.name, folder)
@@ -124,9 +128,9 @@ def _load_named(folder: Path, config: Config, data: Manifest) -> State | None:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return a text for each difference, less an increase of epochs that changes no earlier step.
 
-    before: as recorded, perhaps by a version with fewer fields.
+    before: as recorded, perhaps by a version with fewer fields, or without images_digest.
     """
-    before = _fixed(with_defaults(before))
+    before = {"images_digest": now["images_digest"], **_fixed(with_defaults(before))}
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
     follows_epochs = (
         now["schedule"] != "constant" or now["start_size_px"]

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from nuswide.data.manifest import Manifest
+from nuswide.tracking import run as run_module
+from nuswide.tracking.environment import patch_digest
 from nuswide.tracking.outbox import Outbox
 from nuswide.tracking.run import TrackingUnavailable, start_run
 
@@ -58,6 +60,19 @@ def test_figures_that_are_not_finite_are_left_out() -> None:
     with start_run("train", "x") as run:
         run.log_metrics({"a": math.nan, "b": math.inf, "c": 1.0}, step=0)
     assert mlflow.get_run(run.id).data.metrics == {"c": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("patch", "is_kept"), [("", False), ("+ a", True), ("+" * 10**6 + "a", False)]
+)
+def test_uncommitted_changes_are_kept_as_a_patch_unless_they_are_huge(
+    patch: str, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "uncommitted_patch", lambda: patch)
+    with start_run("train", "x") as run:
+        pass
+    found = mlflow.MlflowClient().list_artifacts(run.id, "git")
+    assert [file.path for file in found] == [f"git/{patch_digest(patch)}.patch"] * is_kept
 
 
 @pytest.mark.parametrize("place", [None, "data/checkpoints", "my checkpoints"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Trained, run_id_of
 
-from nuswide.training.reproduce import Dependency, _verdict, difference_rows
+from nuswide.training.reproduce import Dependency, _dependencies_text, _verdict, difference_rows
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +45,14 @@ def test_other_data_are_told_and_so_are_the_figures_that_differ(
     for sample in content["samples"]:
         sample["image_labels"] = sample["image_labels"][:1]
     (folder / "train.json").write_text(json.dumps(content))
+    one, other = (folder / "images" / f"000{i}.jpg" for i in range(2))
+    before = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(before)
     done = trained.workspace.nuswide("reproduce", trained.run_id, "--data", str(folder))
     assert "DIFFERS      data digest" in done.stdout
-    assert "metrics differ" in done.stdout and "not as recorded: data digest" in done.stdout
+    assert "metrics differ" in done.stdout
+    assert "not as recorded: data digest, image files." in done.stdout
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "nothing"])
@@ -70,5 +75,10 @@ def test_the_verdict_names_what_is_not_as_recorded() -> None:
     assert _verdict([("test/map", 0.5, 0.5)], None, checks) == (
         "All 1 metrics are identical; the weights could not be compared."
     )
-    verdict = _verdict([("test/map", 0.5, 0.4)], 1e-3, checks)
+    differing = [("test/map", 0.5, 0.4)]
+    verdict = _verdict(differing, 1e-3, checks)
     assert verdict.endswith("weights differ by 0.001 at most; not as recorded: software.torch.")
+    assert _verdict(differing, 1e-3, checks[1:]).endswith("; all else is as recorded.")
+    older = [*checks[1:], Dependency("image files", "unknown", "b")]
+    assert _verdict(differing, 1e-3, older).endswith("at most; not recorded: image files.")
+    assert _dependencies_text(older).splitlines()[1].startswith("not recorded image files")

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from nuswide.config import Config
+from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.training import run_folder
 from nuswide.training.run_folder import find, write_about
 
-DATA = Manifest(
+MANIFEST = Manifest(
     Path(), ("a.jpg", "b.jpg"), ("sky",), np.eye(2, 1, dtype=np.uint8), np.array(["train"] * 2)
 )
+IMAGES = np.zeros((2, 3, 32, 32), np.uint8)
+DATA = Dataset(MANIFEST, IMAGES, np.arange(2), contents=np.array([5, 6], np.uint64))
 
 
 @pytest.fixture
@@ -38,10 +41,18 @@ def test_a_run_of_another_recipe_is_not_resumed(config: Config, other: dict[str,
     assert find(replace(config, **other), DATA) is None
 
 
+def test_a_run_on_other_images_of_equal_names_is_not_resumed(config: Config) -> None:
+    swapped = replace(DATA, contents=np.array([6, 5], np.uint64))
+    assert find(config, swapped) is None
+    with pytest.raises(click.UsageError, match="images_digest was"):
+        find(replace(config, resume="old"), swapped)
+
+
 def test_a_run_recorded_before_a_field_existed_has_its_default(config: Config) -> None:
     path = Path(config.checkpoints) / "old" / "about.json"
     about = json.loads(path.read_text())
-    del about["same"]["test_flips"], about["config"]["cuda_graph"]
+    del about["same"]["test_flips"], about["same"]["images_digest"]
+    del about["config"]["cuda_graph"]
     path.write_text(json.dumps(about))
     assert find(config, DATA) == ("old", None)
     assert find(replace(config, test_flips=True), DATA) is None
@@ -87,7 +98,7 @@ def test_a_fetched_checkpoint_without_a_field_of_today_is_resumed(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {f: v for f, v in vars(config).items() if f not in ("cuda_graph", "test_flips")}
-    state = {"config": before, "digest": DATA.digest, "world_size": 1, "mark": 7}
+    state = {"config": before, "digest": MANIFEST.digest, "world_size": 1, "mark": 7}
 
     def fetch(run_id: str, folder: Path) -> None:
         folder.mkdir()

@@ -1,0 +1,85 @@
+"""What a training starts from, told by digests; and what an interrupted command says."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from nuswide.config import Config
+from nuswide.data.sample.scenes import LABELS
+from nuswide.models.networks import create_model
+from nuswide.training.pipeline import _resume_command, starting_point
+
+
+@pytest.fixture
+def config(tiny_data: Path, tmp_path: Path) -> Config:
+    """Of a training on a copy of the data, from a file of weights."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    config = Config(backbone="resnet18", image_size_px=32, data=str(data))
+    weights = create_model(config, n_labels=27).state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    return replace(
+        config, weights=str(tmp_path / "w.safetensors"), cache=str(tmp_path / "cache"), batch_size=2
+    )
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:
+    assert one.keys() == other.keys()
+    return {tag for tag in one if one[tag] != other[tag]}
+
+
+def test_overwritten_weights_are_another_starting_point(config: Config) -> None:
+    before = starting_point(config)
+    assert starting_point(config) == before
+    weights = load_file(config.weights)
+    weights["backbone.conv1.weight"] += 1e-3
+    save_file(weights, config.weights)
+    assert differing(starting_point(config), before) == {"model.initial_digest"}
+
+
+def test_overwritten_word_vectors_are_another_starting_point(
+    config: Config, tmp_path: Path
+) -> None:
+    vectors = tmp_path / "vectors.txt"
+    config = replace(config, head="gcn", gcn_vectors=str(vectors))
+    digests = []
+    for shift in (0, 1):
+        words = sorted({word for label in LABELS for word in label.split()})
+        vectors.write_text("".join(f"{w} {i + shift} 1\n" for i, w in enumerate(words)))
+        digests.append(starting_point(config))
+    assert differing(*digests) == {"model.initial_digest"}
+
+
+def test_swapped_images_of_equal_names_are_another_starting_point(config: Config) -> None:
+    before = starting_point(config)
+    one, other = (Path(config.data) / "images" / f"000{i}.jpg" for i in range(2))
+    one.rename(one.with_suffix(".swap"))
+    other.rename(one)
+    one.with_suffix(".swap").rename(other)
+    assert differing(starting_point(config), before) == {"data.images_digest"}
+
+
+def test_a_copy_of_the_data_is_the_same_starting_point(config: Config, tmp_path: Path) -> None:
+    copy = shutil.copytree(config.data, tmp_path / "copy")
+    assert starting_point(replace(config, data=str(copy))) == starting_point(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("train --lr 1e-3", "nuswide train --lr 1e-3 --resume ID"),
+        ("train --resume auto --lr 1e-3", "nuswide train --lr 1e-3 --resume ID"),
+        ("reproduce RUN --data DIR", "nuswide reproduce RUN --data DIR"),
+        ("upload RUN", "nuswide upload RUN"),
+        ("sweep FILE", "nuswide sweep FILE"),
+    ],
+)
+def test_only_train_is_told_to_resume_a_run(
+    given: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.setattr(sys, "argv", ["nuswide", *given.split()])
+    assert _resume_command("ID") == expected
