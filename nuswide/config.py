@@ -3,7 +3,8 @@
 Owns the fields with their defaults, ranges, help and roles, the reading of experiment files, and
 the messages about mistakes. Never imports torch or mlflow, so that `--help` is fast.
 
-    config = load_config(Path("experiments/sample.yaml"), {"lr": "1e-4"})
+    >>> load_config(None, {"lr": "1e-3"}).lr
+    0.001
 """
 
 import difflib

@@ -3,9 +3,6 @@
 Owns decode_image, which the cache, the evaluation and the server share, and the pyfunc that MLflow
 loads from this very file. Needs numpy, Pillow, onnxruntime, pandas and mlflow only, never torch or
 another module of this package, and unpickles nothing.
-
-    tagger = Tagger.load(folder)  # a bundle: model.onnx and tagger.json
-    scores = tagger.score(np.stack([decode_image("photo.jpg", tagger.image_size_px)]))
 """
 
 import base64

@@ -1,8 +1,6 @@
 """Values of configuration fields: conversion from text or YAML, and ranges.
 
 Raises ValueError with a message that names the field, the value and what is allowed.
-
-    convert("lr", "1e-4", float)  # 0.0001
 """
 
 from collections.abc import Callable, Mapping

@@ -1,9 +1,6 @@
 """Settings that make a process keep freed memory.
 
 Owns the settings of the C library's allocator. Allocates nothing itself.
-
-    with freed_memory_kept():
-        ...  # many steps that allocate and free the same large blocks
 """
 
 import ctypes

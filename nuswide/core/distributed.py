@@ -3,8 +3,9 @@
 Owns every call of torch.distributed. Without torchrun there is one process, and no communication.
 Never decides what a process does.
 
-    with process_group(device):
-        if is_main(): ...
+    >>> with process_group(torch.device("cpu")):
+    ...     is_main()
+    True
 """
 
 import os

@@ -3,10 +3,10 @@
 Owns the only way to replace a file atomically, and the only lock between processes. Knows nothing
 of what the files contain.
 
-    with atomic_write(folder / "about.json") as file:
-        json.dump(about, file)
-    with exclusive_lock(folder / "lock", busy="another process is at work"):
-        ...
+    >>> with exclusive_lock(folder / "lock", busy="another process is at work"):
+    ...     with atomic_write(folder / "about.json") as file:
+    ...         file.write("{}")
+    2
 """
 
 import os

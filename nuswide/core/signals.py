@@ -2,8 +2,8 @@
 
 Owns the signal handlers while training. Never saves anything.
 
-    with StopSignals() as stop:
-        stop.check(step)  # raises Interrupted once a signal has arrived
+    >>> with StopSignals() as stop:
+    ...     stop.check(step=0)  # raises Interrupted once a signal has arrived
 """
 
 import signal

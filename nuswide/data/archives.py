@@ -2,8 +2,6 @@
 
 Owns the checks of their members. Never runs or unpickles their content, and never writes outside
 the given folder.
-
-    n_files = extract(Path("photos.tar.gz"), Path("photos"))
 """
 
 import bz2

@@ -3,9 +3,6 @@
 Owns OPERATIONS and their magnitudes. Operations are drawn per image; each operation runs once, on
 all the images that drew it. Never decodes an image.
 
-    draws = draw_operations(config, rng, n_images)  # (N, 2 * number)
-    images = apply_operations(images, torch.from_numpy(draws[indices]))
-
 Sources: Cubuk et al., RandAugment, arXiv:1909.13719; Mueller and Hutter, TrivialAugment,
 arXiv:2103.10158. Magnitudes are torchvision's, in 30 equal steps.
 """

@@ -9,8 +9,9 @@ on disk, and a digest of the file's content, 0 if it was rejected. It is built u
 and never changed once it is in use: if files have changed, a new one replaces it, and whoever has
 the old one open keeps its pixels. A killed build continues where it was.
 
-    cache = open_cache(manifest, size_px=256, folder=Path("data/cache"))
-    cache.images[[3, 1, 2]]
+    >>> cache = open_cache(manifest, size_px=32, folder=folder)
+    >>> cache.images[[3, 1]].shape
+    (2, 3, 32, 32)
 """
 
 import csv

@@ -2,8 +2,9 @@
 
 Owns the way from a Manifest to uint8 images. Never augments, and never reads a score.
 
-    data = open_dataset(load_manifest("sample"), size_px=64, folder=Path("data/cache"))
-    images = data.gather(data.manifest.indices("train")[:32])  # (32, 3, 64, 64)
+    >>> data = open_dataset(manifest, size_px=32, folder=folder)
+    >>> data.gather(manifest.indices("test")).shape
+    (3, 3, 32, 32)
 """
 
 import hashlib

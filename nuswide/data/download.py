@@ -2,8 +2,6 @@
 
 Owns resuming, size and checksum. Never runs or unpickles the content, and never shows a URL's
 password or query.
-
-    n_files = download("article", Path("photos"))
 """
 
 import glob

@@ -6,8 +6,6 @@ The hash compares the lowest 8 x 8 frequencies of the grey image with their medi
 Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). Two images are near
 duplicates if at most 6 of its 64 bits differ and the mean difference of the small grey images is
 at most 10 of 255.
-
-    pairs = find_duplicates(data)
 """
 
 from collections.abc import Iterator

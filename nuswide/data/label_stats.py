@@ -3,8 +3,9 @@
 Owns TrainLabels, which holds known entries of the training split only, and LABEL_VECTORS. Never
 reads val or test, nor an image.
 
-    train = TrainLabels.of(manifest)
-    vectors = label_vectors("pmi", train)  # (C, D)
+    >>> train = TrainLabels.of(manifest)
+    >>> label_vectors("onehot", train).shape == (len(train.names), len(train.names))
+    True
 """
 
 import codecs

@@ -2,9 +2,6 @@
 
 Owns ResidentLoader, which holds a data set's images on the device, and BlockLoader, which reads
 batches ahead. Never augments.
-
-    loader = create_loader(data, rows, device, "auto")
-    for images in loader.batches(batches): ...  # (N, 3, S, S) uint8 on the device
 """
 
 from collections import deque

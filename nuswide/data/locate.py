@@ -1,8 +1,6 @@
 """Where the images of a manifest are, and which of them are missing.
 
 Owns the search for image files. Opens none of them.
-
-    root, missing = find_images(manifest)
 """
 
 import os

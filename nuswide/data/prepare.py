@@ -1,8 +1,6 @@
 """Preparation: annotations in any known format become a folder that training reads.
 
 Owns the order of import, protocol and split. Decodes no image.
-
-    manifest = prepare(Path("NUS-WIDE"), Path("data/nuswide"), protocol="official-labelled")
 """
 
 import csv

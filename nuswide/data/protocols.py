@@ -2,8 +2,6 @@
 
 Owns PROTOCOLS, the label sets and the check of the counts that a protocol prescribes. Reads no
 annotations and no image.
-
-    manifest = apply_protocol(read_annotations(source), "official-labelled")
 """
 
 from collections.abc import Mapping

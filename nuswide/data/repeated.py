@@ -2,9 +2,6 @@
 
 Owns their discovery and what becomes of them. Compares names only; data/duplicates.py compares the
 images themselves.
-
-    repeated = find_repeated(manifest)
-    manifest = keep_one(manifest, repeated, merge=True)
 """
 
 from collections import defaultdict

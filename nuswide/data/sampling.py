@@ -4,8 +4,10 @@ Owns SAMPLINGS, epoch_order and draw_rows. With any sampling, an epoch has as ma
 so that steps, schedules and averages keep their length, and depends only on the seed and its
 number. Never reads a label of val or test, nor an image.
 
-    sample = create_sampling(config, TrainLabels.of(manifest))
-    steps = epoch_order(manifest.indices("train"), sample, batch_size=32, seed=0, epoch=3)
+    >>> train = manifest.indices("train")
+    >>> sample = create_sampling(Config(sampling="uniform"), TrainLabels.of(manifest))
+    >>> epoch_order(train, sample, batch_size=4, seed=0, epoch=3).shape
+    (2, 4)
 """
 
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 
 Owns the only reader of text that a user wrote, whatever it is for: it takes a byte order mark, gzip
 and any line end, and limits the size. Knows nothing of what the files contain.
-
-    for number, row in read_table(Path("splits.csv.gz")): ...
 """
 
 import csv

@@ -4,10 +4,11 @@ Owns the pixel operations between the uint8 images and the network. Parameters a
 from (seed, epoch, image index), so that batch order, resuming and the number of processes do not
 change the augmentation of an image. Never decodes an image.
 
-    draws = draw(config, n_images=len(manifest), epoch=3)
-    images = resize(images, side_px(config, epoch=3))
-    batch = augment(images, draws[indices], config)
-    batch, targets, known = mix(batch, targets, known, draws[indices], config)
+    >>> config = Config(image_size_px=32)
+    >>> draws = torch.from_numpy(draw(config, n_images=9, epoch=3))
+    >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    >>> augment(images, draws[[4, 7]], config).shape
+    torch.Size([2, 3, 32, 32])
 """
 
 import numpy as np

@@ -1,9 +1,6 @@
 """Export of a trained network as a bundle (ONNX, labels, model card) and its registration.
 
 Nothing that is written can execute code.
-
-    write_bundle(folder, model, settings, decision, images)
-    logged = log_bundle(folder, images[0], config.registered_model, run.id, card)
 """
 
 import base64

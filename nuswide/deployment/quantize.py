@@ -2,8 +2,6 @@
 
 It is calibrated on images of train and compared on val. Aliases are not moved.
 
-    quantize("models:/nuswide-tagger@champion", data=None, cache=Path("data/cache"))
-
 The network's body runs in int8, with one weight scale a channel (Jacob et al. 2018,
 arXiv:1712.05877); normalisation and sigmoid run in float32.
 """

@@ -1,9 +1,6 @@
 """`nuswide evaluate`: a registered model, or a file of scores, with the metrics of training.
 
 Owns the two evaluations. Never trains.
-
-    evaluate_registered("models:/nuswide-tagger@champion", "sample", "test", Path("data/cache"))
-    evaluate_scores(Path("scores.csv"), "data/voc", "test", thresholds="fixed", threshold=0.5)
 """
 
 from pathlib import Path

@@ -2,9 +2,6 @@
 
 Owns predict(), Decision and Evaluation. Never trains. Scores may come from torch, ONNX Runtime or
 another program.
-
-    scores = predict(tagger.score, data)
-    Evaluation("test", data.manifest, scores, thresholds=0.5).record(run, step=0)
 """
 
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 
 Owns the text that travels with a model. Computes no metric.
 
-    card = make_card(config, manifest, evaluations, choice="The weights are those after ...")
-
 Source of its parts: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv:1810.03993.
 """
 

@@ -3,9 +3,6 @@
 Owns the rule and its verdict, and what is recorded of it. Never looks at test: it is for the
 report, and a champion chosen on it would make its metrics there too good.
 
-    promote("models:/nuswide-tagger/latest", Rule("map", "better", margin=0.0))
-    roll_back("nuswide-tagger", steps=1)
-
 With no true difference between the two, `better` should be wrong in 2.5 % of contests: the interval
 of the paired difference has 95 %, and only one of its two ends can move the alias. Simulated, it is
 3 % (benchmarks/promotion.py). That is for each contest: of 40 challengers that are no better, one

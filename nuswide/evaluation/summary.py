@@ -2,9 +2,6 @@
 
 Owns the record of the trivial baselines and of the report, the run's description and the table in
 the terminal. Computes no metric.
-
-    rows = result_rows(evaluations) | record_baselines(run, train, evaluations[-1])
-    run.set_note(note(manifest, rows, cost, outcome))
 """
 
 import math

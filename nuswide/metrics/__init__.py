@@ -3,10 +3,13 @@
 Owns METRICS and all_metrics; the modules beside own thresholds, calibration, intervals and tables.
 numpy and SciPy only: no torch, no pictures, no files.
 
-    found = all_metrics(targets, scores, thresholds=0.5)  # {"micro/f1": ..., "map": ...}
-
 An unknown entry is neither true nor predicted in any metric, and has no place in a ranking. A name
 that ends in `loss` or `error` is better low, any other better high.
+
+    >>> targets = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.uint8)
+    >>> scores = np.array([[0.9, 0.2], [0.6, 0.7], [0.4, 0.8]], dtype=np.float32)
+    >>> round(all_metrics(targets, scores, thresholds=0.5)["map"], 3)
+    0.917
 """
 
 from collections.abc import Callable

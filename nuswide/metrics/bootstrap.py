@@ -3,9 +3,6 @@
 Owns the headline metrics, their intervals and paired differences. Never resamples labels, and
 never trains: the spread between seeds is not in these intervals.
 
-    a, b = (resample(targets, scores, thresholds) for scores in (scores_a, scores_b))
-    a.intervals()["map"].low, paired(a, b)["map"].p_value
-
 A round takes half of the images, drawn without replacement, and asks how far the metrics of halves
 spread, which is as far as those of whole sets do (the delete-half jackknife: Shao and Wu 1989,
 doi:10.1214/aos/1176347263). Drawing with replacement would put images in twice: they tie with

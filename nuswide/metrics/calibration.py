@@ -2,8 +2,11 @@
 
 Owns the calibration error, the Brier loss, and per-label calibration fitted in logit space.
 
-    calibration = fit_calibration("platt", val_targets, val_scores)
-    scores = calibration.apply(scores)  # sigmoid(scale * logit(score) + shift)
+    >>> targets = np.array([[1], [0], [0], [0]], dtype=np.uint8)
+    >>> scores = np.array([[0.9], [0.9], [0.9], [0.6]], dtype=np.float32)
+    >>> calibration = fit_calibration("platt", targets, scores)
+    >>> bool(calibration.apply(scores)[0, 0] < 0.5)
+    True
 """
 
 from collections.abc import Callable

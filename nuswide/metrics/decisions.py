@@ -2,8 +2,6 @@
 
 Owns precision, recall and F1 in all their averages, the top-3 metrics, Hamming loss and subset
 accuracy. Counts are separate from their ratios, so that the bootstrap uses the same definitions.
-
-    precision_recall_f1(Predictions(targets, scores, 0.5))["micro/f1"]
 """
 
 from collections.abc import Callable

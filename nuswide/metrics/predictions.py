@@ -1,9 +1,6 @@
 """What metrics are computed from: targets, scores, thresholds, and images ranked by score.
 
 Owns the types, Predictions and Curve. Computes no metric.
-
-    predictions = Predictions(targets, scores, thresholds=0.5)
-    predictions.curves[0].hits  # of the first label, at each distinct score
 """
 
 from dataclasses import dataclass

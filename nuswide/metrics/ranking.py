@@ -3,7 +3,10 @@
 Owns average precision and AUROC along each label's images, their means, and LRAP, coverage error
 and ranking loss along each image's labels.
 
-    average_precision(predictions.curves[0])
+    >>> targets = np.array([[1], [0], [1]], dtype=np.uint8)
+    >>> scores = np.array([[0.9], [0.6], [0.4]], dtype=np.float32)
+    >>> round(average_precision(Predictions(targets, scores, 0.5).curves[0]), 3)
+    0.833
 """
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Metrics label by label, and the trivial baselines.
 
 Owns the per-label table and the scores of the baselines. Chooses no threshold.
-
-    table = per_label_table(("sky", "sea"), targets, scores, 0.5)  # {"label": [...], "ap": [...]}
 """
 
 from typing import Any

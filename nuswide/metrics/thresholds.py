@@ -2,7 +2,10 @@
 
 Owns THRESHOLDS and the exact scan for the best F1. Never sees the test split.
 
-    thresholds = fit_thresholds("label", val_targets, val_scores)  # (C,)
+    >>> targets = np.array([[1], [1], [0]], dtype=np.uint8)
+    >>> scores = np.array([[0.5], [0.375], [0.125]], dtype=np.float32)
+    >>> fit_thresholds("global", targets, scores)
+    array([0.25], dtype=float32)
 """
 
 from collections.abc import Callable

@@ -2,8 +2,9 @@
 
 Owns BACKBONES, of torchvision, and the way to timm's networks.
 
-    backbone = create_backbone(config)
-    n_features = count_features(backbone, config)
+    >>> config = Config(backbone="resnet18", image_size_px=32)
+    >>> count_features(create_backbone(config), config)
+    512
 """
 
 import math

@@ -3,7 +3,9 @@
 Owns HEADS. Everything that a head needs for scoring is in its parameters and buffers, and is thus
 exported. Never sees an image or a target; label statistics are passed as TrainLabels.
 
-    head = HEADS["csra"](2048, 27, config, train)
+    >>> head = HEADS["csra"](8, 27, Config(), None)
+    >>> head(torch.zeros(2, 8, 4, 4)).shape
+    torch.Size([2, 27])
 """
 
 import math

@@ -3,11 +3,12 @@
 Owns the functions (logits, targets, known) -> scalar, computed in float32 for any input type, and
 their selection by the config. Depends on neither the models nor the training loop.
 
-    criterion = create_criterion(config, counts, epoch=0)
-    loss = criterion(logits, targets, known)
-
 Targets are 0 or 1; values between, from mixup and label smoothing, weight the two terms. A loss is
 a mean over the known entries unless its docstring says otherwise.
+
+    >>> logits, targets = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    >>> binary_cross_entropy(logits, targets)
+    tensor(0.6931)
 """
 
 import math

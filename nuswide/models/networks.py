@@ -2,8 +2,9 @@
 
 Owns their composition. Never trains, nor moves a model to a device.
 
-    model = create_model(config, n_labels=27, train=TrainLabels.of(manifest))
-    logits = model(normalize(images))  # (N, 27)
+    >>> model = create_model(Config(backbone="resnet18", image_size_px=32), n_labels=27)
+    >>> model(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 27])
 """
 
 import torch

@@ -2,8 +2,9 @@
 
 Owns OPTIMIZERS, SCHEDULES and Ema. Depends on neither the data nor the training loop.
 
-    optimizer = create_optimizer(config, model)
-    factor = learning_rate(config, step=10, steps_per_epoch=156) / config.lr
+    >>> config = Config(lr=1e-3, schedule="cosine", epochs=10)
+    >>> round(learning_rate(config, step=500, steps_per_epoch=100), 6)
+    0.0005
 """
 
 import copy

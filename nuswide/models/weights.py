@@ -1,8 +1,6 @@
 """Weight files: ours, torchvision's and timm's.
 
 Owns reading and fitting them. Nothing in a file is executed.
-
-    load_weights(model, config, labels=("sky", "sea"))
 """
 
 import hashlib

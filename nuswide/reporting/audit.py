@@ -2,9 +2,6 @@
 
 Owns the checks: label counts, co-occurrence, labels missing by implication, duplicate images, and
 whether the first rows are distributed like the rest. Changes nothing.
-
-    audit = make_audit(manifest, open_dataset(manifest, size_px=64, folder=Path("data/cache")))
-    write_audit(audit, Path("audit"))
 """
 
 import math

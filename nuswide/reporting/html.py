@@ -2,7 +2,8 @@
 
 Owns the markup, its style and the script that sorts tables. Knows nothing of what the pages say.
 
-    page("Comparison of runs", to_html(table), picture(image, "Bars of mAP"))
+    >>> paragraph("R&B")
+    '<p>R&amp;B</p>'
 """
 
 import base64

@@ -2,8 +2,10 @@
 
 Owns how cells are formatted and aligned. Knows nothing of what the tables say.
 
-    table = make_table(["label", Column("AP", ".3f")], [("sky", 0.9), ("sea", None)])
-    print(to_text(table, width=80))
+    >>> print(to_markdown(make_table(["label", Column("AP", ".3f")], [("sky", 0.9)])))
+    | label | AP |
+    | --- | --- |
+    | sky | 0.900 |
 """
 
 import csv

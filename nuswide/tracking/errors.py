@@ -1,9 +1,6 @@
 """MLflow's errors as errors of the command line.
 
 Owns their conversion. Handles no error of other libraries.
-
-    with mlflow_errors_in_one_line():
-        ...
 """
 
 from collections.abc import Iterator

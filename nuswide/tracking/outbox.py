@@ -3,11 +3,6 @@
 Owns the outbox's files and the thread that sends them, so that training never waits for the server,
 and an outage of any length loses nothing. Only what a checkpoint covers is sent: the steps after it
 are repeated when the run is resumed, and must not be recorded twice.
-
-    outbox = Outbox(folder, run_id)
-    outbox.add_metrics([Metric("train/loss", 0.7, now_ms, step=0)])
-    outbox.commit(outbox.mark())
-    outbox.close(timeout_s=60)
 """
 
 import json

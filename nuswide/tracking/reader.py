@@ -1,9 +1,6 @@
 """Recorded runs, their scores, learning curves and weights.
 
 Owns the reading of runs' artifacts and histories. Writes nothing to MLflow, computes no metric.
-
-    saved = fetch_scores(run_id, "test")  # None if the run kept none
-    steps, values = fetch_curve(run_id, "val/map")
 """
 
 import hashlib

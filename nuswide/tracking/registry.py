@@ -3,9 +3,6 @@
 Owns the look-up of versions, and every move of the alias. Never decides which version is champion.
 Writes no model, and needs no torch, so that serving and tagging run without it.
 
-    tagger = load_tagger(find_version("models:/nuswide-tagger@champion"))
-    move_champion("nuswide-tagger", "5", before="3", why="map higher by 0.02", undoes=0)
-
 MLflow's registry has no locks. Each move therefore first sets a tag of its own on the registered
 model that announces it, then checks that no other move is announced and that the alias has not
 changed, and only then moves the alias. Of two simultaneous moves at most one succeeds, and no

@@ -2,10 +2,6 @@
 
 Owns start_run, which ends every run that it begins, and Run, which writes metrics to the outbox
 first. Computes nothing that it records.
-
-    with start_run("train", "sample lr=1e-4") as run:
-        run.log_params({"lr": 1e-4})
-        run.log_metrics({"train/loss": 0.7}, step=0)
 """
 
 import io

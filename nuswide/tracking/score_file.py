@@ -2,9 +2,6 @@
 
 Owns the npz and CSV formats, and the order of a manifest's images and labels. Computes no score and
 no metric.
-
-    SavedScores.of(samples, scores, thresholds).save(folder / "scores.npz")
-    scores = SavedScores.load(Path("scores.csv")).for_samples(manifest.of("test"))  # (N, C)
 """
 
 import zipfile

@@ -1,9 +1,6 @@
 """A sweep in MLflow: a parent run with a child run for each trial.
 
 Owns the calls of MLflow for both, and their tags. Decides nothing about trials.
-
-    parent = SweepRun.join(study_key, None, "loss_lr")
-    child = parent.begin_trial(3, {"lr": 1e-3})
 """
 
 import json

@@ -1,10 +1,6 @@
 """Checkpoints: saved atomically, in a thread beside training, and loaded without running code.
 
 Owns their format and their writing. Never decides when.
-
-    with CheckpointWriter(folder / LAST) as writer:
-        writer.save(state, then=lambda: ...)
-    state = load(folder / LAST)
 """
 
 import errno

@@ -2,9 +2,6 @@
 
 Owns fit() and the order of steps, evaluations and checkpoints. Knows no file format, plot or model
 registry: metrics go to the run, and the state to the writer.
-
-    with CheckpointWriter(folder / LAST) as writer:
-        best, state = fit(config, model, data, run, writer)
 """
 
 import math

@@ -1,8 +1,6 @@
 """Training from start to end: data, run, loop, evaluation, export, registration, report.
 
 Owns the order of these steps, whose code is in other modules.
-
-    train_and_register(load_config(Path("experiments/sample.yaml"), {}), name="sample")
 """
 
 import os

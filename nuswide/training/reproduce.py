@@ -1,8 +1,6 @@
 """A recorded run, trained again: what it depends on, and how its metrics differ.
 
 Owns the comparison with the record. It reports a changed environment, but restores none.
-
-    reproduce("0123...", changes={"data": "elsewhere"})
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,6 @@
 """The folder of a run, with its last checkpoint, and the choice of the run to resume.
 
 Owns the folder's about.json and lock. Never trains.
-
-    found = find(config, data)  # None for a new run, else its ID and last state
 """
 
 import json

@@ -1,9 +1,6 @@
 """One optimizer step: forward, loss, backward, update, in the configured precision.
 
 Owns State, which a checkpoint holds, and train_step. Knows nothing of epochs or splits.
-
-    state = create_state(config, model, device, steps_per_epoch=156, train=train)
-    counts = train_step(config, state, micro_batches)
 """
 
 from collections.abc import Iterable, Iterator

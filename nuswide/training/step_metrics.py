@@ -1,10 +1,6 @@
 """Each step's loss and nine metrics, counted on the device and read from it in blocks.
 
 Owns the counts of a batch, the metrics computed from them, and their logging.
-
-    record = StepRecord(run, first_step=0, loss_sum=0.0, explain=explain)
-    record.add(step_counts(loss, logits, targets, threshold=0.5))
-    record.flush()
 """
 
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 
 Owns the reading and checking of annotation files, each of which may be gzipped. Never locates or
 decodes an image. To add a format, write `detects` and `read` and add them to IMPORTERS.
-
-    manifest = read_annotations(Path("photos"))
 """
 
 import os

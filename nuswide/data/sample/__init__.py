@@ -2,8 +2,6 @@
 
 Owns the folder that it is written to: train.json, test.json and images/ in the article's format,
 and sample.json with the arguments. Never reads a data set, nor needs a network.
-
-    draw_sample(Path("sample"), images=600, seed=0)
 """
 
 import json

@@ -2,7 +2,9 @@
 
 Owns SCENES and compose(). Writes no file.
 
-    picture, labels = compose(seed=0, index=7)
+    >>> picture, labels = compose(seed=0, index=7)
+    >>> picture.size
+    (128, 128)
 """
 
 from collections.abc import Callable

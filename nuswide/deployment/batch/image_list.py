@@ -2,9 +2,6 @@
 
 Their paths are written into one file in a fixed order, with only a part of them in memory. No image
 is opened.
-
-    listing = list_images("photos/", Path("images.list"))
-    for number, paths in read_chunks(listing.file, 1000): ...
 """
 
 import glob

@@ -1,8 +1,6 @@
 """One tagging from start to end, by either engine.
 
 pyspark is imported only for the Spark engine.
-
-    summary = tag("models:/nuswide-tagger@champion", "photos/", "tags.parquet", all_scores=True)
 """
 
 import time

@@ -2,8 +2,6 @@
 
 Workers get paths and return scores. The cores are divided among them. While a worker scores a
 batch, a thread of it decodes the next one.
-
-    tag_locally(parts, model.bundle, listing.file, batch_size=8, workers=2)
 """
 
 import itertools

@@ -3,8 +3,6 @@
 Images are read and decoded on the executors, once, into the square that the model takes, and reach
 the model as a small lossless image. An image that cannot be decoded is replaced by a blank one, the
 tags of which are dropped, because it would fail the model's whole batch.
-
-    tag_on_spark(model, "hdfs://photos", "hdfs://tags.parquet", TagOptions(), "yarn", [])
 """
 
 import json

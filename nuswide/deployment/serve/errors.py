@@ -1,8 +1,6 @@
 """Error responses: status codes and their names in MLflow's error format.
 
 A message never contains the client's input.
-
-    raise HTTPError(413, "the body is larger than 16 MiB")
 """
 
 import json

@@ -1,9 +1,6 @@
 """The model that the server scores with, as a pyfunc of this package's own tagger.
 
 No code from the registry runs.
-
-    pyfunc = open_model(folder, Settings())
-    app = mlflow.pyfunc.scoring_server.init(pyfunc)
 """
 
 import logging

@@ -2,8 +2,6 @@
 
 By DNS rebinding, a page can make its own host name resolve to this machine, but the browser still
 sends that name as Host.
-
-    check_host("127.0.0.1:5001", frozenset({"localhost"}))
 """
 
 import ipaddress

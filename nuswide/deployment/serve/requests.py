@@ -2,9 +2,6 @@
 
 Every request is checked before MLflow gets it: MLflow's error messages would repeat the input, and
 some inputs would crash it. Images are not decoded here.
-
-    request = read_request(body, "image/jpeg", b"top_k=5", max_images=32)
-    request.as_mlflow()  # a body for MLflow's /invocations
 """
 
 import base64

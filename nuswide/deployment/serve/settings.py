@@ -1,8 +1,6 @@
 """The limits of the server: a frozen dataclass of flat fields with defaults, units and ranges.
 
 It imports nothing heavy, so that `--help` is instant.
-
-    settings = Settings(workers=2)
 """
 
 import math

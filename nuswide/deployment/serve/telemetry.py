@@ -1,9 +1,6 @@
 """The access log, one JSON object a line, and the metrics for Prometheus.
 
 Neither contains images, keys, query strings or headers.
-
-    telemetry = Telemetry(sys.stdout)
-    telemetry.observe(record)
 """
 
 import json

@@ -2,8 +2,6 @@
 
 Owns the order of a comparison and its record; the modules beside own who takes part, the paired
 statistics, the tables, the plots and the page. Trains and scores nothing: all is recorded.
-
-    compare_runs("Default")  # or "RUN_ID,models:/nuswide-tagger/3,models:/nuswide-tagger@champion"
 """
 
 import shutil

@@ -2,9 +2,6 @@
 
 Owns the resolution of names to entrants, the pooling of seeds, and the choice of a baseline. Reads
 no scores.
-
-    entrants = find_entrants("Default", pool_seeds=True)
-    index, why = choose_baseline(entrants, None)
 """
 
 from collections.abc import Mapping, Sequence

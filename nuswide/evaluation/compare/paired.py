@@ -3,9 +3,6 @@
 Owns measure() and the way seeds enter an interval. One entrant's scores are in memory at a time,
 beside the baseline's.
 
-    comparison = measure(entrants, (0, "as given"), is_paired=True)
-    comparison.results[1].differences["map"].verdict  # "better", "worse" or "tie"
-
 What the intervals are about. Of single runs: these models, on other images. Where both sides have
 several seeds: the recipes, on other images and with other seeds. The variance of a mean over seeds,
 s^2/n, then adds to that over images, and the interval has the t distribution's width for the

@@ -1,8 +1,6 @@
 """The plots of a comparison: what is drawn, of which entrants.
 
 Owns the choice. Computes no statistic; reporting.plots draws.
-
-    drawn = draw_all(comparison)  # "differences/map" -> picture
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """The comparison as one self-contained HTML page.
 
 Owns its order and its wording. Computes no statistic and draws no plot.
-
-    html = to_html(comparison, draw_all(comparison))
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,6 @@
 """A comparison as tables and texts.
 
 Owns the columns and the words for numbers. Computes no statistic.
-
-    print(to_text(comparison, width=100))
-    csv = to_csv(differences(comparison))
 """
 
 import math

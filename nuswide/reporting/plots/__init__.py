@@ -3,9 +3,6 @@
 Owns how things look: colours that colour-blind people can tell apart, with a sign beside each
 colour. Never computes a metric, nor saves a file. Long names are cut, and a $ in a name stays one:
 none is read as mathematics.
-
-    image = to_image(label_distribution(labels, {"train": counts}))
-    run.log_picture(image, "labels/distribution.png")
 """
 
 from matplotlib.figure import Figure

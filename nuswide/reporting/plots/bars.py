@@ -1,8 +1,6 @@
 """Bars and dots: how many, how good, how far apart.
 
 Owns what compares numbers along one scale.
-
-    label_distribution(labels, {"train": counts})
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,8 +2,6 @@
 
 Owns the look of models side by side. A verdict has a sign and a colour, a model a colour and a dash
 or a marker, so that they can be told apart in print and by colour-blind readers.
-
-    difference_intervals([IntervalRow("csra", 0.02, 0.01, 0.03, "better")], "map")
 """
 
 import textwrap

@@ -1,8 +1,6 @@
 """Curves and histograms of scores.
 
 Owns precision and recall, histograms, reliability and AP by frequency.
-
-    precision_recall([PrecisionRecall("sky", recall, precision, 0.4, {"at 0.5": (0.7, 0.6)})])
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """Heat maps of labels by labels.
 
 Owns what has a row and a column a label.
-
-    co_occurrence(labels, targets.T @ targets)
 """
 
 from collections.abc import Sequence

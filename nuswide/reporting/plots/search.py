@@ -1,8 +1,6 @@
 """Plots of a hyperparameter search.
 
 Owns the history, the parallel coordinates and the importance of what was searched.
-
-    parallel_coordinates([SearchAxis("lr", [0.1, 0.9], {"1e-5": 0, "1e-2": 1})], [0.3, 0.4], "mAP")
 """
 
 from collections.abc import Mapping, Sequence

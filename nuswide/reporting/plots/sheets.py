@@ -1,8 +1,6 @@
 """Sheets of pictures with captions.
 
 Owns what shows photographs.
-
-    prediction_grid(images, labels, targets, scores, 0.5, "test, step 100")
 """
 
 import textwrap

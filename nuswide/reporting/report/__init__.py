@@ -1,10 +1,6 @@
 """An evaluation for readers: one page, and its plots and tables.
 
 Owns what is shown, in which order and words. Scores nothing, records nothing, writes no file.
-
-    inputs = ReportInputs("resnet18", "test", data, scores, thresholds, train_positives)
-    report = make_report(inputs)
-    Path("report.html").write_text(to_html(report), encoding="utf-8")
 """
 
 from nuswide.reporting.report.html import to_html

@@ -2,9 +2,6 @@
 
 Owns the search, in blocks of images, so that memory does not grow with them. Unknown entries are
 never found.
-
-    found = find_entries(samples, scores, false_positives(thresholds), per_label=24)
-    for entry in varied(found, count=12, n_labels=81): ...
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,8 +1,6 @@
 """The image galleries of a report, with captions of true and predicted labels and scores.
 
 Owns the selection and the captions. Unknown labels are not in a caption.
-
-    mistakes(inputs)["misses"][0].lines
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """A report as one page.
 
 Owns the order of the sections, their headings and their words. Computes nothing.
-
-    Path("report.html").write_text(to_html(report), encoding="utf-8")
 """
 
 from collections.abc import Sequence

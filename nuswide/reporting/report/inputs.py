@@ -2,9 +2,6 @@
 
 Owns ReportInputs and Part, and the sample of images for the curves of large splits. Computes no
 metric.
-
-    inputs = ReportInputs("resnet18", "test", data, scores, thresholds, train_positives)
-    take_sample(inputs, MOST_ENTRIES).predictions.curves
 """
 
 from collections.abc import Mapping

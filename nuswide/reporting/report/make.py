@@ -1,9 +1,6 @@
 """A report from the inputs of an evaluation.
 
 Owns Report, the order of the work, and the sentences at its top.
-
-    report = make_report(inputs)
-    report.images["calibration"].save("calibration.png")
 """
 
 from collections.abc import Sequence

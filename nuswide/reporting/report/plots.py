@@ -1,9 +1,6 @@
 """The plots of a report: from a sample's scores to arrays, and from these to plots.
 
 Owns which labels are shown, and the texts for readers who cannot see a plot.
-
-    made = make_plots(sample, tables, confusions)
-    made["calibration"].image, made["calibration"].alt
 """
 
 from dataclasses import dataclass

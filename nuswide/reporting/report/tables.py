@@ -1,8 +1,6 @@
 """The tables of a report.
 
 Owns what is in them and in what order. Never draws.
-
-    per_label(sample)["ap"]
 """
 
 from collections.abc import Iterable, Mapping

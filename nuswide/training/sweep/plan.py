@@ -1,9 +1,6 @@
 """The file of a sweep: what is searched, how, and on top of which experiment.
 
 Owns reading and checking, so that a mistake is found before any work. Runs nothing.
-
-    plan = read_plan(Path("experiments/sweeps/loss_lr.yaml"), {"data": "DIR"}, trials=None)
-    config = plan.config({"loss": "asl", "lr": 1e-3})
 """
 
 import itertools

@@ -3,8 +3,6 @@
 Owns the samplers. Optuna's own grid may repeat a point near its end, and its samplers with one seed
 return the same draws to all workers. Here the params of a trial follow from the plan's seed, the
 trial's index and, for TPE, the trials so far. Reads no storage.
-
-    params = propose(plan, index=3, trials=study.get_trials())
 """
 
 import itertools

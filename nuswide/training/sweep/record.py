@@ -1,8 +1,6 @@
 """What is recorded of a sweep: its plan, the table of trials, plots and the best experiment.
 
 Owns their content; tracking.sweep_run writes them. Of a trial it knows the mAP on val alone.
-
-    record_progress(parent, plan, read_trials(study))
 """
 
 import time

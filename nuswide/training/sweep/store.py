@@ -1,10 +1,6 @@
 """The storage of a study: SQLite on one machine, PostgreSQL for several.
 
 Owns the connection, the study's lock and the heartbeat. Knows nothing of trials.
-
-    store = StudyStorage("postgresql://user@host/sweeps", name="losses", heartbeat_s=30)
-    with store.exclusive_lock():
-        study = store.open_study(pruner)
 """
 
 import hashlib

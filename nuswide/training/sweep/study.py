@@ -2,9 +2,6 @@
 
 Owns the assignment of trials; the caller of each function holds the study's lock. The next trial
 follows from the study alone, so that a worker may die at any point. Trains nothing.
-
-    take_stock(study)
-    index = queue_next(study, plan)
 """
 
 import uuid

@@ -2,9 +2,6 @@
 
 Owns the reading of Optuna's trials and their table. Optuna has several trials with one index if
 workers died on it. Changes nothing.
-
-    trials = read_trials(study)
-    click.echo(to_text(plan, trials))
 """
 
 from collections.abc import Sequence

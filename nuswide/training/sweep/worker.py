@@ -2,8 +2,6 @@
 
 Owns the order of a worker's steps. The next step follows from the study alone, which one worker at
 a time reads and changes, so that a worker may die at any point. Never evaluates test.
-
-    run_sweep(plan, name="loss_lr", storage=None)
 """
 
 import gc
