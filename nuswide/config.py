@@ -128,6 +128,9 @@ class Config:
     splc_threshold: float = _field(0.6, "splc: score of a presumed positive.", low=0, high=1)
     splc_from_epoch: int = _field(1, "splc: first epoch of the correction, from 0.", low=0)
     epochs: int = _field(35, "Passes over the training split.", low=1)
+    patience_epochs: int = _field(
+        0, "Stop after this many epochs without a better mAP on val; 0: never.", low=0
+    )
     batch_size: int = _field(32, "Images per batch and process.", low=2)
     accumulate: int = _field(1, "Batches whose gradients are accumulated into one step.", low=1)
     optimizer: str = _field("adam", "adam, adamw or sgd.")
@@ -248,6 +251,11 @@ class Config:
         if self.select_on == "test" and self.test_freq == 0:
             raise ValueError(
                 "select_on=test needs test_freq, the steps between tests; give e.g. 200"
+            )
+        if self.patience_epochs and self.select_on != "val":
+            raise ValueError(
+                f"patience_epochs={self.patience_epochs} waits for a better mAP on val, but "
+                f"select_on={self.select_on}; give select_on=val, or patience_epochs=0"
             )
         _check_start_size(self.start_size_px, self.image_size_px)
 

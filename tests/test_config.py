@@ -188,6 +188,7 @@ def test_a_key_of_yaml_that_is_no_text_is_an_unknown_field(tmp_path: Path) -> No
         ({"select_on": "val", "val_fraction": 0}, ["select_on", "val_fraction"]),
         ({"select_on": "test", "test_freq": 0}, ["select_on", "test_freq"]),
         ({"scale_min": 2, "scale_max": 1}, ["scale_min", "scale_max"]),
+        ({"patience_epochs": 3, "select_on": "last"}, ["patience_epochs", "select_on=val"]),
     ],
 )
 def test_a_contradiction_names_both_fields(overrides: dict[str, Any], named: list[str]) -> None:

@@ -81,14 +81,23 @@ def record_report(
             run.log_table(report.tables[name].as_dict(), f"{split}/{name}.json")
 
 
-def choice(config: Config, best_steps: int, best_map: float, steps: int) -> str:
-    """Describe how the weights were chosen. best_map: the mAP that chose them, NaN for none."""
+def choice(config: Config, best_steps: int, best_map: float, *, steps: int, epochs: int) -> str:
+    """Describe how the weights were chosen.
+
+    best_map: the mAP that chose them, NaN for none. steps, epochs: those that were taken.
+    """
     if config.select_on == "last" or math.isnan(best_map):
         undefined = f", as mAP on {config.select_on} is undefined" * (config.select_on != "last")
         return f"The weights are those after the last of {steps} steps{undefined}. "
     honesty = ", so its test metrics are too good" if config.select_on == "test" else ""
+    early = ""
+    if epochs < config.epochs:
+        early = (
+            f"Training stopped after {epochs} of {config.epochs} epochs, "
+            f"{config.patience_epochs} of them without a better mAP on val. "
+        )
     return (
-        f"The weights are those after {best_steps} of {steps} steps, "
+        f"{early}The weights are those after {best_steps} of {steps} steps, "
         f"chosen by mAP on {config.select_on}{honesty}. "
     )
 

@@ -33,6 +33,7 @@ from nuswide.training.checkpoint import CheckpointWriter, Diverged, snapshot
 from nuswide.training.step import (
     Best,
     MicroBatch,
+    Progress,
     State,
     choose_device,
     create_state,
@@ -48,6 +49,12 @@ AfterEpoch = Callable[[int, float], None]
 def global_batch_size(config: Config) -> int:
     """Return the images of one optimizer step, over all processes."""
     return config.batch_size * config.accumulate * distributed.world_size()
+
+
+def is_complete(config: Config, progress: Progress) -> bool:
+    """Whether training has taken all its epochs, or `patience_epochs` ends it early."""
+    is_early = 0 < config.patience_epochs <= progress.stale_epochs
+    return is_early or progress.epoch >= config.epochs
 
 
 def fit(
@@ -74,7 +81,8 @@ def fit(
     with StopSignals() as stop, allocator:
         loop = _Loop(config, state, data, run, writer, stop)
         try:
-            while state.progress.epoch < config.epochs:
+            # All processes stop together, even if their metrics differ in the last bit.
+            while not distributed.broadcast(is_complete(config, state.progress)):
                 loop.train_one_epoch()
                 value = loop.end_epoch()
                 if after_epoch:
@@ -82,6 +90,8 @@ def fit(
         except Interrupted:
             loop.checkpoint(is_last=True)
             raise
+    if state.progress.epoch < config.epochs:
+        distributed.say(f"no better mAP on val in {config.patience_epochs} epochs: training stops")
     if state.best is None:
         state.best = Best(_copy_weights(state.evaluated), state.progress.steps, float("nan"))
     return state.best, state
@@ -149,6 +159,9 @@ class _Loop:
             self._say("train", f"loss {loss:.3f}{at}", progress.steps)
             if len(self.data.manifest.indices("val")):
                 value = self._evaluate("val", progress.steps)
+            best = self.state.best
+            is_new = best is None or best.steps == progress.steps
+            progress.stale_epochs = 0 if is_new else progress.stale_epochs + 1
         progress.epoch += 1
         progress.step_in_epoch, progress.loss_sum = 0, 0.0
         self.record = self._new_record()  # else the checkpoint would contain the old one's sum

@@ -35,8 +35,8 @@ from nuswide.tracking import reader, registry
 from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, start_run
 from nuswide.training import checkpoint, run_folder
 from nuswide.training.checkpoint import LAST, CheckpointWriter
-from nuswide.training.loop import AfterEpoch, fit, global_batch_size
-from nuswide.training.step import State, choose_device
+from nuswide.training.loop import AfterEpoch, fit, global_batch_size, is_complete
+from nuswide.training.step import Progress, State, choose_device
 
 _MOST_HASHED = 20_000  # images in which each run looks for duplicates; more take minutes
 _AUDIT_PX = 64  # enough to tell images apart, and to see them
@@ -80,7 +80,10 @@ def train_and_register(
             model.load_state_dict(best.weights)
             decision, evaluations = _evaluate(config, model, data, state.device)
             if distributed.is_main():
-                chosen = summary.choice(config, best.steps, best.map, state.progress.steps)
+                progress = state.progress
+                chosen = summary.choice(
+                    config, best.steps, best.map, steps=progress.steps, epochs=progress.epoch
+                )
                 card = make_card(config, data.manifest, evaluations, choice=chosen)
                 logged = _log_model(run, config, model, data, decision, card)
                 seconds = time.perf_counter() - start
@@ -372,7 +375,7 @@ def upload_run(run_id: str, checkpoints: Path) -> None:
     config = Config(**known_fields(about["config"]) | own)
     path = checkpoints / run_id / LAST
     state = checkpoint.load(path) if path.exists() else None
-    if state and state["progress"]["epoch"] >= config.epochs:
+    if state and is_complete(config, Progress(**state["progress"])):
         train_and_register(config, name=run_id)
         return
     with run_folder.exclusive_lock(checkpoints / run_id):

@@ -32,6 +32,7 @@ class Progress:
     """How far training is. steps: optimizer steps taken; step_in_epoch: those of this epoch.
 
     tested: steps after which test was last evaluated. train_s: seconds of training alone.
+    stale_epochs: epochs since the best mAP on val.
     """
 
     steps: int = 0
@@ -40,6 +41,7 @@ class Progress:
     tested: int = 0
     train_s: float = 0.0
     loss_sum: float = 0.0
+    stale_epochs: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,11 +97,22 @@ def test_nothing_but_val_is_fitted_on_and_auto_fits_where_it_can(data: Dataset) 
 
 
 def test_weights_that_no_map_chose_are_said_to_be_the_last() -> None:
-    assert "after 4 of 9 steps, chosen by mAP on val" in choice(Config(), 4, 0.5, 9)
-    assert choice(Config(), 9, float("nan"), 9).startswith(
+    all_of_it = {"steps": 9, "epochs": 3}
+    config = Config(epochs=3)
+    assert "after 4 of 9 steps, chosen by mAP on val" in choice(config, 4, 0.5, **all_of_it)
+    assert choice(config, 9, float("nan"), **all_of_it).startswith(
         "The weights are those after the last of 9 steps, as mAP on val is undefined."
     )
-    assert "undefined" not in choice(Config(select_on="last"), 9, float("nan"), 9)
+    last = replace(config, select_on="last")
+    assert "undefined" not in choice(last, 9, float("nan"), **all_of_it)
+
+
+def test_a_training_that_was_stopped_early_says_so() -> None:
+    config = Config(epochs=8, patience_epochs=2)
+    assert choice(config, 3, 0.5, steps=9, epochs=3).startswith(
+        "Training stopped after 3 of 8 epochs, 2 of them without a better mAP on val. The weights"
+    )
+    assert "stopped" not in choice(config, 3, 0.5, steps=24, epochs=8)
 
 
 def test_thresholds_are_fitted_to_calibrated_scores(data: Dataset) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nuswide.config import Config
+from nuswide.core import distributed
 from nuswide.core.signals import Interrupted
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
@@ -325,6 +326,41 @@ def test_training_goes_on_from_any_step_as_if_nothing_had_happened(
         assert all(torch.equal(best_again.weights[k], best.weights[k]) for k in best.weights)
         assert best_again.steps == best.steps
         assert whole.metrics[: saved["mark"]] + rest.metrics == whole.metrics
+
+
+def test_training_stops_early_and_a_resumed_one_at_the_same_epoch(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a better mAP after epochs 1 and 3 only, and a patience of 2, after epoch 5."""
+    config = replace(CONFIG, epochs=9, patience_epochs=2, checkpoint_minutes=1e-9)
+
+    def run(resumed: dict[str, Any] | None, *is_better: bool) -> tuple[Best, State]:
+        answers = iter(is_better)
+        monkeypatch.setattr(loop, "_is_better", lambda value, best: next(answers))
+        model = create_model(config, n_labels=3)
+        with Keeper(tmp_path / LAST) as writer:
+            best, state = fit(config, model, data, Recorder(), writer, resumed)
+        assert next(answers, None) is None
+        return best, state
+
+    best, state = run(None, True, False, True, False, False)
+    assert (best.steps, state.progress.steps, state.progress.epoch) == (15, 25, 5)
+    within, last = load(tmp_path / "9.pt"), load(tmp_path / LAST)
+    assert within["progress"]["steps"] == 9  # of the second epoch
+    for checkpoint, left in ((within, (False, True, False, False)), (last, ())):
+        best_again, state_again = run(checkpoint, *left)
+        assert (best_again.steps, state_again.progress.steps) == (15, 25)
+        now, then = state_again.model.state_dict(), state.model.state_dict()
+        assert all(torch.equal(now[name], then[name]) for name in then)
+
+
+def test_the_main_process_decides_when_to_stop(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(distributed, "broadcast", lambda value: asked.append(value) or True)
+    _, state, _ = train(data)
+    assert asked == [False] and state.progress.steps == 0
 
 
 def test_a_signal_stops_between_two_steps_with_a_checkpoint(data: Dataset, tmp_path: Path) -> None:
