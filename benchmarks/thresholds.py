@@ -38,7 +38,7 @@ def trial(seed: int, n_val: int, spread: float) -> NDArray:
     share, power = np.geomspace(0.35, 0.01, LABELS), rng.uniform(1.2, 3, LABELS)
     shift = rng.normal(size=LABELS) * spread
     val, others = (draw(rng, n, share, power, shift) for n in (n_val, OTHERS))
-    fitted = [per_label(Predictions(*val), prior) for prior in PRIORS]
+    fitted = [per_label(Predictions(*val), prior=prior) for prior in PRIORS]
     rows = (
         precision_recall_f1(Predictions(*others, thresholds))
         for thresholds in (*fitted, fit_thresholds("global", *val))

@@ -193,8 +193,13 @@ class Config:
     threshold: float = _field(0.5, "Threshold of scores where none is fitted.", low=0, high=1)
     thresholds: Literal["auto", "fixed", "global", "label"] = _field(
         "auto",
-        "Thresholds of the model: fixed; global, one fitted on val for micro F1; label, one per "
-        "label for its F1; auto: label if there is a val split, else fixed.",
+        "Thresholds of the model: fixed; global, one fitted on val; label, one per label; auto: "
+        "label if there is a val split, else fixed.",
+    )
+    threshold_goal: str = _field(
+        "f1",
+        "What fitted thresholds maximize on val: f1, f2 or another F-beta; or, with precision:0.9, "
+        "recall at that precision.",
     )
     calibration: Literal["none", "platt", "temperature"] = _field(
         "none", "Calibration of scores, fitted on val per label: none, platt or temperature."
@@ -248,6 +253,8 @@ class Config:
                     f"{name}={value} is fitted on val, but val_fraction is 0; "
                     f"give val_fraction=0.15, or {name}={without}"
                 )
+        is_fitted = self.val_fraction > 0 and self.thresholds != "fixed"
+        _check_goal(self.threshold_goal, is_fitted=is_fitted)
         if self.select_on == "test" and self.test_freq == 0:
             raise ValueError(
                 "select_on=test needs test_freq, the steps between tests; give e.g. 200"
@@ -265,6 +272,27 @@ def _check_start_size(start_px: int, full_px: int) -> None:
         raise ValueError(
             f"start_size_px={start_px} is no multiple of 32 up to image_size_px={full_px}; give "
             f"e.g. {max(32, full_px // 64 * 32)}, or 0 to use image_size_px throughout"
+        )
+
+
+def _check_goal(goal: str, *, is_fitted: bool) -> None:
+    name, value = goal[:1], goal[1:]
+    if goal.startswith("precision:"):
+        name, _, value = goal.partition(":")
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    highest = {"f": 10.0, "precision": 1.0}.get(name, 0.0)
+    if not 0 < number <= highest:
+        raise ValueError(
+            f"threshold_goal={goal!r} is neither an F-beta nor a precision; give e.g. f1, f2, f0.5 "
+            "or precision:0.9"
+        )
+    if goal != "f1" and not is_fitted:
+        raise ValueError(
+            f"threshold_goal={goal} is what thresholds are fitted to, and none are; give "
+            "val_fraction=0.15 and thresholds=label or global"
         )
 
 

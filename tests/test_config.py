@@ -113,6 +113,27 @@ def test_a_start_size_is_a_multiple_of_32_up_to_the_full_one(
         load_config(None, {"start_size_px": fits, "image_size_px": full})
 
 
+@pytest.mark.parametrize("goal", ["f1", "f2", "f0.5", "precision:0.9", "precision:1"])
+def test_a_threshold_goal_is_an_f_beta_or_a_precision(goal: str) -> None:
+    assert load_config(None, {"threshold_goal": goal}).threshold_goal == goal
+
+
+@pytest.mark.parametrize(
+    "goal", ["f", "f0", "f-1", "fnan", "finf", "0.9", "precision", "precision:", "precision:1.1",
+             "precision:0", "precision:nan", "recall:0.9", ""],
+)  # fmt: skip
+def test_another_threshold_goal_is_refused_with_examples(goal: str) -> None:
+    assert "give e.g. f1, f2, f0.5 or precision:0.9" in error_of({"threshold_goal": goal})
+
+
+@pytest.mark.parametrize(
+    "fixed", [{"thresholds": "fixed"}, {"val_fraction": 0, "select_on": "last"}]
+)
+def test_a_threshold_goal_without_fitted_thresholds_is_refused(fixed: dict[str, Any]) -> None:
+    message = error_of({"threshold_goal": "f2", **fixed})
+    assert "threshold_goal=f2" in message and "thresholds=label" in message
+
+
 def test_infinity_is_said_to_be_the_trouble() -> None:
     assert error_of({"lr": "inf"}).endswith("it must be above 0 and finite")
 

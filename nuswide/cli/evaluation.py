@@ -27,17 +27,23 @@ from nuswide.cli.options import (
     "--threshold", type=click.FloatRange(0, 1), default=0.5,
     help="With --scores: the fixed threshold.",
 )  # fmt: skip
+@option(
+    "--threshold_goal", default="f1",
+    help="With --scores: what thresholds are fitted to, f1, f2 or another F-beta, or precision:P.",
+)  # fmt: skip
 @cache_option
 @one_line_errors
 def evaluate(
     model: str, data: str, split: str, scores: Path | None, thresholds: str, threshold: float,
-    cache: Path,
+    threshold_goal: str, cache: Path,
 ) -> None:  # fmt: skip
     """Evaluate a registered model, or another program's scores, on a split of a data set."""
     from nuswide.evaluation import commands
 
     if scores:
-        commands.evaluate_scores(scores, data, split, thresholds=thresholds, threshold=threshold)
+        commands.evaluate_scores(
+            scores, data, split, thresholds=thresholds, threshold=threshold, goal=threshold_goal
+        )
     else:
         commands.evaluate_registered(model, data, split, cache)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from nuswide.config import Config, known_fields
+from nuswide.config import known_fields, load_config
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.data.manifest import Manifest
 from nuswide.evaluation import summary
@@ -78,12 +78,13 @@ def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:
 
 
 def evaluate_scores(
-    path: Path, data: str, split: str, *, thresholds: str, threshold: float
+    path: Path, data: str, split: str, *, thresholds: str, threshold: float, goal: str = "f1"
 ) -> None:
     """Evaluate the scores of another program in a run of their own; needs no images.
 
     path: an npz or CSV, see score_file.SavedScores. thresholds: fixed (at `threshold`), or global
-    or label, fitted on the data's own val split, for which the file must have scores, too.
+    or label, fitted on the data's own val split, for which the file must have scores, too. goal:
+    what they are fitted to, as in Config.threshold_goal.
     """
     saved = SavedScores.load(path)
     manifest = read_manifest(data)
@@ -95,7 +96,9 @@ def evaluate_scores(
             f"thresholds={thresholds} is fitted on val, and {data} has no val split; "
             "give thresholds=fixed, or prepare the data with a --split_file"
         )
-    config = Config(thresholds=thresholds, threshold=threshold)  # type: ignore[arg-type]
+    config = load_config(
+        None, {"thresholds": thresholds, "threshold": threshold, "threshold_goal": goal}
+    )
     fitted_on = manifest.take(np.arange(0)) if thresholds == "fixed" else val
     decision = fit_decision(config, fitted_on, saved.for_samples(fitted_on))
     positives = manifest.of("train").positives
@@ -105,7 +108,7 @@ def evaluate_scores(
     with start_run("evaluate", f"{path.stem} on {split}") as run:
         run.log_params({
             "scores": path, "data": data, "split": split, "thresholds": thresholds,
-            "threshold": threshold,
+            "threshold": threshold, "threshold_goal": goal,
         })  # fmt: skip
         run.log_dataset(samples, split)
         evaluation.record(run, step=0)

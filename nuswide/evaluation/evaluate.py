@@ -117,7 +117,9 @@ def fit_decision(config: Config, val: Manifest, scores: NDArray[np.float32]) -> 
     if config.calibration != "none":
         calibration = fit_calibration(config.calibration, val.targets, scores, val.known)
         scores = calibration.apply(scores)
-    fitted = fit_thresholds(kind, val.targets, scores, val.known, fixed=config.threshold)
+    fitted = fit_thresholds(
+        kind, val.targets, scores, val.known, fixed=config.threshold, goal=config.threshold_goal
+    )
     return Decision(fitted, calibration)
 
 

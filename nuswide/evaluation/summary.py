@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nuswide.config import Config
 from nuswide.data.dataset import Dataset
@@ -21,6 +22,7 @@ from nuswide.tracking.run import Run
 
 Rows = dict[str, Metrics]  # what, and on which split -> metrics
 _OWN = "this model"
+_NAMED = 8  # labels in a sentence
 
 
 def result_rows(evaluations: Sequence[Evaluation]) -> Rows:
@@ -99,6 +101,18 @@ def choice(config: Config, best_steps: int, best_map: float, *, steps: int, epoc
     return (
         f"{early}The weights are those after {best_steps} of {steps} steps, "
         f"chosen by mAP on {config.select_on}{honesty}. "
+    )
+
+
+def unreached(config: Config, labels: Sequence[str], thresholds: NDArray[np.float32]) -> str:
+    """Name the labels that have the wanted precision at no threshold; "" if there are none."""
+    names = [label for label, t in zip(labels, thresholds.tolist(), strict=True) if t >= 1]
+    if not names or not config.threshold_goal.startswith("precision"):
+        return ""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (
+        f"{len(names)} of {len(labels)} labels have {config.threshold_goal} at no threshold on val "
+        f"and are not predicted: {', '.join(names[:_NAMED])}{more}. "
     )
 
 

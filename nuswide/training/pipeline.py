@@ -36,7 +36,7 @@ from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, star
 from nuswide.training import checkpoint, run_folder
 from nuswide.training.checkpoint import LAST, CheckpointWriter
 from nuswide.training.loop import AfterEpoch, fit, global_batch_size, is_complete
-from nuswide.training.step import Progress, State, choose_device
+from nuswide.training.step import Best, Progress, State, choose_device
 
 _MOST_HASHED = 20_000  # images in which each run looks for duplicates; more take minutes
 _AUDIT_PX = 64  # enough to tell images apart, and to see them
@@ -80,15 +80,23 @@ def train_and_register(
             model.load_state_dict(best.weights)
             decision, evaluations = _evaluate(config, model, data, state.device)
             if distributed.is_main():
-                progress = state.progress
-                chosen = summary.choice(
-                    config, best.steps, best.map, steps=progress.steps, epochs=progress.epoch
-                )
+                chosen = _choice(config, best, state, data.manifest.labels, decision)
                 card = make_card(config, data.manifest, evaluations, choice=chosen)
                 logged = _log_model(run, config, model, data, decision, card)
                 seconds = time.perf_counter() - start
                 _record_outcome(config, data, run, state, evaluations, logged, chosen, seconds)
             return run.id if distributed.is_main() else None
+
+
+def _choice(
+    config: Config, best: Best, state: State, labels: Sequence[str], decision: Decision
+) -> str:
+    """Describe how weights and thresholds were chosen."""
+    progress = state.progress
+    weights = summary.choice(
+        config, best.steps, best.map, steps=progress.steps, epochs=progress.epoch
+    )
+    return weights + summary.unreached(config, labels, decision.thresholds)
 
 
 def _with_numbered_weights(config: Config) -> Config:

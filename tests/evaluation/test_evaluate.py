@@ -10,8 +10,9 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.evaluation.evaluate import Evaluation, fit_decision, predict, summary_line, torch_score
-from nuswide.evaluation.summary import choice
-from nuswide.metrics import NINE, all_metrics, fit_thresholds
+from nuswide.evaluation.summary import choice, unreached
+from nuswide.metrics import NINE, Predictions, all_metrics, fit_thresholds
+from nuswide.metrics.decisions import precision_recall_f1
 
 
 class MeanOfChannels(nn.Module):
@@ -113,6 +114,20 @@ def test_a_training_that_was_stopped_early_says_so() -> None:
         "Training stopped after 3 of 8 epochs, 2 of them without a better mAP on val. The weights"
     )
     assert "stopped" not in choice(config, 3, 0.5, steps=24, epochs=8)
+
+
+def test_the_goal_of_thresholds_is_the_configs_and_who_misses_it_is_named(data: Dataset) -> None:
+    evaluation, config = evaluation_of(data), Config(threshold_goal="precision:0.75")
+    val = data.manifest
+    thresholds = fit_decision(config, val, evaluation.scores).thresholds
+    own = fit_thresholds("label", val.targets, evaluation.scores, goal="precision:0.75")
+    np.testing.assert_array_equal(thresholds, own)
+    table = precision_recall_f1(Predictions(val.targets, evaluation.scores, thresholds))
+    assert table["micro/precision"] >= 0.75
+    said = unreached(config, val.labels, np.array([0.5, 1, 1], dtype=np.float32))
+    assert said.startswith("2 of 3 labels have precision:0.75 at no threshold on val")
+    assert said.endswith("not predicted: b, c. ")
+    assert unreached(Config(), val.labels, np.ones(3, dtype=np.float32)) == ""
 
 
 def test_thresholds_are_fitted_to_calibrated_scores(data: Dataset) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, fbeta_score
 
 from nuswide.metrics import (
     CALIBRATIONS,
@@ -18,7 +18,7 @@ from nuswide.metrics import (
     fit_thresholds,
 )
 from nuswide.metrics.predictions import Predictions
-from nuswide.metrics.thresholds import best_f1, per_label
+from nuswide.metrics.thresholds import F1, Goal, per_label
 
 Array = NDArray[Any]
 
@@ -42,7 +42,7 @@ def f1_at(target: Array, score: Array, threshold: float) -> float:
 @given(st.integers(1, 30), st.sampled_from((2, 5, 1000)), st.integers(0, 9999))
 def test_no_threshold_has_a_better_f1_than_the_fitted_one(n: int, levels: int, seed: int) -> None:
     targets, scores = problem(n, 1, seed, levels=levels)
-    threshold = best_f1(Predictions(targets, scores).curves[0])
+    threshold = F1.threshold(Predictions(targets, scores).curves[0])
     best = max(f1_at(targets[:, 0], scores[:, 0], s) for s in scores[:, 0])
     assert f1_at(targets[:, 0], scores[:, 0], threshold) == pytest.approx(best)
 
@@ -50,20 +50,72 @@ def test_no_threshold_has_a_better_f1_than_the_fitted_one(n: int, levels: int, s
 def test_the_fitted_threshold_lies_between_two_scores() -> None:
     scores = np.array([[0.9], [0.8], [0.2]], dtype=np.float32)
     targets = np.array([[1], [1], [0]], dtype=np.uint8)
-    assert best_f1(Predictions(targets, scores).curves[0]) == pytest.approx(0.5)
+    assert F1.threshold(Predictions(targets, scores).curves[0]) == pytest.approx(0.5)
 
 
 def test_of_thresholds_with_the_same_f1_the_highest_is_fitted() -> None:
     scores = np.array([[0.9], [0.7], [0.5], [0.3]], dtype=np.float32)
     targets = np.array([[1], [0], [0], [1]], dtype=np.uint8)  # F1 2/3 with one or all predicted
-    assert best_f1(Predictions(targets, scores).curves[0]) == pytest.approx(0.8)
+    assert F1.threshold(Predictions(targets, scores).curves[0]) == pytest.approx(0.8)
 
 
 def test_scores_that_are_neighbours_in_float32_are_told_apart() -> None:
     low = np.float32(0.5)
     scores = np.array([[np.nextafter(low, np.float32(1))], [low]], dtype=np.float32)
     targets = np.array([[1], [0]], dtype=np.uint8)
-    assert f1_at(targets, scores, best_f1(Predictions(targets, scores).curves[0])) == 1
+    assert f1_at(targets, scores, F1.threshold(Predictions(targets, scores).curves[0])) == 1
+
+
+# The goals
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 30), st.sampled_from((2, 5, 1000)), st.integers(0, 9999))
+def test_no_threshold_is_better_for_its_goal(n: int, levels: int, seed: int) -> None:
+    targets, scores = problem(n, 1, seed, levels=levels)
+    target, score = targets[:, 0], scores[:, 0]
+    curve = Predictions(targets, scores).curves[0]
+    for beta in (0.5, 2.0):
+        chosen = Goal(beta).threshold(curve)
+        found, *others = (
+            fbeta_score(target, score >= np.float32(t), beta=beta, zero_division=0)
+            for t in (chosen, *score)
+        )
+        assert found == pytest.approx(max(others))
+    for wanted in (0.5, 0.9):
+        chosen = Goal(precision=wanted).threshold(curve)
+        hits = {t: int(target[score >= np.float32(t)].sum()) for t in (chosen, *score)}
+        right = [t for t in score if hits[t] and target[score >= np.float32(t)].mean() >= wanted]
+        assert hits[chosen] == max((hits[t] for t in right), default=0)
+        assert not right or target[score >= np.float32(chosen)].mean() >= wanted
+
+
+def test_a_precision_is_reached_with_the_most_recall_or_the_label_is_not_predicted() -> None:
+    """Ranked 1 1 0 1 0, precision is 1, 2/3, 3/4 and 3/5; ranked 0 1, it is 0 and 1/2."""
+    scores = np.array(
+        [[0.9, 0.9], [0.8, 0.8], [0.7, 0.1], [0.6, 0.1], [0.5, 0.1]], dtype=np.float32
+    )
+    targets = np.array([[1, 0], [1, 1], [0, 0], [1, 0], [0, 0]], dtype=np.uint8)
+    for precision, expected in ((0.9, (0.75, 1)), (0.75, (0.55, 1)), (0.5, (0.55, 0.45))):
+        found = fit_thresholds("label", targets, scores, goal=f"precision:{precision}")
+        assert found == pytest.approx(np.array(expected)), precision
+
+
+def test_the_precision_of_seven_of_ten_is_reached_by_seven_of_ten() -> None:
+    """0.7 * 10 is above 7 in floating point."""
+    targets = np.array([1] * 7 + [0] * 3, dtype=np.uint8)[:, None]
+    scores = np.full((10, 1), 0.5, dtype=np.float32)
+    assert fit_thresholds("label", targets, scores, goal="precision:0.7") == pytest.approx([0.25])
+
+
+def test_a_higher_beta_gives_recall_more_weight_and_f1_is_the_default() -> None:
+    targets, scores = problem(300, 4, seed=9)
+    low, default, f1, high = (
+        fit_thresholds("global", targets, scores, **goal)[0]
+        for goal in ({"goal": "f0.5"}, {}, {"goal": "f1"}, {"goal": "f2"})
+    )
+    assert high < default == f1 < low
 
 
 # The kinds
@@ -92,10 +144,11 @@ def test_unknown_entries_do_not_move_a_threshold(kind: str) -> None:
         )
 
 
+@pytest.mark.parametrize("goal", ["f1", "f2", "precision:0.9"])
 @pytest.mark.parametrize("kind", THRESHOLDS)
-def test_without_any_positive_the_fixed_threshold_remains(kind: str) -> None:
+def test_without_any_positive_the_fixed_threshold_remains(kind: str, goal: str) -> None:
     zeros = np.zeros((5, 3), dtype=np.uint8)
-    thresholds = fit_thresholds(kind, zeros, zeros.astype(np.float32), fixed=0.4)
+    thresholds = fit_thresholds(kind, zeros, zeros.astype(np.float32), fixed=0.4, goal=goal)
     assert thresholds == pytest.approx(np.full(3, 0.4))
 
 
@@ -141,7 +194,7 @@ def test_shrinking_helps_on_other_images_where_positives_are_few() -> None:
             return targets.astype(np.uint8), expit(logits).astype(np.float32)
 
         val, others = draw(200), draw(5000)
-        shrunk, own = (per_label(Predictions(*val), prior) for prior in (1.0, 0.0))
+        shrunk, own = (per_label(Predictions(*val), prior=prior) for prior in (1.0, 0.0))
         f1 = [all_metrics(*others, thresholds)["macro/f1"] for thresholds in (shrunk, own)]
         gains.append(f1[0] - f1[1])
     assert np.mean(gains) > 0
