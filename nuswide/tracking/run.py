@@ -32,6 +32,7 @@ from nuswide.config import Config
 from nuswide.data.manifest import Manifest
 from nuswide.tracking.environment import environment, patch_digest, uncommitted_patch
 from nuswide.tracking.outbox import Outbox
+from nuswide.tracking.store import open_store
 
 JOB_TAG = "nuswide.job"
 # MLflow's progress bars and its warnings about pip hide a run's own lines.
@@ -215,8 +216,9 @@ def start_run(
     run to resume. outbox: the folder of outboxes. mark: the end of what a checkpoint covers.
     Raises TrackingUnavailable if the server does not answer at the end.
     """
+    open_store()
     is_extended = _is_finished(run_id) if run_id else False
-    active = mlflow.start_run(run_id=run_id)
+    active = _start(run_id)
     status = RunStatus.FAILED
     with scratch_folder() as scratch:
         folder = (outbox or scratch) / active.info.run_id
@@ -257,6 +259,16 @@ def _later(run_id: str, outbox: Path) -> str:
     return shlex.join(
         ["nuswide", "upload", run_id, *([] if is_default else ["--checkpoints", str(outbox)])]
     )
+
+
+def _start(run_id: str | None) -> mlflow.ActiveRun:
+    try:
+        return mlflow.start_run(run_id=run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        # MLflow looks for the experiment, then creates it: another run has just created it.
+        return mlflow.start_run(run_id=run_id)
 
 
 def _is_finished(run_id: str) -> bool:

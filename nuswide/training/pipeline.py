@@ -33,6 +33,7 @@ from nuswide.models.weights import weights_digest
 from nuswide.reporting import audit
 from nuswide.tracking import reader, registry
 from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, start_run
+from nuswide.tracking.store import open_store
 from nuswide.training import checkpoint, run_folder
 from nuswide.training.checkpoint import LAST, CheckpointWriter
 from nuswide.training.loop import AfterEpoch, fit, global_batch_size, is_complete
@@ -67,6 +68,8 @@ def train_and_register(
         with _weights_here(config) as local:
             # Created first, so that mistakes are found before the images are decoded.
             _create_model(local, manifest)
+            if distributed.is_main():
+                open_store()  # for the same reason
             data = _open(config, manifest)
             _require_enough(config, data.manifest)  # now that rejected images are left out, too
             model = _create_model(local, data.manifest)  # now that val is split off from train

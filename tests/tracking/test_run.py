@@ -40,6 +40,28 @@ def test_a_run_ends_as_what_happened() -> None:
         assert status(run.id) == expected
 
 
+def test_an_experiment_that_another_run_creates_meanwhile_is_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "meanwhile")
+    find, asked = mlflow.MlflowClient.get_experiment_by_name, []
+
+    def find_too_early(self: mlflow.MlflowClient, name: str) -> object:
+        asked.append(name)
+        found = find(self, name)
+        if len(asked) == 1:
+            self.create_experiment(name)
+        return found
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", find_too_early)
+    with start_run("train", "x") as run:
+        pass
+    experiment = mlflow.get_experiment(run.experiment_id)
+    assert experiment.name == "meanwhile" and asked[0] == "meanwhile"
+
+
 def test_buffered_metrics_survive_an_error() -> None:
     with pytest.raises(ValueError, match="boom"), start_run("train", "x") as run:
         run.log_metrics({"train/loss": 0.5}, step=7)

@@ -30,6 +30,7 @@ from nuswide.config import Config
 from nuswide.core import distributed
 from nuswide.data.dataset import load_manifest
 from nuswide.tracking.run import EndedEarly
+from nuswide.tracking.store import open_store
 from nuswide.tracking.sweep_run import SweepRun, default_storage
 from nuswide.training import run_folder
 from nuswide.training.checkpoint import Diverged
@@ -60,6 +61,7 @@ def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
     if distributed.world_size() > 1:
         raise click.ClickException("a sweep's workers are started one by one, not by torchrun")
     _quieten()
+    open_store()
     again = f"continue with\n  {_same_command()}"
     store = StudyStorage(storage or default_storage(), name=name, heartbeat_s=plan.heartbeat_s)
     try:
