@@ -181,7 +181,7 @@ def _begin(
             try:
                 yield run, folder
             except KeyboardInterrupt:
-                click.echo(f"\ninterrupted; resume with\n  {_resume_command(run.id)}")
+                click.echo(f"\ninterrupted; {_way_on(run.id)}")
                 raise
     # Only now is all of it recorded: a run that is killed earlier is to be resumed.
     run_folder.write_about(folder, config, data, is_recorded=True)
@@ -194,11 +194,16 @@ def _batch_sizes(config: Config) -> dict[str, int]:
     }
 
 
-def _resume_command(run_id: str) -> str:
-    """Return the command that started this process, changed to resume a run."""
+def _way_on(run_id: str) -> str:
+    """Return what to do after an interrupt: the command that started this process, to resume."""
     given = sys.argv[1:]
     if given[:1] != ["train"]:  # sweep and upload continue, and reproduce starts again
-        return f"nuswide {shlex.join(given)}"
+        return f"repeat with\n  nuswide {shlex.join(given)}"
+    return f"resume with\n  {_resume_command(given, run_id)}"
+
+
+def _resume_command(given: list[str], run_id: str) -> str:
+    """Return a command of training, changed to resume a run."""
     if "--resume" in given:
         at = given.index("--resume")
         given = given[:at] + given[at + 2 :]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from nuswide.config import Config
 from nuswide.data.sample.scenes import LABELS
 from nuswide.models.networks import create_model
-from nuswide.training.pipeline import _resume_command, starting_point
+from nuswide.training.pipeline import _way_on, starting_point
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def test_a_copy_of_the_data_is_the_same_starting_point(config: Config, tmp_path:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("train --lr 1e-3", "nuswide train --lr 1e-3 --resume ID"),
-        ("train --resume auto --lr 1e-3", "nuswide train --lr 1e-3 --resume ID"),
-        ("reproduce RUN --data DIR", "nuswide reproduce RUN --data DIR"),
-        ("upload RUN", "nuswide upload RUN"),
-        ("sweep FILE", "nuswide sweep FILE"),
+        ("train --lr 1e-3", "resume with\n  nuswide train --lr 1e-3 --resume ID"),
+        ("train --resume auto --lr 1e-3", "resume with\n  nuswide train --lr 1e-3 --resume ID"),
+        ("reproduce RUN --data DIR", "repeat with\n  nuswide reproduce RUN --data DIR"),
+        ("upload RUN", "repeat with\n  nuswide upload RUN"),
+        ("sweep FILE", "repeat with\n  nuswide sweep FILE"),
     ],
 )
 def test_only_train_is_told_to_resume_a_run(
@@ -82,4 +82,4 @@ def test_only_train_is_told_to_resume_a_run(
 ) -> None:
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.setattr(sys, "argv", ["nuswide", *given.split()])
-    assert _resume_command("ID") == expected
+    assert _way_on("ID") == expected
