@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,13 @@ import yaml
 from nuswide.config import Config, known_fields
 from nuswide.core import distributed
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
-from nuswide.data.label_stats import TrainLabels
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.deployment import export
 from nuswide.deployment.export import LoggedModel
 from nuswide.evaluation import promote, summary
 from nuswide.evaluation.evaluate import Decision, Evaluation, fit_decision, predict, torch_score
 from nuswide.evaluation.model_card import make_card
-from nuswide.models.networks import TaggerNet, create_model
-from nuswide.models.weights import weights_digest
+from nuswide.models.networks import TaggerNet
 from nuswide.reporting import audit
 from nuswide.tracking import reader, registry
 from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, start_run
@@ -37,6 +35,13 @@ from nuswide.tracking.store import open_store
 from nuswide.training import checkpoint, run_folder
 from nuswide.training.checkpoint import LAST, CheckpointWriter
 from nuswide.training.loop import AfterEpoch, fit, global_batch_size, is_complete
+from nuswide.training.starting_point import (
+    create_network,
+    digests,
+    open_data,
+    weights_here,
+    with_numbered_weights,
+)
 from nuswide.training.step import Best, Progress, State, choose_device
 
 _MOST_HASHED = 20_000  # images in which each run looks for duplicates; more take minutes
@@ -62,21 +67,21 @@ def train_and_register(
     """
     start = time.perf_counter()
     with distributed.process_group(choose_device(config.device)):
-        config = _with_numbered_weights(config)
+        config = with_numbered_weights(config)
         manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
         _require_enough(config, manifest)
-        with _weights_here(config) as local:
+        with weights_here(config) as local:
             # Created first, so that mistakes are found before the images are decoded.
-            _create_model(local, manifest)
+            create_network(local, manifest)
             if distributed.is_main():
                 open_store()  # for the same reason
-            data = _open(config, manifest)
+            data = open_data(config, manifest)
             _require_enough(config, data.manifest)  # now that rejected images are left out, too
-            model = _create_model(local, data.manifest)  # now that val is split off from train
+            model = create_network(local, data.manifest)  # now that val is split off from train
         found = _choose(config, data, run_id)
         with _begin(config, data, name, found) as (run, folder):
             resumed = found[1] if found else None
-            run.set_tags({**(tags or {}), **({} if resumed else _digests(data, model))})
+            run.set_tags({**(tags or {}), **({} if resumed else digests(data, model))})
             run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
             with CheckpointWriter(folder / LAST) as writer:
                 best, state = fit(config, model, data, run, writer, resumed, after_epoch)
@@ -100,49 +105,6 @@ def _choice(
         config, best.steps, best.map, steps=progress.steps, epochs=progress.epoch
     )
     return weights + summary.unreached(config, labels, decision.thresholds)
-
-
-def _with_numbered_weights(config: Config) -> Config:
-    """Return the config with a version's number in place of its alias, which may move."""
-    if not config.weights.startswith(registry.ADDRESS):
-        return config
-    is_main = distributed.is_main()
-    address = registry.address_of(registry.find_version(config.weights)) if is_main else None
-    return replace(config, weights=distributed.broadcast(address))
-
-
-@contextmanager
-def _weights_here(config: Config) -> Iterator[Config]:
-    """Yield the config with a registered version's weights as a temporary file."""
-    if not config.weights.startswith(registry.ADDRESS):
-        yield config
-        return
-    with scratch_folder() as folder:
-        weights = reader.fetch_weights(registry.find_version(config.weights), folder)
-        yield replace(config, weights=str(weights))
-
-
-def _create_model(config: Config, manifest: Manifest) -> TaggerNet:
-    return create_model(config, n_labels=len(manifest.labels), train=TrainLabels.of(manifest))
-
-
-def starting_point(config: Config) -> dict[str, str]:
-    """Return the tags of _digests that a training would have if it began now."""
-    with _weights_here(config) as local:
-        data = _open(config, load_manifest(config.data))
-        return _digests(data, _create_model(local, data.manifest))
-
-
-def _digests(data: Dataset, model: TaggerNet) -> dict[str, str]:
-    """Return digests, as tags, of the annotations, the image files and the initial network.
-
-    The last one covers the files that the network is made from: weights and word vectors.
-    """
-    return {
-        "data.digest": data.manifest.digest,
-        "data.images_digest": data.images_digest,
-        "model.initial_digest": weights_digest(model),
-    }
 
 
 def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
@@ -305,16 +267,6 @@ def _require_enough(config: Config, manifest: Manifest) -> None:
         )
     if not sizes["test"]:
         raise click.ClickException(f"{config.data} has no test images; add some")
-
-
-def _open(config: Config, manifest: Manifest) -> Dataset:
-    data = open_dataset(
-        manifest,
-        size_px=config.image_size_px,
-        folder=Path(config.cache),
-        skip_rejected=config.skip_rejected,
-    )
-    return data.carve_val(fraction=config.val_fraction, seed=config.split_seed)
 
 
 def _record_splits(run: Run, manifest: Manifest) -> None:

@@ -20,7 +20,8 @@ from nuswide.tracking import reader
 from nuswide.tracking.environment import CHANGES_TAG, COMMIT_TAG, PATCH_TAG, environment
 from nuswide.tracking.reader import RecordedRun
 from nuswide.tracking.run import JOB_TAG, amend_note, scratch_folder
-from nuswide.training.pipeline import starting_point, train_and_register
+from nuswide.training.pipeline import train_and_register
+from nuswide.training.starting_point import starting_point
 
 REPRODUCES_TAG = "nuswide.reproduces"
 _TIMED = {"train/images_per_s", "train/seconds", "run/seconds"}

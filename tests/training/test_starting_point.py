@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from nuswide.config import Config
 from nuswide.data.sample.scenes import LABELS
 from nuswide.models.networks import create_model
-from nuswide.training.pipeline import _way_on, starting_point
+from nuswide.training.pipeline import _way_on
+from nuswide.training.starting_point import starting_point
 
 
 @pytest.fixture
@@ -83,3 +84,10 @@ def test_only_train_is_told_to_resume_a_run(
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.setattr(sys, "argv", ["nuswide", *given.split()])
     assert _way_on("ID") == expected
+
+
+def test_rejected_images_are_left_out_as_in_training(config: Config) -> None:
+    before = starting_point(config)
+    (Path(config.data) / "images" / "0000.jpg").unlink()
+    without = starting_point(replace(config, skip_rejected=True))
+    assert differing(without, before) == {"data.digest", "data.images_digest"}
