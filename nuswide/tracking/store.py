@@ -1,8 +1,6 @@
 """The tracking store: its tables are created once, however many processes start at once.
 
 Owns the first access to the store. MLflow creates the tables of a database without a lock.
-
-    open_store()
 """
 
 import os
