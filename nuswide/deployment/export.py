@@ -32,7 +32,7 @@ from nuswide.evaluation.evaluate import Decision, torch_score
 from nuswide.evaluation.model_card import without_labels
 from nuswide.models.networks import Scorer, TaggerNet
 from nuswide.tagger import Tagger
-from nuswide.tracking.reader import file_digest
+from nuswide.tracking.reader import WEIGHTS_TAG, file_digest
 from nuswide.tracking.registry import model_id_of
 
 _TOLERANCE = 1e-4  # between the scores of torch and ONNX Runtime
@@ -129,15 +129,20 @@ class LoggedModel:
 
 
 def log_bundle(
-    folder: Path, example: NDArray[np.uint8], registered_model: str, run_id: str, card: str
+    folder: Path,
+    example: NDArray[np.uint8],
+    registered_model: str,
+    run_id: str,
+    card: str,
+    weights_digest: str | None = None,
 ) -> LoggedModel:
     """Log a bundle to the active run as a pyfunc, and register it unless the name is `none`.
 
     example: an image (3, S, S) uint8 as the model's input example. card: Markdown, for the bundle
-    and the version's description. If this run has registered a version before it was killed, that
-    version is returned.
+    and the version's description. weights_digest: of the torch weights that the bundle was made
+    from; if the run has registered a version of them before it was stopped, that is returned.
     """
-    if found := _registered_by(run_id, registered_model):
+    if weights_digest and (found := _registered(run_id, registered_model, weights_digest)):
         _describe(registered_model, str(found.version), card)
         return found
     (folder / "card.md").write_text(card, encoding="utf-8")
@@ -151,6 +156,7 @@ def log_bundle(
         input_example=pd.DataFrame({"image": [_as_base64(example)]}),
         pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],
         registered_model_name=None if registered_model == "none" else registered_model,
+        tags={WEIGHTS_TAG: weights_digest} if weights_digest else None,
     )
     number = info.registered_model_version
     if number is None:
@@ -166,14 +172,19 @@ def _describe(name: str, version: str, card: str) -> None:
         client.update_model_version(name, version, without_labels(card)[:_MOST_DESCRIBED])
 
 
-def _registered_by(run_id: str, name: str) -> LoggedModel | None:
-    run = mlflow.get_run(run_id)
-    if run.info.end_time:  # it had finished and was then trained further
-        return None
-    for version in mlflow.MlflowClient().search_model_versions(f"name='{name}'"):
-        if version.run_id == run_id:
+def _registered(run_id: str, name: str, weights_digest: str) -> LoggedModel | None:
+    """Return the version of a model that a run has registered of these weights, if any."""
+    client = mlflow.MlflowClient()
+    for version in client.search_model_versions(f"run_id='{run_id}'"):
+        model_id = model_id_of(version) or ""
+        tags = version.tags
+        if (
+            WEIGHTS_TAG not in tags and model_id
+        ):  # the run was stopped before the version was tagged
+            tags = client.get_logged_model(model_id).tags
+        if version.name == name and tags.get(WEIGHTS_TAG) == weights_digest:
             number = str(version.version)  # some stores return an int
-            return LoggedModel(model_id_of(version) or "", version.source or "", number)
+            return LoggedModel(model_id, version.source or "", number)
     return None
 
 

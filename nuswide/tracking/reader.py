@@ -83,9 +83,14 @@ def evaluations(version: ModelVersion) -> Iterator[RecordedRun]:
     experiments = mlflow.MlflowClient().search_experiments()
     query = (
         f"tags.`{JOB_TAG}` = 'evaluate' and attributes.status = 'FINISHED' "
-        f"and tags.`model.version` = '{version.name}/{version.version}'"
+        f"and tags.`model.version` = {_quoted(f'{version.name}/{version.version}')}"
     )
     yield from search_runs([experiment.experiment_id for experiment in experiments], query)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a value of MLflow's filters, in which no quote can be escaped."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def has_scores(run_id: str, split: str) -> bool:

@@ -10,6 +10,7 @@ record is overwritten.
 """
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from nuswide.tagger import Tagger
 
 CHAMPION = "champion"
 ADDRESS = "models:/"  # begins the address of a version
+_NOT_IN_NAMES = '/:@?#"'
+_MOST_CHARS = 255  # of a name, in MLflow's tables
 _HISTORY = "champion."  # begins the tag of a move, champion.NUMBER.TOKEN
 _CONTEST_LINE = "Champion: "  # begins the line that describe_contest writes
 _ABANDONED_S = 300.0  # after this time, an announced move was cut off
@@ -46,6 +49,20 @@ class Move:
 
 class ChampionMoved(click.ClickException):
     """Another move of the alias was made meanwhile, or is announced."""
+
+
+def check_name(name: str) -> None:
+    """Raise click.UsageError unless a model can be registered and found by a name.
+
+    MLflow refuses some characters, and others have a meaning in addresses or end texts in filters.
+    """
+    is_plain = name.isprintable() and name == name.strip() and not set(name) & set(_NOT_IN_NAMES)
+    if not is_plain or not name or name == "." or name.startswith("..") or len(name) > _MOST_CHARS:
+        similar = re.sub(r"[^\w.-]+", "-", name)[:_MOST_CHARS].strip("-.") or "nuswide-tagger"
+        raise click.UsageError(
+            f"registered_model={name!r} cannot be the name of a model, which has no "
+            f"{' '.join(_NOT_IN_NAMES)} and at most {_MOST_CHARS} characters; give e.g. {similar}"
+        )
 
 
 def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
@@ -211,7 +228,8 @@ def find_version(uri: str) -> ModelVersion:
         if at:
             return client.get_model_version_by_alias(name, alias)
         if number == "latest":
-            return max(client.search_model_versions(f"name='{name}'"), key=lambda v: int(v.version))
+            latest = client.get_registered_model(name).latest_versions  # one for each stage
+            number = str(max(int(version.version) for version in latest))
         return client.get_model_version(name, number)
     except (MlflowException, ValueError):
         raise click.ClickException(

@@ -3,9 +3,6 @@
 Owns the order of these steps, whose code is in other modules.
 """
 
-import os
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +27,7 @@ from nuswide.evaluation.model_card import make_card
 from nuswide.models.networks import TaggerNet
 from nuswide.reporting import audit
 from nuswide.tracking import reader, registry
+from nuswide.tracking.relaunch import find_launcher, way_on
 from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, start_run
 from nuswide.tracking.store import open_store
 from nuswide.training import checkpoint, run_folder
@@ -66,6 +64,7 @@ def train_and_register(
     run as KILLED by raising EndedEarly. Returns the run's ID, None except in the main process.
     """
     start = time.perf_counter()
+    registry.check_name(config.registered_model)
     with distributed.process_group(choose_device(config.device)):
         config = with_numbered_weights(config)
         manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
@@ -129,6 +128,7 @@ def _begin(
     run_id, state = found or (None, None)
     checkpoints = Path(config.checkpoints)
     mark = state["mark"] if state else 0
+    launcher = find_launcher()  # before the run is joined
     with start_run("train", name, run_id=run_id, outbox=checkpoints, mark=mark) as run:
         folder = checkpoints / run.id
         with run_folder.exclusive_lock(folder):
@@ -143,7 +143,7 @@ def _begin(
             try:
                 yield run, folder
             except KeyboardInterrupt:
-                click.echo(f"\ninterrupted; {_way_on(run.id)}")
+                click.echo(f"\ninterrupted; {way_on(run.id, launcher)}")
                 raise
     # Only now is all of it recorded: a run that is killed earlier is to be resumed.
     run_folder.write_about(folder, config, data, is_recorded=True)
@@ -154,30 +154,6 @@ def _batch_sizes(config: Config) -> dict[str, int]:
         "processes": distributed.world_size(),
         "global_batch_size": global_batch_size(config),
     }
-
-
-def _way_on(run_id: str) -> str:
-    """Return what to do after an interrupt: the command that started this process, to resume."""
-    given = sys.argv[1:]
-    if given[:1] != ["train"]:  # sweep and upload continue, and reproduce starts again
-        return f"repeat with\n  nuswide {shlex.join(given)}"
-    return f"resume with\n  {_resume_command(given, run_id)}"
-
-
-def _resume_command(given: list[str], run_id: str) -> str:
-    """Return a command of training, changed to resume a run."""
-    if "--resume" in given:
-        at = given.index("--resume")
-        given = given[:at] + given[at + 2 :]
-    if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`
-        return f"mlflow run . {as_parameters(given[1:])} -P resume={run_id}"
-    return f"nuswide {shlex.join(given)} --resume {run_id}"
-
-
-def as_parameters(options: Sequence[str]) -> str:
-    """Return options (`--lr 1e-4`) as `mlflow run` takes them (`-P lr=1e-4`)."""
-    pairs = zip(options[::2], options[1::2], strict=False)
-    return " ".join(f"-P {k.removeprefix('--')}={shlex.quote(v)}" for k, v in pairs)
 
 
 def _evaluate(
@@ -315,7 +291,7 @@ def _log_model(
         digest = export.write_weights(weights, model, labels)
         run.log_file(weights, str(Path(reader.WEIGHTS).parent))
         name = config.registered_model
-        logged = export.log_bundle(folder / "bundle", checked[0], name, run.id, card)
+        logged = export.log_bundle(folder / "bundle", checked[0], name, run.id, card, digest)
     if logged.version:
         registry.tag_version(name, logged.version, {reader.WEIGHTS_TAG: digest})
     return logged

@@ -126,6 +126,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         ({"batch_size": "4096"}, ["fewer than the 4096 of a step", "lower batch_size=4096"]),
         ({"batch_size": "36"}, ["train has 34 images once 6 are held out as val", "36 of a step"]),
         ({"weights": "nowhere.pth"}, ["nowhere.pth"]),
+        ({"registered_model": "team/tagger"}, ["'team/tagger'", "give e.g. team-tagger"]),
         ({"experiment": "nowhere.yaml"}, ["nowhere.yaml"]),
         ({"lrr": "1e-4"}, ["--lrr", "--lr"]),
     ],

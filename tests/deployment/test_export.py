@@ -21,7 +21,8 @@ from nuswide.models.backbones import BACKBONES
 from nuswide.models.heads import HEADS
 from nuswide.models.networks import TaggerNet, create_model
 from nuswide.tagger import Tagger
-from nuswide.tracking.reader import file_digest
+from nuswide.tracking.reader import WEIGHTS_TAG, file_digest
+from nuswide.tracking.registry import find_version
 
 pytestmark = pytest.mark.slow
 
@@ -176,12 +177,38 @@ def test_a_version_that_was_cut_off_before_its_description_gets_it_on_resuming(
     client, card = mlflow.MlflowClient(), "What it is.\n\n## Labels\n\nsky"
     try:
         with mlflow.start_run(experiment_id=experiment) as run:
-            arguments = (tmp_path / "bundle", IMAGES[0], "cut", run.info.run_id, card)
+            arguments = (tmp_path / "bundle", IMAGES[0], "cut", run.info.run_id, card, "digest")
             version = log_bundle(*arguments).version
             assert client.get_model_version("cut", str(version)).description == "What it is."
             for before, after in (("", "What it is."), ("Champion: 1", "Champion: 1")):
                 client.update_model_version("cut", str(version), before)
                 assert log_bundle(*arguments).version == version
                 assert client.get_model_version("cut", str(version)).description == after
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_a_run_registers_one_version_of_its_weights_however_often_it_is_resumed(
+    model: TaggerNet, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = mlflow.create_experiment("resumed", (tmp_path / "artifacts").as_uri())
+    client, name = mlflow.MlflowClient(), "o'brien"  # a quote would end a text in a filter
+    try:
+        with mlflow.start_run(experiment_id=experiment) as run:
+            arguments = (tmp_path / "bundle", IMAGES[0], name, run.info.run_id, "A card.")
+            first = log_bundle(*arguments, "one").version
+        assert mlflow.get_run(run.info.run_id).info.end_time  # which it keeps when it is resumed
+        with mlflow.start_run(run_id=run.info.run_id):
+            assert log_bundle(*arguments, "one").version == first  # stopped before it was tagged
+            client.set_model_version_tag(name, str(first), WEIGHTS_TAG, "one")
+            assert log_bundle(*arguments, "one").version == first
+            second = log_bundle(*arguments, "two").version  # trained further
+            client.set_model_version_tag(name, str(second), WEIGHTS_TAG, "two")
+        with mlflow.start_run(run_id=run.info.run_id):
+            assert log_bundle(*arguments, "two").version == second != first
+        assert len(client.get_registered_model(name).latest_versions) == 1
+        assert str(find_version(f"models:/{name}/latest").version) == second
     finally:
         mlflow.set_tracking_uri(None)

@@ -9,7 +9,7 @@ import click
 import mlflow
 import pytest
 
-from nuswide.tracking import registry
+from nuswide.tracking import reader, registry
 from nuswide.tracking.registry import ChampionMoved, champions_before, find_version, history_of
 
 
@@ -60,6 +60,38 @@ def test_versions_are_found_by_alias_number_and_latest() -> None:
     for wrong in ("u", "models:/u", "models:/u/9", "models:/u@best", "models:/", "runs:/a/model"):
         with pytest.raises(click.ClickException):
             find_version(wrong)
+
+
+NAMES = ["nuswide-tagger", "o'brien", "my tagger", "été 100%", "none", "a.b_c"]
+NO_NAMES = ["team/tagger", "a:b", "a@b", "a?b", "a#b", 'a"b', "", " ", " a", "a\nb", ".", "..a"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_accepted_can_be_registered_and_found(name: str) -> None:
+    registry.check_name(name)
+    make_model(name, 2)
+    move(name, "1", None)
+    assert champion(name) == "1"
+    latest = find_version(f"models:/{name}/latest")
+    assert (latest.name, str(latest.version)) == (name, "2")
+    assert list(reader.evaluations(latest)) == []
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, "x" * 256])
+def test_a_name_that_cannot_be_found_is_refused_with_one_that_can(name: str) -> None:
+    with pytest.raises(click.UsageError, match="cannot be the name of a model") as caught:
+        registry.check_name(name)
+    assert "\n" not in caught.value.message
+    registry.check_name(caught.value.message.rpartition("give e.g. ")[2])
+
+
+def test_evaluations_are_found_under_a_name_with_a_quote() -> None:
+    make_model("d'Arc", 1)
+    tags = {"nuswide.job": "evaluate", "model.version": "d'Arc/1"}
+    with mlflow.start_run(tags=tags) as run:
+        pass
+    found = reader.evaluations(find_version("models:/d'Arc/1"))
+    assert [one.info.run_id for one in found] == [run.info.run_id]
 
 
 def test_each_move_is_in_the_history_with_its_reason() -> None:

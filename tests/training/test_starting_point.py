@@ -1,7 +1,6 @@
-"""What a training starts from, told by digests; and what an interrupted command says."""
+"""What a training starts from, told by digests."""
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from nuswide.config import Config
 from nuswide.data.sample.scenes import LABELS
 from nuswide.models.networks import create_model
-from nuswide.training.pipeline import _way_on
 from nuswide.training.starting_point import starting_point
 
 
@@ -66,24 +64,6 @@ def test_swapped_images_of_equal_names_are_another_starting_point(config: Config
 def test_a_copy_of_the_data_is_the_same_starting_point(config: Config, tmp_path: Path) -> None:
     copy = shutil.copytree(config.data, tmp_path / "copy")
     assert starting_point(replace(config, data=str(copy))) == starting_point(config)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("train --lr 1e-3", "resume with\n  nuswide train --lr 1e-3 --resume ID"),
-        ("train --resume auto --lr 1e-3", "resume with\n  nuswide train --lr 1e-3 --resume ID"),
-        ("reproduce RUN --data DIR", "repeat with\n  nuswide reproduce RUN --data DIR"),
-        ("upload RUN", "repeat with\n  nuswide upload RUN"),
-        ("sweep FILE", "repeat with\n  nuswide sweep FILE"),
-    ],
-)
-def test_only_train_is_told_to_resume_a_run(
-    given: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.setattr(sys, "argv", ["nuswide", *given.split()])
-    assert _way_on("ID") == expected
 
 
 def test_rejected_images_are_left_out_as_in_training(config: Config) -> None:

@@ -8,10 +8,8 @@ import gc
 import io
 import logging
 import os
-import shlex
 import shutil
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,12 +27,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from nuswide.config import Config
 from nuswide.core import distributed
 from nuswide.data.dataset import load_manifest
+from nuswide.tracking.relaunch import find_launcher, same_command
 from nuswide.tracking.run import EndedEarly
 from nuswide.tracking.store import open_store
 from nuswide.tracking.sweep_run import SweepRun, default_storage
 from nuswide.training import run_folder
 from nuswide.training.checkpoint import Diverged
-from nuswide.training.pipeline import as_parameters, train_and_register
+from nuswide.training.pipeline import train_and_register
 from nuswide.training.sweep.plan import Params, Plan
 from nuswide.training.sweep.record import (
     VALUE,
@@ -62,7 +61,7 @@ def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
         raise click.ClickException("a sweep's workers are started one by one, not by torchrun")
     _quieten()
     open_store()
-    again = f"continue with\n  {_same_command()}"
+    again = f"continue with\n  {same_command(find_launcher())}"
     store = StudyStorage(storage or default_storage(), name=name, heartbeat_s=plan.heartbeat_s)
     try:
         worker = Worker(plan, store)
@@ -91,14 +90,6 @@ def _quieten() -> None:
 def _reason(error: BaseException) -> str:
     """Return the first line of an error's cause, or of the error itself."""
     return str(error.__cause__ or error).splitlines()[0]
-
-
-def _same_command() -> str:
-    """Return the command that started this process, which also continues the study."""
-    if "MLFLOW_RUN_ID" not in os.environ:
-        return f"nuswide {shlex.join(sys.argv[1:])}"
-    _, *given = sys.argv[1:]  # started by `mlflow run`, the file first
-    return f"mlflow run . -e sweep {as_parameters(['file', *given])}"
 
 
 class Worker:
