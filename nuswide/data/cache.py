@@ -1,68 +1,40 @@
 """The cache of decoded images: a data set's images as uint8 pixels in one file, decoded once.
 
-Owns the files of a cache, their building and their removal. Decodes by decode_image alone, and
-knows nothing of labels.
-
-A cache is a folder with images.u8, rejected.csv and cache.json. images.u8 has the pixels and, after
-them, two numbers for each image: the fingerprint of the file that they came from, 0 before they are
-on disk, and a digest of the file's content, 0 if it was rejected. It is built under another name,
-and never changed once it is in use: if files have changed, a new one replaces it, and whoever has
-the old one open keeps its pixels. A killed build continues where it was.
+Owns the choice of a cache for a manifest, and the listing and removal of caches. Knows nothing of
+labels.
 
     >>> cache = open_cache(manifest, size_px=32, folder=folder)
     >>> cache.images[[3, 1]].shape
     (2, 3, 32, 32)
 """
 
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
 
 import click
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from nuswide.core.files import (
-    atomic_write,
-    exclusive_lock,
-    reserve_bytes,
-    sync_data,
-    temporary_path,
+from nuswide.core.files import exclusive_lock, temporary_path
+from nuswide.data.cache_build import (
+    ABOUT,
+    IMAGES,
+    REJECTED,
+    Cache,
+    CacheBuilder,
+    StoredImages,
+    file_size,
 )
-from nuswide.core.machine import available_cores
 from nuswide.data.manifest import Manifest
-from nuswide.tagger import DECODER_VERSION, decode_image
+from nuswide.tagger import DECODER_VERSION
 
-_IMAGES, _REJECTED = "images.u8", "rejected.csv"
-_ABOUT, _LOCK = "cache.json", "lock"
-_STATE_BYTES = 16  # of an image: two uint64
-_BLOCK = 32  # images that a thread decodes at a time
-_SAVE_S = 0.5  # between saves: the work that a killed build repeats
-
-
-@dataclass(frozen=True)
-class Cache:
-    """The decoded images of a manifest's N samples.
-
-    images: (N, 3, S, S) uint8 on disk, read-only; zeros where a file was rejected. contents: (N,)
-    uint64, a digest of each file's content, 0 where it was rejected. rejected: (row, reason) of
-    each file that cannot be decoded.
-    """
-
-    images: NDArray[np.uint8]
-    contents: NDArray[np.uint64]
-    rejected: tuple[tuple[int, str], ...]
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -98,14 +70,14 @@ def open_cache(
     try:
         path.mkdir(parents=True, exist_ok=True)
         with _exclusive_lock(path):
-            cache = _Builder(manifest, size_px, path).build()
+            cache = CacheBuilder(manifest, size_px, path).build()
     except OSError as error:
         raise click.ClickException(_disk_error(error, folder)) from error
     if cache.rejected and not skip_rejected:
         shown = "; ".join(f"{manifest.names[row]}: {why}" for row, why in cache.rejected[:3])
         raise click.ClickException(
             f"{len(cache.rejected)} of {len(manifest)} images cannot be decoded: {shown}"
-            f"{' ...' if len(cache.rejected) > 3 else ''}; {path / _REJECTED} lists them; repair "
+            f"{' ...' if len(cache.rejected) > 3 else ''}; {path / REJECTED} lists them; repair "
             "them, or give skip_rejected=true to leave them out"
         )
     return cache
@@ -127,205 +99,6 @@ def _exclusive_lock(cache: Path) -> AbstractContextManager[None]:
     return exclusive_lock(cache / _LOCK, busy=busy, wait=True)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """The file of a cache of N images of B bytes.
-
-    images: (N, B) uint8. states: (N, 2) uint64, the fingerprint of each image's file and the digest
-    of its content.
-    """
-
-    images: "np.memmap[Any, np.dtype[np.uint8]]"
-    states: "np.memmap[Any, np.dtype[np.uint64]]"
-
-    @classmethod
-    def open(cls, path: Path, n: int, image_bytes: int, mode: Literal["r", "r+"]) -> Self | None:
-        """Map a file into memory; None if there is none of this size."""
-        if n == 0 or _size(path) != n * (image_bytes + _STATE_BYTES):
-            return None
-        images = np.memmap(path, np.uint8, mode, shape=(n, image_bytes))
-        return cls(images, np.memmap(path, np.uint64, mode, n * image_bytes, (n, 2)))
-
-
-class _Builder:
-    """Decodes what a cache lacks; it may be killed at any point, as it saves its progress."""
-
-    def __init__(self, manifest: Manifest, size_px: int, folder: Path) -> None:
-        self.manifest = manifest
-        self.size_px = size_px
-        self.folder = folder
-        self.image_bytes = 3 * size_px**2
-        self.fingerprints = _fingerprints(manifest)
-        self.reasons = self._read_reasons()
-
-    def build(self) -> Cache:
-        """Decode what is missing, and open the result."""
-        self._write_about()
-        path = self.folder / _IMAGES
-        self.before = self._open(path, "r")
-        if self.before is None or not self._is_decoded(self.before).all():
-            self._complete(temporary_path(path))
-            temporary_path(path).replace(path)
-        stored = self._open(path, "r")
-        assert stored is not None
-        contents = np.array(stored.states[:, 1])
-        shape = (len(self.manifest), 3, self.size_px, self.size_px)
-        rejected = np.flatnonzero(contents == 0).tolist()
-        return Cache(
-            stored.images.reshape(shape), contents, tuple((i, self.reasons[i]) for i in rejected)
-        )
-
-    def _open(self, path: Path, mode: Literal["r", "r+"]) -> _Stored | None:
-        return _Stored.open(path, len(self.manifest), self.image_bytes, mode)
-
-    def _is_decoded(self, stored: _Stored) -> NDArray[np.bool_]:
-        """Return which images are decoded, or rejected for a known reason; (N,)."""
-        is_explained = np.zeros(len(self.manifest), bool)
-        is_explained[list(self.reasons)] = True
-        is_current = stored.states[:, 0] == self.fingerprints
-        return np.asarray(is_current & (is_explained | (stored.states[:, 1] != 0)))
-
-    def _complete(self, path: Path) -> None:
-        """Complete a file that nobody reads yet."""
-        if (stored := self._open(path, "r+")) is None:
-            self._make_room(path)
-            stored = self._open(path, "r+")
-            assert stored is not None
-        self.is_kept = np.zeros(len(self.manifest), bool)  # has its pixels in the file before
-        if self.before is not None:
-            self.is_kept = self._is_decoded(self.before)
-        todo = np.flatnonzero(~self._is_decoded(stored))
-        # So that a row which is decoded again does not count as decoded before it is.
-        stored.states[todo] = 0
-        self._decode(todo, path, stored)
-
-    def _write_about(self) -> None:
-        """Describe the cache to `nuswide cache`; the file's time is that of the last use."""
-        about = {
-            "source": str(self.manifest.root), "images": len(self.manifest),
-            "size_px": self.size_px,
-        }  # fmt: skip
-        with atomic_write(self.folder / _ABOUT) as file:
-            json.dump(about, file)
-
-    def _make_room(self, path: Path) -> None:
-        """Reserve disk space for all pixels, so that decoding cannot run out of it."""
-        total = len(self.manifest) * (self.image_bytes + _STATE_BYTES)
-        path.unlink(missing_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if total > free:
-            raise click.ClickException(
-                f"{len(self.manifest)} decoded images of {self.size_px} px take "
-                f"{total / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
-                f"{self.folder.parent}; free some (`nuswide cache` lists caches), give cache=DIR "
-                "on a larger disk, or a smaller image_size_px"
-            )
-        with path.open("wb") as file:
-            reserve_bytes(file, total)
-
-    def _decode(self, todo: NDArray[np.int64], path: Path, stored: _Stored) -> None:
-        blocks = np.array_split(todo, range(_BLOCK, len(todo), _BLOCK))
-        with (
-            path.open("r+b", buffering=0) as file,
-            ThreadPoolExecutor(available_cores()) as pool,  # Pillow releases the GIL
-            tqdm(total=len(todo), desc="decoding", unit="image", disable=None, leave=False) as bar,
-        ):
-            futures = {pool.submit(self._decode_block, file.fileno(), b): b for b in blocks}
-            waiting: dict[int, int | str] = {}
-            saved_at = time.monotonic()
-            try:
-                for future in as_completed(futures):
-                    waiting |= future.result()
-                    bar.update(len(futures[future]))
-                    if time.monotonic() - saved_at > _SAVE_S:
-                        self._save(file.fileno(), stored, waiting)
-                        saved_at = time.monotonic()
-                self._save(file.fileno(), stored, waiting)
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _decode_block(self, file: int, rows: NDArray[np.int64]) -> dict[int, int | str]:
-        """Write some images into the file.
-
-        Return the digest of each row's content, or the reason why it is rejected.
-        """
-        found: dict[int, int | str] = {}
-        for row in rows.tolist():
-            if self.before is not None and self.is_kept[row]:
-                image = self.before.images[row]
-                found[row] = int(self.before.states[row, 1]) or self.reasons[row]
-            else:
-                path = self.manifest.root / self.manifest.names[row]
-                try:
-                    image, found[row] = _decode_file(path, self.size_px)
-                except ValueError as error:
-                    image = np.zeros(self.image_bytes, np.uint8)
-                    found[row] = " ".join(str(error).split())
-            os.pwrite(file, image.data, row * self.image_bytes)
-        return found
-
-    def _save(self, file: int, stored: _Stored, found: dict[int, int | str]) -> None:
-        """Write the pixels to disk, then mark their rows as decoded."""
-        sync_data(file)
-        for row, content in found.items():
-            self.reasons.pop(row, None)
-            if isinstance(content, str):
-                self.reasons[row] = content
-            stored.states[row] = self.fingerprints[row], 0 if row in self.reasons else content
-        self._write_reasons()
-        stored.states.flush()
-        found.clear()
-
-    def _read_reasons(self) -> dict[int, str]:
-        """Return why images were rejected, by row."""
-        path = self.folder / _REJECTED
-        if not path.exists():
-            return {}
-        with path.open(encoding="utf-8", newline="") as file:
-            return {int(row): why for row, _, why in list(csv.reader(file))[1:]}
-
-    def _write_reasons(self) -> None:
-        lines = [("row", "image", "reason")]
-        lines += [(str(r), self.manifest.names[r], w) for r, w in sorted(self.reasons.items())]
-        with atomic_write(self.folder / _REJECTED) as file:
-            csv.writer(file, lineterminator="\n").writerows(lines)
-
-
-def _decode_file(path: Path, size_px: int) -> tuple[NDArray[np.uint8], int]:
-    """Decode an image file; return its pixels and a digest of its content, which is never 0.
-
-    Raises ValueError if it cannot be decoded.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"not a readable picture: {error}") from error
-    image = decode_image(io.BytesIO(content), size_px)
-    return image, _number(content)
-
-
-def _fingerprints(manifest: Manifest) -> NDArray[np.uint64]:
-    """Return a number for each image file, (N,), which changes with the file and is never 0.
-
-    ctime is part of it, because a copy that replaces a file may keep its mtime.
-    """
-
-    def of(name: str) -> int:
-        try:
-            stat = os.stat(manifest.root / name)
-            content = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
-        except (OSError, ValueError):  # a missing file is rejected when it is decoded
-            content = name
-        return _number(content.encode(errors="surrogateescape"))
-
-    return np.fromiter((of(name) for name in manifest.names), np.uint64, len(manifest))
-
-
-def _number(content: bytes) -> int:
-    """Return a digest of 64 bits that is never 0."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) or 1
-
-
 def _disk_error(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left for decoded images in {folder}; free some, and start again"
@@ -334,7 +107,7 @@ def _disk_error(error: OSError, folder: Path) -> str:
 
 def list_caches(folder: Path) -> list[CacheInfo]:
     """Return the caches in a folder, the one used last first."""
-    found = [_describe(about) for about in folder.glob(f"*/{_ABOUT}")]
+    found = [_describe(about) for about in folder.glob(f"*/{ABOUT}")]
     return sorted(found, key=lambda info: -info.last_used)
 
 
@@ -344,26 +117,20 @@ def _describe(about: Path) -> CacheInfo:
     except (OSError, ValueError):
         content = {}
     images, size_px = content.get("images", 0), content.get("size_px", 0)
-    path = about.with_name(_IMAGES)
-    files = (_Stored.open(p, images, 3 * size_px**2, "r") for p in (path, temporary_path(path)))
+    path = about.with_name(IMAGES)
+    files = (
+        StoredImages.open(p, images, 3 * size_px**2, "r") for p in (path, temporary_path(path))
+    )
     stored = next(filter(None, files), None)
     return CacheInfo(
         key=about.parent.name,
-        source=content.get("source", f"{_ABOUT} is damaged"),
+        source=content.get("source", f"{ABOUT} is damaged"),
         images=images,
         decoded=0 if stored is None else int(np.count_nonzero(stored.states[:, 0])),
         size_px=size_px,
-        size_bytes=sum(map(_size, about.parent.iterdir())),
+        size_bytes=sum(map(file_size, about.parent.iterdir())),
         last_used=about.stat().st_mtime,
     )
-
-
-def _size(path: Path) -> int:
-    """Return the bytes of a file, 0 if it is gone."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def remove_cache(folder: Path, key: str) -> None:

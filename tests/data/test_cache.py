@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from nuswide.data import cache as cache_module
+from nuswide.data import cache_build
 from nuswide.data.cache import cache_key, list_caches, open_cache, remove_cache
 from nuswide.data.manifest import Manifest
 from nuswide.tagger import decode_image
@@ -64,13 +65,13 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the pictures that are decoded from here on."""
     names: list[str] = []
 
-    decode_file = cache_module._decode_file
+    decode_file = cache_build._decode_file
 
     def spy(path: Path, size_px: int) -> tuple[np.ndarray, int]:
         names.append(path.name)
         return decode_file(path, size_px)
 
-    monkeypatch.setattr(cache_module, "_decode_file", spy)
+    monkeypatch.setattr(cache_build, "_decode_file", spy)
     return names
 
 
@@ -252,7 +253,7 @@ BUILD = textwrap.dedent("""
     import sys, time
     from pathlib import Path
     import numpy as np
-    from nuswide.data import cache
+    from nuswide.data import cache, cache_build
     from nuswide.data.manifest import Manifest
 
     folder, pause = Path(sys.argv[1]), float(sys.argv[2])
@@ -260,7 +261,7 @@ BUILD = textwrap.dedent("""
     targets = np.arange(len(names), dtype=np.uint8)[:, None] % 2
     manifest = Manifest(folder / "pictures", names, ("odd",), targets,
                         np.array(["train"] * len(names)))
-    decode, cache._SAVE_S = cache._decode_file, 0.05
+    decode, cache_build._SAVE_S = cache_build._decode_file, 0.05
 
     def slow(path, size_px):
         time.sleep(pause)
@@ -268,7 +269,7 @@ BUILD = textwrap.dedent("""
             log.write(path.name + chr(10))
         return decode(path, size_px)
 
-    cache._decode_file = slow
+    cache_build._decode_file = slow
     cache.open_cache(manifest, size_px=32, folder=folder / "cache")
 """)
 
