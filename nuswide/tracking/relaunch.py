@@ -1,9 +1,6 @@
 """The command that continues the work of this process, for messages.
 
 Owns the look-up of the `mlflow run` that started the process. Starts nothing.
-
-    launcher = find_launcher()  # before the run is joined
-    click.echo(way_on(run.id, launcher))
 """
 
 import os
