@@ -29,6 +29,7 @@ from own_store import own_store
 
 from nuswide.config import Config
 from nuswide.data.manifest import Manifest
+from nuswide.tagger import Preprocessing
 
 BATCH, TESTED = 32, 200
 
@@ -172,7 +173,7 @@ def ours(task: Task, config: Config | None = None) -> dict[str, float]:
     config = config or our_config(task)
     with own_store() as folder:
         start = time.perf_counter()
-        dataset = open_dataset(task.manifest, size_px=task.size_px, folder=folder / "cache")
+        dataset = open_dataset(task.manifest, Preprocessing(task.size_px), folder=folder / "cache")
         decoding_s = time.perf_counter() - start
         model = create_model(config, n_labels=len(task.manifest.labels)).to(device())
         model.to(memory_format=torch.channels_last)

@@ -39,7 +39,7 @@ def run_loop(bundle: Path, pictures: Path) -> None:
     tagger = Tagger.load(bundle)
     begin, used = time.perf_counter(), time.process_time()
     for path in sorted(pictures.iterdir()):
-        tagger.score(decode_image(path, tagger.image_size_px)[None])
+        tagger.score(decode_image(path, *tagger.preprocessing)[None])
     print(time.perf_counter() - begin, time.process_time() - used)
 
 

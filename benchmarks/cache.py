@@ -20,6 +20,7 @@ from nuswide.core.machine import available_cores
 from nuswide.data.cache import open_cache
 from nuswide.data.dataset import open_dataset
 from nuswide.data.manifest import Manifest
+from nuswide.tagger import Preprocessing
 
 SIZE_PX, BATCH, ROUNDS = 256, 32, 3
 
@@ -49,13 +50,13 @@ def bare_rate(manifest: Manifest) -> float:
 def build_rate(manifest: Manifest, folder: Path) -> float:
     """Pictures a second of a cache built from nothing."""
     start = time.perf_counter()
-    open_cache(manifest, size_px=SIZE_PX, folder=folder)
+    open_cache(manifest, Preprocessing(SIZE_PX), folder=folder)
     return len(manifest) / (time.perf_counter() - start)
 
 
 def gather_rate(manifest: Manifest, folder: Path) -> float:
     """Pictures a second of shuffled batches read on one core."""
-    data = open_dataset(manifest, size_px=SIZE_PX, folder=folder)
+    data = open_dataset(manifest, Preprocessing(SIZE_PX), folder=folder)
     order = np.random.default_rng(0).permutation(len(manifest))
     start = time.perf_counter()
     for begin in range(0, len(order), BATCH):

@@ -44,7 +44,7 @@ from nuswide.deployment.export import write_bundle
 from nuswide.evaluation.evaluate import Decision, predict, torch_score
 from nuswide.models.networks import create_model
 from nuswide.models.optim import create_optimizer
-from nuswide.tagger import Tagger
+from nuswide.tagger import Preprocessing, Tagger
 
 LABELS = 27
 PARTS = ("graphed", "loops", "launched", "whole", "scoring", "apart", "ceiling")
@@ -121,7 +121,7 @@ def scoring(task: Task, n_on_cpu: int = 256) -> None:
     """Score test by torch in float32 on the GPU, and part of it by the bundle on two CPU cores."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        data = open_dataset(task.manifest, size_px=task.size_px, folder=folder / "cache")
+        data = open_dataset(task.manifest, Preprocessing(task.size_px), folder=folder / "cache")
         test = data.of("test")
         part = Dataset(test.manifest.take(np.arange(n_on_cpu)), test.images, test.rows[:n_on_cpu])
         model = create_model(our_config(task), n_labels=LABELS).to(device())

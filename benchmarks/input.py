@@ -23,6 +23,7 @@ from nuswide.data.dataset import Dataset, open_dataset
 from nuswide.data.label_stats import TrainLabels
 from nuswide.data.loader import create_loader, to_device
 from nuswide.data.sampling import create_sampling, epoch_order
+from nuswide.tagger import Preprocessing
 
 
 def article(task: Task) -> float:
@@ -66,7 +67,7 @@ def main() -> None:
     print(f"{describe()}; {task.steps * BATCH} images at {given.size_px} px")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        data = open_dataset(task.manifest, size_px=given.size_px, folder=Path(folder))
+        data = open_dataset(task.manifest, Preprocessing(given.size_px), folder=Path(folder))
         print(f"decoding into the cache, once: {len(data) / (time.perf_counter() - start):.0f} /s")
         speeds: dict[str, list[float]] = {"article": [], "resident": [], "blocks": []}
         for _ in range(given.rounds):

@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeVar, get_args
 
 import click
 
-from nuswide.values import check_range, convert
+from nuswide.values import check_range, convert, read_channels
 
 T = TypeVar("T")
+IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
 Role = Literal["recipe", "split", "seed", "hardware", "data", "record"]
@@ -67,7 +68,26 @@ class Config:
     skip_rejected: bool = _field(
         False, "Leave out images that cannot be decoded, and count them.", role="data"
     )
-    image_size_px: int = _field(256, "Side of the square images, in pixels.", low=32, high=1024)
+    image_size_px: int = _field(
+        256,
+        "Side of the square images, in pixels; 0: that of the backbone's pretrained weights.",
+        low=0,
+        high=1024,
+    )
+    fit: Literal["squash", "crop", "pad"] = _field(
+        "squash",
+        "How an image becomes a square: squash, regardless of its aspect ratio; crop, its centre; "
+        "pad, with bars of the mean color.",
+    )
+    interpolation: Literal["auto", "bilinear", "bicubic"] = _field(
+        "auto", "Interpolation of the resizing; auto: that of the pretrained weights."
+    )
+    mean: str = _field(
+        "auto",
+        "Mean of red, green and blue in [0, 1], as in 0.5,0.5,0.5, which normalization subtracts; "
+        "auto: that of the pretrained weights.",
+    )
+    std: str = _field("auto", "Standard deviation that normalization divides by, as in mean.")
     start_size_px: int = _field(
         0, "Side in the first epoch, a multiple of 32; 0: image_size_px.", low=0, high=1024
     )
@@ -264,7 +284,12 @@ class Config:
                 f"patience_epochs={self.patience_epochs} waits for a better mAP on val, but "
                 f"select_on={self.select_on}; give select_on=val, or patience_epochs=0"
             )
+        if 0 < self.image_size_px < 32:
+            raise ValueError(f"image_size_px={self.image_size_px} must be 0 or at least 32")
         _check_start_size(self.start_size_px, self.image_size_px)
+        for name in ("mean", "std"):
+            if (value := getattr(self, name)) != "auto":
+                read_channels(name, value)
 
 
 def _check_start_size(start_px: int, full_px: int) -> None:
@@ -304,10 +329,14 @@ def may_differ(relation: Relation) -> frozenset[str]:
 def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Complete recorded fields by the values of fields that were added since.
 
-    These are the defaults, except for `split_seed`, which `seed` was before.
+    These are the defaults, except for `split_seed`, which `seed` was before, and for the
+    preprocessing, which was ImageNet's for every backbone.
     """
-    split_seed = recorded.get("seed", Config.split_seed)
-    return {f.name: f.default for f in fields(Config)} | {"split_seed": split_seed, **recorded}
+    before = {
+        "split_seed": recorded.get("seed", Config.split_seed),
+        "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
+    }  # fmt: skip
+    return {f.name: f.default for f in fields(Config)} | before | dict(recorded)
 
 
 def known_fields(recorded: Mapping[str, Any]) -> dict[str, Any]:

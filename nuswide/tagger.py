@@ -12,9 +12,10 @@ import json
 import os
 import re
 import struct
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -40,11 +41,42 @@ SERVED_FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", 
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)
 
 
-def decode_image(source: Path | str | BinaryIO, size_px: int) -> NDArray[np.uint8]:
-    """Decode an image to RGB, upright, resized to a square; (3, size_px, size_px) uint8.
+_LONGEST = 20  # aspect ratio above which crop leaves out the ends first, to bound its memory
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-    Transparency is composited on white. Raises ValueError saying why an image cannot be decoded.
+
+class Preprocessing(NamedTuple):
+    """How an image becomes the uint8 input of a network.
+
+    size_px: side of the square. fit: squash, regardless of the aspect ratio; crop, the shorter side
+    to size_px and then the centre; or pad, the longer side to size_px and the rest in `fill`.
+    interpolation: bilinear or bicubic. fill: RGB.
     """
+
+    size_px: int
+    fit: str = "squash"
+    interpolation: str = "bilinear"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def as_settings(self) -> dict[str, Any]:
+        """Return it as a bundle's tagger.json has it; preprocessing_of reads it."""
+        rest = self._asdict()
+        return {"image_size_px": rest.pop("size_px"), "preprocessing": rest}
+
+
+def decode_image(
+    source: Path | str | BinaryIO,
+    size_px: int,
+    fit: str = "squash",
+    interpolation: str = "bilinear",
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> NDArray[np.uint8]:
+    """Decode an image to RGB, upright, fitted into a square; (3, size_px, size_px) uint8.
+
+    The arguments after the source are those of Preprocessing. Transparency is composited on white.
+    Raises ValueError saying why an image cannot be decoded.
+    """
+    preprocessing = Preprocessing(size_px, fit, interpolation, fill)
     try:
         with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -52,7 +84,7 @@ def decode_image(source: Path | str | BinaryIO, size_px: int) -> NDArray[np.uint
             ImageOps.exif_transpose(
                 image, in_place=True
             )  # in place: else it copies upright images, too
-            square = _to_rgb(image).resize((size_px, size_px), Image.Resampling.BILINEAR)
+            square = _fitted(_to_rgb(image), preprocessing)
     except _PICTURE_ERRORS as error:
         raise ValueError(f"not a readable picture: {error}") from error
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
@@ -68,12 +100,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
+def _fitted(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    size_px, fit, interpolation, fill = preprocessing
+    square, resampling = (size_px, size_px), _FILTERS[interpolation]
+    if fit == "squash":
+        return image.resize(square, resampling)
+    if fit == "crop":
+        image = _centre(image, [min(side, _LONGEST * min(image.size)) for side in image.size])
+        shorter = min(image.size)
+        resized = image.resize([size_px * side // shorter for side in image.size], resampling)
+        return _centre(resized, square)
+    longer = max(image.size)
+    width, height = (max(1, round(side * size_px / longer)) for side in image.size)
+    padded = Image.new("RGB", square, tuple(fill))
+    resized = image.resize((width, height), resampling)
+    padded.paste(resized, ((size_px - width) // 2, (size_px - height) // 2))
+    return padded
+
+
+def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:
+    """Crop the centre as torchvision's CenterCrop does. size: width and height."""
+    left, top = (round((own - new) / 2) for own, new in zip(image.size, size, strict=True))
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
 class Tagger:
     """A bundle's network, with the labels and thresholds of its scores.
 
     labels: C names. thresholds: (C,); a label is predicted if its score is at least its threshold.
-    image_size_px: side of the network's square input. config: the fields of the experiment that
-    trained it. Normalization and sigmoid are part of the network.
+    preprocessing: the arguments of decode_image. config: the fields of the experiment that trained
+    it. Normalization and sigmoid are part of the network.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, settings: dict[str, Any]) -> None:
@@ -84,7 +140,7 @@ class Tagger:
         self.calibration = calibration and tuple(
             _per_label(calibration[name], len(self.labels)) for name in ("scale", "shift")
         )
-        self.image_size_px: int = settings["image_size_px"]
+        self.preprocessing = preprocessing_of(settings)
         self.config: dict[str, Any] = settings["config"]
 
     @classmethod
@@ -109,6 +165,11 @@ class Tagger:
         """Score images like `score`, but without calibration."""
         scores: NDArray[np.float32] = self.session.run(["scores"], {"images": images})[0]
         return scores
+
+
+def preprocessing_of(settings: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing in a bundle's tagger.json; older ones have the size alone."""
+    return Preprocessing(settings["image_size_px"], **settings.get("preprocessing", {}))
 
 
 def _per_label(value: Any, n_labels: int) -> NDArray[np.float64]:
@@ -222,7 +283,7 @@ class TaggerModel(PythonModel):
             if n_pixels > self.max_pixels:
                 raise BadRequest(f"row {row}: image has more than {self.max_pixels} pixels")
             picture.seek(0)
-            return decode_image(picture, self.tagger.image_size_px)
+            return decode_image(picture, *self.tagger.preprocessing)
         except _PICTURE_ERRORS:
             # Pillow's message may quote the input.
             raise BadRequest(f"row {row}: image is not a readable picture") from None

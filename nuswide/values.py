@@ -40,6 +40,22 @@ _CONVERTERS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
+def read_channels(name: str, value: str) -> tuple[float, float, float]:
+    """Read a number for each of red, green and blue, as in `0.485,0.456,0.406`.
+
+    Raises ValueError, as for a mean outside of [0, 1] or a standard deviation of 0.
+    """
+    try:
+        red, green, blue = (float(part) for part in value.split(","))
+    except ValueError:
+        red = green = blue = float("nan")
+    if not all(0 <= channel <= 1 and (name == "mean" or channel) for channel in (red, green, blue)):
+        raise ValueError(
+            f"{name}={value!r} is not auto or three numbers from 0 to 1, as in 0.485,0.456,0.406"
+        )
+    return red, green, blue
+
+
 def check_range(name: str, value: Any, meta: Mapping[str, Any], choices: tuple[Any, ...]) -> None:
     """Check a value against a field's `low`, `high` and `open_low`, or its choices, if any."""
     if choices and value not in choices:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,6 +137,11 @@ class Registered:
 @pytest.fixture(scope="session")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     """A small network with random weights, exported, logged and registered as ever."""
+    return register_untrained(tmp_path_factory.mktemp("registered"))
+
+
+def register_untrained(folder: Path, **fields: Any) -> Registered:
+    """Register a small network with random weights and some fields of the configuration."""
     import mlflow
     import numpy as np
 
@@ -144,25 +150,28 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     from nuswide.evaluation.evaluate import Decision
     from nuswide.evaluation.promote import try_for_champion
     from nuswide.models.networks import create_model
+    from nuswide.models.preprocessing import preprocessing_of, resolve_preprocessing
 
-    workspace = Workspace(tmp_path_factory.mktemp("registered"))
+    workspace = Workspace(folder)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
     try:
-        model = create_model(Config(backbone="resnet18", image_size_px=32), n_labels=5)
+        config = Config(backbone="resnet18", image_size_px=32, **fields)
+        config, _ = resolve_preprocessing(config)
+        model = create_model(config, n_labels=5)
         images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
         bundle, labels = workspace.folder / "bundle", ["sky", "sea", "a cat", "plants & trees", "é"]
         decision = Decision(np.array([0.4, 0.45, 0.5, 0.55, 0.6], dtype=np.float32))
-        settings = {"labels": labels, "image_size_px": 32, "config": {}}
+        settings = {"labels": labels, **preprocessing_of(config).as_settings(), "config": {}}
         write_bundle(bundle, model, settings, decision, images)
         experiment = mlflow.create_experiment("small", str(workspace.folder / "artifacts"))
         with mlflow.start_run(experiment_id=experiment) as run:
             logged = log_bundle(bundle, images[0], "small", run.info.run_id, "A card.")
         try_for_champion("small", str(logged.version))
-        folder = mlflow.artifacts.download_artifacts("models:/small@champion")
+        downloaded = mlflow.artifacts.download_artifacts("models:/small@champion")
     finally:
         mlflow.set_tracking_uri(before)
-    return Registered(workspace, f"models:/small/{logged.version}", Path(folder), bundle)
+    return Registered(workspace, f"models:/small/{logged.version}", Path(downloaded), bundle)
 
 
 @dataclass(frozen=True)

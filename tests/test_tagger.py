@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, features
+from torchvision.transforms import functional as tvf
 
 from nuswide import tagger
-from nuswide.tagger import Tagger, TaggerModel, decode_image
+from nuswide.tagger import Preprocessing, Tagger, TaggerModel, decode_image
 
 SIZE = 16
 LABELS = ["dark", "bright", "even", "a sea"]
@@ -69,6 +70,57 @@ def test_colours_survive_every_mode(mode: str) -> None:
     assert decoded.flags.c_contiguous
     assert np.abs(decoded.astype(int) - expected).max() <= 60  # the palette has 256 web colours
     assert (decoded.argmax(axis=0) == expected.argmax(axis=0))[:, : SIZE // 2].all()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(40, 60), (61, 40), (33, 200), (8, 9), (1, 20), (32, 32)])
+def test_crop_equals_torchvisions_resize_and_center_crop(
+    size: tuple[int, int], interpolation: str
+) -> None:
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    theirs = Compose([Resize(SIZE, tvf.InterpolationMode(interpolation)), CenterCrop(SIZE)])(image)
+    ours = decode_image(encoded(image), SIZE, "crop", interpolation)
+    assert (ours == np.asarray(theirs).transpose(2, 0, 1)).all()
+
+
+def test_crop_of_a_long_image_resizes_no_more_than_twenty_squares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest),
+    )
+    line = Image.new("RGB", (90_000, 2), (5, 6, 7))
+    decoded = decode_image(encoded(line), 512, "crop")
+    assert (decoded.reshape(3, -1).T == (5, 6, 7)).all()
+    assert sizes == [[20 * 512, 512]]
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    [((40, 20), np.s_[4:12, :]), ((20, 40), np.s_[:, 4:12]), ((900, 1), np.s_[7:8, :])],
+)
+def test_pad_keeps_the_whole_image_between_bars(
+    size: tuple[int, int], kept: tuple[slice, slice]
+) -> None:
+    decoded = decode_image(
+        encoded(Image.new("RGB", size, (200, 0, 9))), SIZE, "pad", fill=(1, 2, 3)
+    )
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[kept] = True
+    assert (decoded.transpose(1, 2, 0)[inside] == (200, 0, 9)).all()
+    assert (decoded.transpose(1, 2, 0)[~inside] == (1, 2, 3)).all()
+
+
+def test_a_square_is_the_same_however_it_is_fitted() -> None:
+    image = encoded(scene().resize((SIZE + 8, SIZE + 8)))
+    squashed, *others = (decode_image(image, SIZE, fit) for fit in ("squash", "crop", "pad"))
+    assert all((other == squashed).all() for other in others)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P"])
@@ -301,7 +353,7 @@ def test_a_loaded_tagger_scores_a_batch(bundle: Path) -> None:
     loaded = Tagger.load(bundle)
     images = np.stack([np.full((3, SIZE, SIZE), level, np.uint8) for level in (0, 255)])
     assert loaded.score(images).tolist() == [[1, 0, 0.5, 0.5], [0, 1, 0.5, 0.5]]
-    assert (loaded.labels, loaded.image_size_px) == (LABELS, SIZE)
+    assert (loaded.labels, loaded.preprocessing) == (LABELS, Preprocessing(SIZE))
     assert loaded.thresholds.tolist() == [0.6] * 4
 
 

@@ -3,7 +3,7 @@
 Owns the choice of a cache for a manifest, and the listing and removal of caches. Knows nothing of
 labels.
 
-    >>> cache = open_cache(manifest, size_px=32, folder=folder)
+    >>> cache = open_cache(manifest, Preprocessing(32), folder=folder)
     >>> cache.images[[3, 1]].shape
     (2, 3, 32, 32)
 """
@@ -32,7 +32,7 @@ from nuswide.data.cache_build import (
     file_size,
 )
 from nuswide.data.manifest import Manifest
-from nuswide.tagger import DECODER_VERSION
+from nuswide.tagger import DECODER_VERSION, Preprocessing
 
 _LOCK = "lock"
 
@@ -59,18 +59,18 @@ class CacheInfo:
 
 
 def open_cache(
-    manifest: Manifest, *, size_px: int, folder: Path, skip_rejected: bool = False
+    manifest: Manifest, preprocessing: Preprocessing, *, folder: Path, skip_rejected: bool = False
 ) -> Cache:
     """Open the cache of a manifest's images; decode on all cores what is missing.
 
     If two processes open it at once, one decodes and the other waits. Raises click.ClickException
     if the disk is too small, or, unless `skip_rejected`, if files cannot be decoded.
     """
-    path = folder / cache_key(manifest, size_px)
+    path = folder / cache_key(manifest, preprocessing)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with _exclusive_lock(path):
-            cache = CacheBuilder(manifest, size_px, path).build()
+            cache = CacheBuilder(manifest, preprocessing, path).build()
     except OSError as error:
         raise click.ClickException(_disk_error(error, folder)) from error
     if cache.rejected and not skip_rejected:
@@ -83,14 +83,17 @@ def open_cache(
     return cache
 
 
-def cache_key(manifest: Manifest, size_px: int) -> str:
-    """Return a cache's name, from the folder and order of the images, the size and the decoder.
+def cache_key(manifest: Manifest, preprocessing: Preprocessing) -> str:
+    """Return a cache's name, from the folder and order of the images, and what decides pixels.
 
     Labels and splits do not matter, so that a changed label decodes nothing again.
     """
     files = "\0".join([os.path.realpath(manifest.root), *manifest.names])
     digest = hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest()[:16]
-    return f"{digest}-{size_px}px-v{DECODER_VERSION}"
+    size_px, fit, interpolation, fill = preprocessing
+    color = [bytes(fill).hex()] if fit == "pad" else []
+    parts = [digest, f"{size_px}px", fit, *color, interpolation, f"v{DECODER_VERSION}"]
+    return "-".join(parts)
 
 
 def _exclusive_lock(cache: Path) -> AbstractContextManager[None]:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from nuswide.core.files import atomic_write, reserve_bytes, sync_data, temporary_path
 from nuswide.core.machine import available_cores
 from nuswide.data.manifest import Manifest
-from nuswide.tagger import decode_image
+from nuswide.tagger import Preprocessing, decode_image
 
 IMAGES, REJECTED, ABOUT = "images.u8", "rejected.csv", "cache.json"
 _STATE_BYTES = 16  # of an image: two uint64
@@ -74,11 +74,12 @@ class StoredImages:
 class CacheBuilder:
     """Decodes what a cache lacks; it may be killed at any point, as it saves its progress."""
 
-    def __init__(self, manifest: Manifest, size_px: int, folder: Path) -> None:
+    def __init__(self, manifest: Manifest, preprocessing: Preprocessing, folder: Path) -> None:
         self.manifest = manifest
-        self.size_px = size_px
+        self.preprocessing = preprocessing
+        self.size_px = preprocessing.size_px
         self.folder = folder
-        self.image_bytes = 3 * size_px**2
+        self.image_bytes = 3 * self.size_px**2
         self.fingerprints = _fingerprints(manifest)
         self.reasons = self._read_reasons()
 
@@ -181,7 +182,7 @@ class CacheBuilder:
             else:
                 path = self.manifest.root / self.manifest.names[row]
                 try:
-                    image, found[row] = _decode_file(path, self.size_px)
+                    image, found[row] = _decode_file(path, self.preprocessing)
                 except ValueError as error:
                     image = np.zeros(self.image_bytes, np.uint8)
                     found[row] = " ".join(str(error).split())
@@ -215,7 +216,7 @@ class CacheBuilder:
             csv.writer(file, lineterminator="\n").writerows(lines)
 
 
-def _decode_file(path: Path, size_px: int) -> tuple[NDArray[np.uint8], int]:
+def _decode_file(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], int]:
     """Decode an image file; return its pixels and a digest of its content, which is never 0.
 
     Raises ValueError if it cannot be decoded.
@@ -224,7 +225,7 @@ def _decode_file(path: Path, size_px: int) -> tuple[NDArray[np.uint8], int]:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"not a readable picture: {error}") from error
-    image = decode_image(io.BytesIO(content), size_px)
+    image = decode_image(io.BytesIO(content), *preprocessing)
     return image, _number(content)
 
 

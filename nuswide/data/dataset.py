@@ -2,7 +2,7 @@
 
 Owns the way from a Manifest to uint8 images. Never augments, and never reads a score.
 
-    >>> data = open_dataset(manifest, size_px=32, folder=folder)
+    >>> data = open_dataset(manifest, Preprocessing(32), folder=folder)
     >>> data.gather(manifest.indices("test")).shape
     (3, 3, 32, 32)
 """
@@ -21,6 +21,7 @@ from nuswide.data.importers import read_annotations
 from nuswide.data.locate import describe_missing, find_images
 from nuswide.data.manifest import Manifest, carve_val
 from nuswide.data.sample import draw_sample
+from nuswide.tagger import Preprocessing
 
 SAMPLE = "sample"
 SAMPLE_FOLDER = Path("data/sample")
@@ -107,14 +108,18 @@ def read_manifest(data: str) -> Manifest:
 
 
 def open_dataset(
-    manifest: Manifest, *, size_px: int, folder: Path, skip_rejected: bool = False
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    *,
+    folder: Path,
+    skip_rejected: bool = False,
 ) -> Dataset:
     """Decode a manifest's images into the cache in `folder`, once, and open them.
 
     Images that are missing or cannot be decoded are left out if `skip_rejected`, and counted in the
     manifest.
     """
-    cache = open_cache(manifest, size_px=size_px, folder=folder, skip_rejected=skip_rejected)
+    cache = open_cache(manifest, preprocessing, folder=folder, skip_rejected=skip_rejected)
     rejected = [row for row, _ in cache.rejected]
     rows = np.setdiff1d(np.arange(len(manifest)), rejected)
     kept = replace(manifest.take(rows), rejected=manifest.rejected + len(rejected))

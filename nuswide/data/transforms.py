@@ -11,6 +11,8 @@ change the augmentation of an image. Never decodes an image.
     torch.Size([2, 3, 32, 32])
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,9 +25,6 @@ from nuswide.data.auto_augment import LUMA, apply_operations, draw_operations
 
 Array = NDArray[np.float32]
 
-# Mean and standard deviation of the RGB channels that torchvision's weights were trained with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 # Fraction of the area, and aspect ratio, of an erased rectangle: Zhong et al., arXiv:1708.04896.
 _ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 # The columns of the values drawn for an image, and their number.
@@ -39,13 +38,20 @@ _COLUMNS = {
 }  # two per operation, see auto_augment.draw_operations
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Normalize uint8 images (N, 3, H, W) to float32 by ImageNet's mean and standard deviation."""
-    return _standardize(images.float() / 255)
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of red, green and blue in [0, 1]; ImageNet's by default."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalize images (N, 3, H, W): uint8, or floats in [0, 1]."""
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        return (pixels - _channels(self.mean, images.device)) / _channels(self.std, images.device)
 
 
-def _standardize(images: Tensor) -> Tensor:
-    return (images - _channels(MEAN, images.device)) / _channels(STD, images.device)
+IMAGENET = Normalization()
 
 
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
@@ -159,7 +165,9 @@ def _draw_mix(
     return np.where(is_cut, 1 - area, whole), np.where(is_cut[:, None], pasted, 0)
 
 
-def augment(images: Tensor, draws: Tensor, config: Config) -> Tensor:
+def augment(
+    images: Tensor, draws: Tensor, config: Config, normalize: Normalization = IMAGENET
+) -> Tensor:
     """Augment and normalize uint8 images (N, 3, S, S), each by its row of draws.
 
     draws: of an epoch with images of this size; on the CPU whatever the device of the images,
@@ -171,7 +179,7 @@ def augment(images: Tensor, draws: Tensor, config: Config) -> Tensor:
     pixels = images.float() / 255
     if config.brightness or config.contrast or config.saturation or config.hue:
         pixels = jitter(pixels, draws[:, _COLUMNS["color"]])
-    out = affine(_standardize(pixels), draws[:, _COLUMNS["theta"]].reshape(-1, 2, 3))
+    out = affine(normalize(pixels), draws[:, _COLUMNS["theta"]].reshape(-1, 2, 3))
     if config.erase:  # by 0, the mean colour
         out = out.masked_fill(_inside(draws[:, _COLUMNS["erased"]], out), 0.0)
     return out

@@ -31,6 +31,7 @@ from nuswide import tagger
 from nuswide.evaluation.evaluate import Decision, torch_score
 from nuswide.evaluation.model_card import without_labels
 from nuswide.models.networks import Scorer, TaggerNet
+from nuswide.models.preprocessing import METADATA
 from nuswide.tagger import Tagger
 from nuswide.tracking.reader import WEIGHTS_TAG, file_digest
 from nuswide.tracking.registry import model_id_of
@@ -112,10 +113,16 @@ def _widen_groups(network: nn.Module) -> nn.Module:
     return network
 
 
-def write_weights(path: Path, model: TaggerNet, labels: Sequence[str]) -> str:
-    """Write the network's weights for fine-tuning, as safetensors; return the file's SHA-256."""
+def write_weights(
+    path: Path, model: TaggerNet, labels: Sequence[str], preprocessing: str = "{}"
+) -> str:
+    """Write the network's weights for fine-tuning, as safetensors; return the file's SHA-256.
+
+    preprocessing: see preprocessing.metadata_of.
+    """
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, path, metadata={"labels": json.dumps(list(labels))})
+    metadata = {"labels": json.dumps(list(labels)), METADATA: preprocessing}
+    save_file(tensors, path, metadata=metadata)
     return file_digest(path)
 
 

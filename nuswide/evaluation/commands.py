@@ -59,7 +59,7 @@ def open_as_trained(tagger: Tagger, data: str, cache: Path) -> Dataset:
     config = known_fields(tagger.config)
     whole = open_dataset(
         load_manifest(data),
-        size_px=tagger.image_size_px,
+        tagger.preprocessing,
         folder=cache,
         skip_rejected=config["skip_rejected"],
     )

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from nuswide.config import Config
@@ -34,7 +33,7 @@ from nuswide.metrics import (
 )
 from nuswide.metrics.decisions import precision_recall_f1
 from nuswide.metrics.ranking import average_precisions
-from nuswide.models.networks import Scorer
+from nuswide.models.networks import Scorer, TaggerNet
 from nuswide.reporting import plots
 from nuswide.tracking.run import Run, scratch_folder
 from nuswide.tracking.score_file import FILE, SavedScores
@@ -48,7 +47,7 @@ _SHOWN = 12
 
 
 def torch_score(
-    model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32
+    model: TaggerNet, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Score:
     """Return a function that scores uint8 images (N, 3, S, S) with a network, in eval mode.
 

@@ -15,6 +15,11 @@ from nuswide.reporting.table import make_table, to_markdown
 
 _FEW = 20  # positives in train or in test below which a label is called unreliable
 _LABELS = "## Labels"
+_FITS = {
+    "squash": "Images are resized to a square regardless of their aspect ratio.",
+    "crop": "Images are cropped to their central square: the model does not see the rest.",
+    "pad": "Images are padded to a square with bars of one color.",
+}
 
 
 def make_card(
@@ -89,7 +94,7 @@ def _limits(config: Config, manifest: Manifest, test: Evaluation) -> str:
         for line in (
             *filter(None, few),
             scores,
-            "Images are resized to a square regardless of their aspect ratio.",
+            _FITS[config.fit],
             "The model knows only the labels below, on photographs like its training images, "
             "whose labels contain mistakes.",
             "Do not use it to identify people or to make decisions about them.",

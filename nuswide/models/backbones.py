@@ -51,11 +51,15 @@ def create_backbone(config: Config) -> nn.Module:
     """
     if config.backbone.startswith(TIMM):
         return _create_timm(config)
-    if config.backbone not in BACKBONES and _is_timms(config.backbone):
-        raise click.UsageError(
-            f"unknown backbone {config.backbone!r}; did you mean {TIMM}{config.backbone}?"
-        )
-    return lookup(BACKBONES, "backbone", config.backbone)()
+    check_name(config.backbone)
+    return BACKBONES[config.backbone]()
+
+
+def check_name(backbone: str) -> None:
+    """Raise click.UsageError if this is none of BACKBONES."""
+    if backbone not in BACKBONES and _is_timms(backbone):
+        raise click.UsageError(f"unknown backbone {backbone!r}; did you mean {TIMM}{backbone}?")
+    lookup(BACKBONES, "backbone", backbone)
 
 
 @torch.no_grad()
@@ -90,19 +94,29 @@ def _is_timms(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def _create_timm(config: Config) -> TimmBackbone:
-    """Build timm/NAME, with timm's own weights for weights=imagenet."""
-    name = config.backbone.removeprefix(TIMM)
+def timm_settings(backbone: str) -> tuple[str, Any]:
+    """Return the name of timm/NAME, and timm's PretrainedCfg or None.
+
+    Raises click.UsageError for an unknown name, click.ClickException if timm is not installed.
+    """
+    name = backbone.removeprefix(TIMM)
     try:
         import timm
     except ImportError as error:
         raise click.ClickException(
-            f"backbone={config.backbone} needs timm; install it with pip install 'nuswide[timm]'"
+            f"backbone={backbone} needs timm; install it with pip install 'nuswide[timm]'"
         ) from error
     if not timm.is_model(name):
         known = {known: None for known in timm.list_models()}
         raise click.UsageError(unknown_name("timm backbone", name, known))
-    settings = timm.get_pretrained_cfg(name)
+    return name, timm.get_pretrained_cfg(name)
+
+
+def _create_timm(config: Config) -> TimmBackbone:
+    """Build timm/NAME, with timm's own weights for weights=imagenet."""
+    name, settings = timm_settings(config.backbone)
+    import timm
+
     options: dict[str, Any] = {}
     if settings and settings.fixed_input_size:
         options["img_size"] = config.image_size_px

@@ -12,22 +12,32 @@ from torch import Tensor, nn
 
 from nuswide.config import Config, lookup
 from nuswide.data.label_stats import TrainLabels
-from nuswide.data.transforms import normalize
+from nuswide.data.transforms import Normalization
 from nuswide.models.backbones import count_features, create_backbone
 from nuswide.models.heads import HEADS
+from nuswide.models.preprocessing import normalization_of, resolve_preprocessing
 from nuswide.models.weights import load_weights
 
 
 class TaggerNet(nn.Module):
     """Network from normalized images (N, 3, H, W) to logits (N, C).
 
-    test_flips: whether Scorer averages the scores of an image and its mirror image.
+    normalize: the normalization that the backbone was, or is to be, trained with. test_flips:
+    whether Scorer averages the scores of an image and its mirror image.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, *, test_flips: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        normalize: Normalization,
+        test_flips: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.normalize = normalize
         self.test_flips = test_flips
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,16 +52,16 @@ class Scorer(nn.Module):
     Evaluation, export and serving all score by it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: TaggerNet) -> None:
         super().__init__()
         self.model = model
-        self.test_flips = getattr(model, "test_flips", False)
+        self.test_flips = model.test_flips
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores (N, C) of uint8 images; averaged over flips with test_flips."""
         if self.test_flips:
             images = torch.cat([images, images.flip(-1)])
-        scores = torch.sigmoid(self.model(normalize(images)).float())
+        scores = torch.sigmoid(self.model(self.model.normalize(images)).float())
         return scores.unflatten(0, (2, -1)).mean(0) if self.test_flips else scores
 
 
@@ -61,10 +71,12 @@ def create_model(config: Config, *, n_labels: int, train: TrainLabels | None = N
     train: labels of the training split, for heads that depend on them, such as gcn. Raises
     click.UsageError for an unknown name, click.ClickException for weights that cannot be loaded.
     """
+    config, _ = resolve_preprocessing(config)
     torch.manual_seed(config.seed)
     create_head = lookup(HEADS, "head", config.head)
     backbone = create_backbone(config)
     head = create_head(count_features(backbone, config), n_labels, config, train)
-    model = TaggerNet(backbone, head, test_flips=config.test_flips)
+    normalize = normalization_of(config)
+    model = TaggerNet(backbone, head, normalize=normalize, test_flips=config.test_flips)
     load_weights(model, config, train.names if train else None)
     return model

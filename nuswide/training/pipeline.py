@@ -6,7 +6,7 @@ Owns the order of these steps, whose code is in other modules.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from nuswide.evaluation import promote, summary
 from nuswide.evaluation.evaluate import Decision, Evaluation, fit_decision, predict, torch_score
 from nuswide.evaluation.model_card import make_card
 from nuswide.models.networks import TaggerNet
+from nuswide.models.preprocessing import metadata_of, preprocessing_of, resolve_preprocessing
 from nuswide.reporting import audit
+from nuswide.tagger import Preprocessing
 from nuswide.tracking import reader, registry
 from nuswide.tracking.relaunch import find_launcher, way_on
 from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, start_run
@@ -70,6 +72,8 @@ def train_and_register(
         manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
         _require_enough(config, manifest)
         with weights_here(config) as local:
+            local, source = resolve_preprocessing(local)
+            config = replace(local, weights=config.weights)
             # Created first, so that mistakes are found before the images are decoded.
             create_network(local, manifest)
             if distributed.is_main():
@@ -81,6 +85,8 @@ def train_and_register(
         with _begin(config, data, name, found) as (run, folder):
             resumed = found[1] if found else None
             run.set_tags({**(tags or {}), **({} if resumed else digests(data, model))})
+            if distributed.is_main():
+                click.echo(f"{_preprocessing_text(config)}, of {source}")
             run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
             with CheckpointWriter(folder / LAST) as writer:
                 best, state = fit(config, model, data, run, writer, resumed, after_epoch)
@@ -216,6 +222,13 @@ def _record_outcome(
     )
 
 
+def _preprocessing_text(config: Config) -> str:
+    return (
+        f"{config.image_size_px} px, fit {config.fit}, {config.interpolation}, mean {config.mean}, "
+        f"std {config.std}"
+    )
+
+
 def _facts(config: Config, manifest: Manifest, run: Run, came_out: str) -> dict[str, str]:
     """Return the facts on model and data at the head of the report."""
     changed = {f.name: getattr(config, f.name) for f in fields(Config)}
@@ -223,7 +236,8 @@ def _facts(config: Config, manifest: Manifest, run: Run, came_out: str) -> dict[
     return {
         "run": run.id,
         "outcome": came_out,
-        "network": f"{config.backbone}, head {config.head}, {config.image_size_px} px",
+        "network": f"{config.backbone}, head {config.head}",
+        "images": _preprocessing_text(config),
         "protocol": manifest.protocol,
         "data digest": manifest.digest,
         "images without a label": manifest.unlabelled,
@@ -279,7 +293,7 @@ def _log_model(
     labels = list(data.manifest.labels)
     settings = {
         "labels": labels,
-        "image_size_px": config.image_size_px,
+        **preprocessing_of(config).as_settings(),
         "data_digest": data.manifest.digest,
         "config": asdict(config),
     }
@@ -288,7 +302,7 @@ def _log_model(
     with scratch_folder() as folder:
         export.write_bundle(folder / "bundle", model, settings, decision, checked)
         weights = folder / Path(reader.WEIGHTS).name
-        digest = export.write_weights(weights, model, labels)
+        digest = export.write_weights(weights, model, labels, metadata_of(config))
         run.log_file(weights, str(Path(reader.WEIGHTS).parent))
         name = config.registered_model
         logged = export.log_bundle(folder / "bundle", checked[0], name, run.id, card, digest)
@@ -335,7 +349,7 @@ def audit_data(data: str, out: Path, cache: Path | None) -> None:
     else:
         pictures = open_dataset(
             load_manifest(data, skip_rejected=True),
-            size_px=_AUDIT_PX,
+            Preprocessing(_AUDIT_PX),
             folder=cache,
             skip_rejected=True,
         )

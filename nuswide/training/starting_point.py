@@ -14,6 +14,7 @@ from nuswide.data.dataset import Dataset, load_manifest, open_dataset
 from nuswide.data.label_stats import TrainLabels
 from nuswide.data.manifest import Manifest
 from nuswide.models.networks import TaggerNet, create_model
+from nuswide.models.preprocessing import preprocessing_of, resolve_preprocessing
 from nuswide.models.weights import weights_digest
 from nuswide.tracking import reader, registry
 from nuswide.tracking.run import scratch_folder
@@ -22,8 +23,9 @@ from nuswide.tracking.run import scratch_folder
 def starting_point(config: Config) -> dict[str, str]:
     """Return the tags of digests() that a training would have if it began now."""
     with weights_here(config) as local:
+        local, _ = resolve_preprocessing(local)
         manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
-        data = open_data(config, manifest)
+        data = open_data(local, manifest)
         return digests(data, create_network(local, data.manifest))
 
 
@@ -40,10 +42,10 @@ def digests(data: Dataset, model: TaggerNet) -> dict[str, str]:
 
 
 def open_data(config: Config, manifest: Manifest) -> Dataset:
-    """Decode and open the images, and split val off train."""
+    """Decode and open the images, and split val off train. config: resolved."""
     data = open_dataset(
         manifest,
-        size_px=config.image_size_px,
+        preprocessing_of(config),
         folder=Path(config.cache),
         skip_rejected=config.skip_rejected,
     )

@@ -342,7 +342,7 @@ def _forward(config: Config, state: State, micro_batch: MicroBatch) -> tuple[Ten
     """Augment, run the network, and return the loss with the batch's counts."""
     images, targets, known, draws = micro_batch
     images = transforms.resize(images, transforms.side_px(config, epoch=state.progress.epoch))
-    inputs = transforms.augment(images, draws, config)
+    inputs = transforms.augment(images, draws, config, state.model.normalize)
     inputs, targets, known = transforms.mix(inputs, targets, known, draws, config)
     with _autocast(state):
         logits = state.network(inputs.contiguous(memory_format=torch.channels_last))

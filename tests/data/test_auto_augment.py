@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from nuswide.config import Config
 from nuswide.data.auto_augment import OPERATIONS, apply_operations, draw_operations
-from nuswide.data.transforms import augment, draw, normalize
+from nuswide.data.transforms import IMAGENET, augment, draw
 
 SIDE = 64
 STILL = {"hflip": 0.0, "rotate_deg": 0.0, "translate": 0.0, "scale_min": 1.0, "scale_max": 1.0}
@@ -204,6 +204,6 @@ def test_without_auto_augment_nothing_is_drawn() -> None:
 def test_augment_puts_images_through_their_operations_first(kind: str) -> None:
     cfg, images = config(kind), pictures(16)
     draws = torch.from_numpy(draw(cfg, n_images=16, epoch=0))
-    expected = normalize(apply_operations(images, draws[:, 19:]))
+    expected = IMAGENET(apply_operations(images, draws[:, 19:]))
     torch.testing.assert_close(augment(images, draws, cfg), expected)
-    assert not torch.equal(expected, normalize(images))
+    assert not torch.equal(expected, IMAGENET(images))

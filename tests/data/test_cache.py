@@ -21,7 +21,7 @@ from nuswide.data import cache as cache_module
 from nuswide.data import cache_build
 from nuswide.data.cache import cache_key, list_caches, open_cache, remove_cache
 from nuswide.data.manifest import Manifest
-from nuswide.tagger import decode_image
+from nuswide.tagger import Preprocessing, decode_image
 
 SIZE = 32
 
@@ -44,7 +44,7 @@ def decoded(manifest: Manifest, size_px: int = SIZE) -> np.ndarray:
 
 
 def open_in(tmp_path: Path, manifest: Manifest, **options: bool) -> cache_module.Cache:
-    return open_cache(manifest, size_px=SIZE, folder=tmp_path / "cache", **options)
+    return open_cache(manifest, Preprocessing(SIZE), folder=tmp_path / "cache", **options)
 
 
 def test_images_are_those_of_decode_image_in_the_manifests_order(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_two_folders_of_equal_names_sizes_and_times_have_caches_of_their_own(
     blue = open_in(tmp_path, other)
     assert (red.images[:, 0] > 250).all() and (red.images[:, 2] < 5).all()
     assert (blue.images[:, 2] > 250).all() and (blue.images[:, 0] < 5).all()
-    assert cache_key(manifest, SIZE) == cache_key(
-        replace(manifest, root=tmp_path / "b/../red"), SIZE
+    assert cache_key(manifest, Preprocessing(SIZE)) == cache_key(
+        replace(manifest, root=tmp_path / "b/../red"), Preprocessing(SIZE)
     )
 
 
@@ -164,10 +164,11 @@ def test_size_order_and_content_have_caches_of_their_own(
 ) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 6)
     backwards = manifest.take(np.arange(6)[::-1])
-    keys = [cache_key(manifest, 32), cache_key(manifest, 64), cache_key(backwards, 32)]
-    keys.append(cache_key(manifest.take(np.arange(5)), 32))
+    small = Preprocessing(32)
+    keys = [cache_key(manifest, small), cache_key(manifest, Preprocessing(64))]
+    keys += [cache_key(backwards, small), cache_key(manifest.take(np.arange(5)), small)]
     monkeypatch.setattr(cache_module, "DECODER_VERSION", 99)
-    assert len({*keys, cache_key(manifest, 32)}) == 5
+    assert len({*keys, cache_key(manifest, small)}) == 5
 
 
 # Pictures that can't be read
@@ -270,7 +271,7 @@ BUILD = textwrap.dedent("""
         return decode(path, size_px)
 
     cache_build._decode_file = slow
-    cache.open_cache(manifest, size_px=32, folder=folder / "cache")
+    cache.open_cache(manifest, Preprocessing(32), folder=folder / "cache")
 """)
 
 
@@ -322,7 +323,7 @@ def test_two_builders_at_once_decode_each_picture_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_builder_says_that_it_waits_and_goes_on_when_it_may(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 3)
-    place = tmp_path / "cache" / cache_key(manifest, SIZE)
+    place = tmp_path / "cache" / cache_key(manifest, Preprocessing(SIZE))
     place.mkdir(parents=True)
     with cache_module._exclusive_lock(place):
         builder = start_build(tmp_path, pause=0)
@@ -365,7 +366,7 @@ def test_caches_are_listed_with_size_and_source(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 5)
     open_in(tmp_path, manifest)
     (info,) = list_caches(tmp_path / "cache")
-    assert info.key == cache_key(manifest, SIZE)
+    assert info.key == cache_key(manifest, Preprocessing(SIZE))
     assert (info.images, info.decoded, info.size_px) == (5, 5, SIZE)
     assert info.size_bytes >= 5 * 3 * SIZE**2 and info.source == str(manifest.root)
 
@@ -373,7 +374,7 @@ def test_caches_are_listed_with_size_and_source(tmp_path: Path) -> None:
 def test_a_cache_with_a_damaged_description_is_listed_removed_and_mended(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 2)
     open_in(tmp_path, manifest)
-    about = tmp_path / "cache" / cache_key(manifest, SIZE) / "cache.json"
+    about = tmp_path / "cache" / cache_key(manifest, Preprocessing(SIZE)) / "cache.json"
     about.write_text("")
     (info,) = list_caches(tmp_path / "cache")
     assert "cache.json is damaged" in str(info)
@@ -387,8 +388,8 @@ def test_a_cache_with_a_damaged_description_is_listed_removed_and_mended(tmp_pat
 def test_a_cache_is_removed_by_its_key_alone(tmp_path: Path) -> None:
     manifest = draw_manifest(tmp_path / "pictures", 2)
     open_in(tmp_path, manifest)
-    open_cache(manifest, size_px=64, folder=tmp_path / "cache")
-    remove_cache(tmp_path / "cache", cache_key(manifest, SIZE))
+    open_cache(manifest, Preprocessing(64), folder=tmp_path / "cache")
+    remove_cache(tmp_path / "cache", cache_key(manifest, Preprocessing(SIZE)))
     assert [info.size_px for info in list_caches(tmp_path / "cache")] == [64]
 
 

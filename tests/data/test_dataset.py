@@ -9,6 +9,7 @@ from PIL import Image
 
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset
 from nuswide.data.manifest import Manifest
+from nuswide.tagger import Preprocessing
 
 SIZE = 32
 
@@ -44,7 +45,7 @@ def write_annotations(folder: Path, n_train: int, n_test: int = 2, labels_of: in
 
 
 def open_in(folder: Path, manifest: Manifest, **options: bool) -> Dataset:
-    return open_dataset(manifest, size_px=SIZE, folder=folder / "cache", **options)
+    return open_dataset(manifest, Preprocessing(SIZE), folder=folder / "cache", **options)
 
 
 def greys(data: Dataset) -> list[int]:

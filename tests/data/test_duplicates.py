@@ -10,6 +10,7 @@ from PIL import Image
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset
 from nuswide.data.duplicates import _candidates, find_duplicates
 from nuswide.data.manifest import Manifest
+from nuswide.tagger import Preprocessing
 
 SIZE = 64
 
@@ -26,7 +27,7 @@ def data_of(images: list[np.ndarray]) -> Dataset:
 def scenes(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     """48 drawn scenes, none like another."""
     folder = tmp_path_factory.mktemp("cache")
-    data = open_dataset(load_manifest(str(tiny_data)), size_px=SIZE, folder=folder)
+    data = open_dataset(load_manifest(str(tiny_data)), Preprocessing(SIZE), folder=folder)
     return list(data.gather(np.arange(len(data))))
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import REAL, Workspace, needs_real
 
 from nuswide.data.dataset import load_manifest, open_dataset
-from nuswide.tagger import decode_image
+from nuswide.tagger import Preprocessing, decode_image
 
 pytestmark = [pytest.mark.slow, needs_real("corel5k", "coco128")]
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, needs_real("corel5k", "coco128")]
 @pytest.mark.parametrize(("name", "images"), [("corel5k", 1479), ("coco128", 126)])
 def test_every_photograph_is_read(name: str, images: int, tmp_path: Path) -> None:
     manifest = load_manifest(str(REAL / name))
-    data = open_dataset(manifest, size_px=32, folder=tmp_path)
+    data = open_dataset(manifest, Preprocessing(32), folder=tmp_path)
     assert data.images.shape == (images, 3, 32, 32)
     assert (data.manifest.targets.sum(axis=1) > 0).all()
 

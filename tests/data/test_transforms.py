@@ -11,14 +11,12 @@ from torchvision.transforms import transforms as tvt
 
 from nuswide.config import Config
 from nuswide.data.transforms import (
-    MEAN,
-    STD,
+    IMAGENET,
     affine,
     augment,
     draw,
     jitter,
     mix,
-    normalize,
     resize,
     side_px,
 )
@@ -63,9 +61,10 @@ def parameters_of(theta: np.ndarray) -> dict[str, Any]:
 
 def test_normalize_equals_torchvisions() -> None:
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    expected = tvf.normalize(tvf.convert_image_dtype(images), list(MEAN), list(STD))
-    assert normalize(images).dtype == torch.float32
-    torch.testing.assert_close(normalize(images), expected, rtol=0, atol=1e-6)
+    pixels = tvf.convert_image_dtype(images)
+    expected = tvf.normalize(pixels, list(IMAGENET.mean), list(IMAGENET.std))
+    assert IMAGENET(images).dtype == torch.float32
+    torch.testing.assert_close(IMAGENET(images), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("epoch", range(3))
@@ -209,7 +208,7 @@ def test_without_jitter_colors_stay() -> None:
     images = torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8)
     still = config(**STILL)
     draws = torch.from_numpy(draw(still, n_images=4, epoch=0))
-    assert torch.equal(augment(images, draws, still), normalize(images))
+    assert torch.equal(augment(images, draws, still), IMAGENET(images))
 
 
 def test_erasing_hits_the_asked_share_of_images_and_only_a_rectangle() -> None:
@@ -317,7 +316,7 @@ def test_what_is_drawn_fits_the_size_of_its_epoch() -> None:
             assert (draws[:, columns] == draws[:, columns].round()).all()
         images = torch.randint(0, 256, (200, 3, SIDE, SIDE), dtype=torch.uint8)
         targets = torch.eye(200)
-        small = normalize(resize(images, side))
+        small = IMAGENET(resize(images, side))
         mixed, soft, _ = mix(small, targets, None, torch.from_numpy(draws), cfg)
         own = (mixed == small).all(dim=1).float().mean(dim=(1, 2))
         torch.testing.assert_close(soft.diagonal(), own, rtol=0, atol=0.01)

@@ -18,8 +18,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REAL, Registered, needs_real
+from conftest import REAL, Registered, needs_real, register_untrained
 from numpy.typing import NDArray
+from PIL import Image
 
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset
 from nuswide.deployment.batch.job import tag
@@ -88,14 +89,37 @@ def test_served_spark_local_and_evaluated_scores_are_equal(
     name: str, registered: Registered, tiny_data: Path, tmp_path: Path
 ) -> None:
     source = tiny_data if name == "drawn" else REAL / name
+    assert assert_equal_scores(registered, source, tmp_path) == (126 if name == "coco128" else 48)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_scores_are_equal_however_images_are_fitted_and_normalized(
+    fit: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(4)]
+    for name, size in zip(names, ((40, 60), (90, 33), (200, 20), (32, 32)), strict=True):
+        path = tmp_path / "data" / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    rows = "".join(f"{name},sky;sea,test\n" for name in names)
+    (tmp_path / "data" / "labels.csv").write_text("image,labels,split\n" + rows)
+    (tmp_path / "model").mkdir()
+    registered = register_untrained(
+        tmp_path / "model", fit=fit, interpolation="bicubic", mean="0.5,0.4,0.3", std="0.2,0.3,0.4"
+    )
+    assert_equal_scores(registered, tmp_path / "data", tmp_path)
+
+
+def assert_equal_scores(registered: Registered, source: Path, tmp_path: Path) -> int:
+    """Score the images of a data set by each engine; return their number."""
     mlflow.set_tracking_uri(registered.workspace.env["MLFLOW_TRACKING_URI"])
     try:
         tagger = load_tagger(find_version(registered.uri))
         data: Dataset = open_dataset(
-            load_manifest(str(source)), size_px=tagger.image_size_px, folder=tmp_path / "cache"
+            load_manifest(str(source)), tagger.preprocessing, folder=tmp_path / "cache"
         )
         paths = [data.manifest.root / image for image in data.manifest.names]
-        assert name == "drawn" or len(paths) == 126
         evaluated = predict(tagger.score, data)
         tag(registered.uri, str(source), str(tmp_path / "here"), all_scores=True)
         found = {"local": bulk_scores(tmp_path / "here", paths)}
@@ -109,4 +133,5 @@ def test_served_spark_local_and_evaluated_scores_are_equal(
         mlflow.set_tracking_uri(None)
     for engine, scores in found.items():
         np.testing.assert_allclose(scores, evaluated, rtol=0, atol=1e-5, err_msg=engine)
-        print(f"{name}, {engine}: {np.abs(scores - evaluated).max():.1e}")
+        print(f"{source.name}, {engine}: {np.abs(scores - evaluated).max():.1e}")
+    return len(paths)

@@ -20,7 +20,7 @@ from nuswide.metrics import Calibration
 from nuswide.models.backbones import BACKBONES
 from nuswide.models.heads import HEADS
 from nuswide.models.networks import TaggerNet, create_model
-from nuswide.tagger import Tagger
+from nuswide.tagger import Preprocessing, Tagger
 from nuswide.tracking.reader import WEIGHTS_TAG, file_digest
 from nuswide.tracking.registry import find_version
 
@@ -44,7 +44,7 @@ def test_a_bundle_scores_any_number_of_images_as_torch_does(
 ) -> None:
     write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
     tagger = Tagger.load(tmp_path / "bundle")
-    assert (tagger.labels, tagger.image_size_px) == (["a", "b", "c"], 32)
+    assert (tagger.labels, tagger.preprocessing) == (["a", "b", "c"], Preprocessing(32))
     assert (tagger.thresholds == DECISION.thresholds).all()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in
                  ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # fmt: skip

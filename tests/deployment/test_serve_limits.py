@@ -133,7 +133,7 @@ FORM = {"content-type": "multipart/form-data; boundary=B"}
 
 
 def scores_of(tagger: Tagger, content: bytes) -> dict[str, float]:
-    image = decode_image(io.BytesIO(content), tagger.image_size_px)
+    image = decode_image(io.BytesIO(content), *tagger.preprocessing)
     return dict(zip(tagger.labels, tagger.score(image[None])[0].tolist(), strict=True))
 
 

@@ -26,6 +26,7 @@ from nuswide.reporting.report.entries import (
 from nuswide.reporting.report.galleries import Card
 from nuswide.reporting.report.inputs import take_sample
 from nuswide.reporting.report.tables import calibration
+from nuswide.tagger import Preprocessing
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -425,9 +426,8 @@ def test_scores_of_another_shape_are_refused(small: ReportInputs) -> None:
 def test_a_page_of_real_photographs_is_small(tmp_path: Path) -> None:
     from nuswide.data.dataset import load_manifest, open_dataset
 
-    data = open_dataset(load_manifest(str(REAL / "corel5k")), size_px=224, folder=tmp_path).of(
-        "test"
-    )
+    manifest = load_manifest(str(REAL / "corel5k"))
+    data = open_dataset(manifest, Preprocessing(224), folder=tmp_path).of("test")
     targets = data.manifest.targets
     noise = np.random.default_rng(0).random(targets.shape, dtype=np.float32)
     scores = np.clip(0.3 * targets + 0.7 * noise, 0, 1).astype(np.float32)

@@ -18,7 +18,7 @@ from nuswide.core.signals import Interrupted
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.data.sampling import SAMPLINGS
-from nuswide.data.transforms import normalize
+from nuswide.data.transforms import IMAGENET
 from nuswide.metrics import NINE
 from nuswide.models.networks import TaggerNet, create_model
 from nuswide.training import loop, step
@@ -219,7 +219,7 @@ def test_an_image_that_comes_again_in_an_epoch_is_augmented_anew(data: Dataset) 
     still = {"rotate_deg": 0.0, "translate": 0.0, "scale_min": 1.0, "scale_max": 1.0}
     model = seen(rare, sampling="class_aware", epochs=1, hflip=0.0, **still)
     (only,) = {image.numpy().tobytes() for image in torch.cat(model.trained)}
-    expected = normalize(torch.from_numpy(data.images[7:8]))[0]
+    expected = IMAGENET(torch.from_numpy(data.images[7:8]))[0]
     assert only == expected.numpy().tobytes()
 
 

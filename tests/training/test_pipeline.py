@@ -29,6 +29,7 @@ from nuswide.evaluation.evaluate import predict, torch_score
 from nuswide.evaluation.model_card import without_labels
 from nuswide.metrics import NINE, all_metrics, fit_thresholds
 from nuswide.models.networks import create_model
+from nuswide.tagger import Preprocessing
 from nuswide.tracking.reader import WEIGHTS, WEIGHTS_TAG
 from nuswide.tracking.registry import fetch_bundle, find_version, load_tagger
 from nuswide.tracking.score_file import SavedScores
@@ -66,7 +67,8 @@ def artifacts(run_id: str) -> set[str]:
 def held_out(trained: Trained) -> Dataset:
     """The run's test images."""
     folder = trained.workspace.folder / "cache"
-    return open_dataset(load_manifest(str(trained.data)), size_px=32, folder=folder).of("test")
+    manifest = load_manifest(str(trained.data))
+    return open_dataset(manifest, Preprocessing(32), folder=folder).of("test")
 
 
 def test_params_are_recorded_and_those_of_mlflow_run_stay_as_typed(run: Run) -> None:

@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nuswide.tagger import decode_image
+from nuswide.tagger import Preprocessing, decode_image
 
 MAX_BYTES = 2**28  # a batch must fit in memory; larger files are rejected without reading them
 
 
-def decode_file(source: str | bytes, size_px: int) -> NDArray[np.uint8] | str:
+def decode_file(source: str | bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
     """Decode an image from its path or content as decode_image does, or return why it failed."""
     try:
         n_bytes = len(source) if isinstance(source, bytes) else os.stat(source).st_size
         if n_bytes > MAX_BYTES:
             return f"{n_bytes} bytes are above {MAX_BYTES}"
         file: Path | BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-        return decode_image(file, size_px)
+        return decode_image(file, *preprocessing)
     except OSError as error:
         return str(error.strerror)
     except ValueError as error:

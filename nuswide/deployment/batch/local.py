@@ -129,7 +129,7 @@ class _Worker:
                 yield image
 
     def _decode(self, path: str) -> NDArray[np.uint8] | str:
-        return decode_file(path, self.tagger.image_size_px)
+        return decode_file(path, self.tagger.preprocessing)
 
 
 def _writable(path: str) -> str:

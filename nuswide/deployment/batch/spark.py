@@ -28,6 +28,7 @@ from nuswide.deployment.batch.decode import MAX_BYTES, as_lossless
 from nuswide.deployment.batch.image_list import SUFFIXES, ImageList, list_images, read_chunks
 from nuswide.deployment.batch.parts import REJECTED, describe_job
 from nuswide.deployment.batch.request import ResolvedModel, TagOptions, TagSummary
+from nuswide.tagger import preprocessing_of
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -195,7 +196,8 @@ def _tagged(
     """Return path, the columns to keep, reason (of rejected images), and all labels and scores."""
     from pyspark.sql import functions as F
 
-    size_px = json.loads((model.bundle / "tagger.json").read_text("utf-8"))["image_size_px"]
+    settings = json.loads((model.bundle / "tagger.json").read_text("utf-8"))
+    preprocessing = preprocessing_of(settings)
 
     def decode(path: pd.Series, content: pd.Series) -> pd.DataFrame:
         # Runs on the executors, to which this package is sent; nested, so that it is pickled whole.
@@ -203,7 +205,7 @@ def _tagged(
 
         rows = []
         for name, data in zip(path, content, strict=True):
-            found = decode_file(name if data is None else bytes(data), size_px)
+            found = decode_file(name if data is None else bytes(data), preprocessing)
             rows.append((None, found) if isinstance(found, str) else (as_lossless(found), None))
         return pd.DataFrame(rows, columns=["image", "reason"], dtype=object)
 

@@ -78,6 +78,7 @@ def format_traceback(error: BaseException) -> str:
 def open_model(folder: Path, settings: Settings) -> tuple[PyFuncModel, Tagger]:
     """Load a downloaded model and score a blank image, so that the first request is not slower."""
     tagger = Tagger.load(folder / "artifacts" / "bundle", settings.threads_of_a_worker)
-    tagger.score(np.zeros((1, 3, tagger.image_size_px, tagger.image_size_px), np.uint8))
+    size_px = tagger.preprocessing.size_px
+    tagger.score(np.zeros((1, 3, size_px, size_px), np.uint8))
     implementation = _Implementation(ServedModel(tagger, settings.pixels))
     return PyFuncModel(Model.load(str(folder)), implementation), tagger

@@ -130,7 +130,7 @@ class WorkerConfig:
         card = {
             "name": self.name,
             "version": self.version,
-            "image_size_px": tagger.image_size_px,
+            "image_size_px": tagger.preprocessing.size_px,
             "body_mib": self.settings.body_mib,
             "labels": [{"label": label, "threshold": round(own, 6)} for label, own in pairs],
         }

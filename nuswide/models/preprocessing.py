@@ -1,0 +1,94 @@
+"""The preprocessing that a network's weights were trained with.
+
+Owns where it comes from: the experiment, the file of weights, or the backbone.
+
+    >>> config, source = resolve_preprocessing(Config(backbone="swin_t", image_size_px=0))
+    >>> preprocessing_of(config)[:3], source
+    ((224, 'squash', 'bicubic'), 'swin_t')
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from safetensors import SafetensorError, safe_open
+
+from nuswide.config import IMAGENET_MEAN, IMAGENET_STD, Config
+from nuswide.data.transforms import Normalization
+from nuswide.models.backbones import TIMM, check_name, timm_settings
+from nuswide.tagger import Preprocessing
+from nuswide.values import read_channels
+
+METADATA = "preprocessing"  # key in the metadata of a .safetensors file
+_AUTOMATIC = ("interpolation", "mean", "std")
+
+
+def resolve_preprocessing(config: Config) -> tuple[Config, str]:
+    """Return the config with values for `auto` and image_size_px=0, and where they come from.
+
+    A value of the experiment takes precedence over the metadata of a file of weights, and that
+    over the backbone's pretrained weights. Raises click.UsageError for an unknown backbone,
+    click.ClickException if timm is missing.
+    """
+    wanted = [name for name in _AUTOMATIC if getattr(config, name) == "auto"]
+    if not wanted and config.image_size_px:
+        return config, "the experiment"
+    found, source = of_backbone(config.backbone), config.backbone
+    if own := _of_file(Path(config.weights)):
+        found, source = {**found, **own}, config.weights
+    if not config.image_size_px:
+        wanted.append("image_size_px")
+    return replace(config, **{name: found[name] for name in wanted}), source
+
+
+def preprocessing_of(config: Config) -> Preprocessing:
+    """Return the preprocessing of images of a resolved config."""
+    red, green, blue = (round(255 * mean) for mean in read_channels("mean", config.mean))
+    return Preprocessing(config.image_size_px, config.fit, config.interpolation, (red, green, blue))
+
+
+def normalization_of(config: Config) -> Normalization:
+    """Return the normalization of a resolved config."""
+    return Normalization(read_channels("mean", config.mean), read_channels("std", config.std))
+
+
+def metadata_of(config: Config) -> str:
+    """Return the preprocessing of a resolved config as metadata of its weights."""
+    return json.dumps({name: getattr(config, name) for name in _AUTOMATIC})
+
+
+def of_backbone(backbone: str) -> dict[str, Any]:
+    """Return the values for `auto` and image_size_px=0 by the backbone's pretrained weights."""
+    if backbone.startswith(TIMM):
+        _, settings = timm_settings(backbone)
+        if settings is None:
+            return _values((IMAGENET_MEAN, IMAGENET_STD), "bilinear", 224)
+        constants = tuple(",".join(map(str, c)) for c in (settings.mean, settings.std))
+        return _values(constants, settings.interpolation, settings.input_size[-1])
+    check_name(backbone)
+    preset = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.transforms()
+    constants = tuple(",".join(map(str, c)) for c in (preset.mean, preset.std))
+    return _values(constants, preset.interpolation.value, preset.crop_size[0])
+
+
+def _values(constants: tuple[str, ...], interpolation: str, size_px: int) -> dict[str, Any]:
+    mean, std = constants
+    return {
+        "mean": mean, "std": std, "image_size_px": size_px,
+        "interpolation": interpolation if interpolation in ("bilinear", "bicubic") else "bilinear",
+    }  # fmt: skip
+
+
+def _of_file(path: Path) -> Mapping[str, str]:
+    """Return what a .safetensors file says of its preprocessing; nothing if it says nothing."""
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            own = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (SafetensorError, OSError, ValueError):  # another form, or damaged: see load_weights
+        return {}
+    return {name: str(own[name]) for name in _AUTOMATIC if name in own}
