@@ -135,6 +135,26 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
     assert sorted(m.step for m in recorded) == list(range(steps))
 
 
+def test_a_run_that_is_stopped_while_it_records_its_end_registers_one_version(
+    workspace: Workspace, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: str) -> str:
+        raise KeyboardInterrupt
+
+    options = {"epochs": "1", "registered_model": "once", "checkpoints": "end"}
+    arguments = command(tiny_data, **options)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("nuswide.evaluation.promote.try_for_champion", stop)
+            assert workspace.in_process(*arguments, check=False).returncode == 1
+        (folder,) = (workspace.folder / "end").iterdir()
+        arguments = command(tiny_data, **options, resume=folder.name)
+    done = workspace.in_process(*arguments)
+    assert "It is registered as once version 1." in done.stdout
+    versions = mlflow.MlflowClient().search_model_versions("name='once'")
+    assert [(str(version.version), version.run_id) for version in versions] == [("1", folder.name)]
+
+
 def test_a_finished_run_can_be_trained_further_but_not_otherwise(
     workspace: Workspace, tiny_data: Path
 ) -> None:
