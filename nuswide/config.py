@@ -61,8 +61,12 @@ class Config:
         0.15, "Fraction of the training split held out as val; 0 for none.", role="split",
         low=0, high=0.5,
     )  # fmt: skip
+    test_fraction: float = _field(
+        0.0, "Fraction of the images held out as test if the data has no test split; 0 for none.",
+        role="split", low=0, high=0.5,
+    )  # fmt: skip
     split_seed: int = _field(
-        0, "Seed that selects the val images, independent of `seed`.", role="split", low=0
+        0, "Seed that selects the val and test images, independent of `seed`.", role="split", low=0
     )
     cache: str = _field("data/cache", "Folder of the cache of decoded images.", role="data")
     skip_rejected: bool = _field(

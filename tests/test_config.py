@@ -301,7 +301,7 @@ def test_every_field_has_a_sentence_of_help() -> None:
 
 
 ROLES = {
-    "split": {"val_fraction", "split_seed", "select_on"},
+    "split": {"val_fraction", "test_fraction", "split_seed", "select_on"},
     "seed": {"seed"},
     "hardware": {"device", "compile", "cuda_graph", "feed"},
     "data": {"data", "cache", "skip_rejected"},

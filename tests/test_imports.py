@@ -17,7 +17,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "optuna": ("training.sweep",),
     "pyarrow": ("deployment.batch",),
     "pyspark": ("deployment.batch",),
-    "scipy": ("metrics", "evaluation.compare"),
+    "scipy": ("data.stratify", "metrics", "evaluation.compare"),
     "sklearn": (),  # the tests' oracle: what it is compared with does not lean on it
     "sqlalchemy": ("training.sweep",),
     "timm": ("models",),

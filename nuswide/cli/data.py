@@ -27,6 +27,10 @@ from nuswide.cli.options import PATH, cache_option, data_option, option
 )  # fmt: skip
 @option("--seed", type=click.IntRange(0), default=0, help="Seed of the order.")
 @option("--split_file", type=PATH, help="CSV file with the columns image and split.")
+@option(
+    "--group_column",
+    help="Column of a CSV source; images of one group, such as a scene, stay in one split.",
+)
 @option("--images", type=PATH, help="Folder of the images.")
 @option(
     "--duplicates", type=click.Choice(["refuse", "merge", "first"]), default="refuse",

@@ -31,11 +31,15 @@ from nuswide.cli.options import (
     "--threshold_goal", default="f1",
     help="With --scores: what thresholds are fitted to, f1, f2 or another F-beta, or precision:P.",
 )  # fmt: skip
+@option(
+    "--skip_rejected", type=bool, default=None, show_default="as in training",
+    help="Leave out images that are missing or cannot be decoded.",
+)  # fmt: skip
 @cache_option
 @one_line_errors
 def evaluate(
     model: str, data: str, split: str, scores: Path | None, thresholds: str, threshold: float,
-    threshold_goal: str, cache: Path,
+    threshold_goal: str, skip_rejected: bool | None, cache: Path,
 ) -> None:  # fmt: skip
     """Evaluate a registered model, or another program's scores, on a split of a data set."""
     from nuswide.evaluation import commands
@@ -45,7 +49,7 @@ def evaluate(
             scores, data, split, thresholds=thresholds, threshold=threshold, goal=threshold_goal
         )
     else:
-        commands.evaluate_registered(model, data, split, cache)
+        commands.evaluate_registered(model, data, split, cache, skip_rejected=skip_rejected)
 
 
 @click.command()

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from nuswide.data.cache import open_cache
 from nuswide.data.importers import read_annotations
 from nuswide.data.locate import describe_missing, find_images
-from nuswide.data.manifest import Manifest, carve_val
+from nuswide.data.manifest import Manifest
 from nuswide.data.sample import draw_sample
+from nuswide.data.splits import hold_out
 from nuswide.tagger import Preprocessing
 
 SAMPLE = "sample"
@@ -67,17 +68,18 @@ class Dataset:
         """Read the images of some samples into memory; (len(indices), 3, S, S)."""
         return self.images[self.rows[indices]]
 
-    def carve_val(self, *, fraction: float, seed: int) -> "Dataset":
-        """Split val off train, unless the data set has a val split or the fraction is 0."""
-        if fraction == 0 or len(self.manifest.indices("val")):
-            return self
-        carved = replace(self, manifest=carve_val(self.manifest, fraction=fraction, seed=seed))
-        if not carved.manifest.of("val").targets.any():
+    def hold_out(self, *, val_fraction: float, seed: int, test_fraction: float = 0.0) -> "Dataset":
+        """Split test and val off train, each unless the data set has one or its fraction is 0."""
+        carved = hold_out(
+            self.manifest, test_fraction=test_fraction, val_fraction=val_fraction, seed=seed
+        )
+        needs_val = val_fraction and not len(self.manifest.indices("val"))
+        if needs_val and not carved.of("val").targets.any():
             raise click.ClickException(
-                f"val_fraction={fraction} of train leaves val without any label; "
+                f"val_fraction={val_fraction} of train leaves val without any label; "
                 "raise it, or give val_fraction=0 and select_on=last"
             )
-        return carved
+        return replace(self, manifest=carved)
 
 
 def load_manifest(data: str, *, skip_rejected: bool = False) -> Manifest:

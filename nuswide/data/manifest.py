@@ -1,11 +1,10 @@
 """The Manifest: the images of a data set, their labels and their splits.
 
-Owns the type, its digest, its files and the split of val off train. Never reads an image, nor
-depends on the format of the annotations.
+Owns the type, its digest and its files. Never reads an image, nor depends on the format of the
+annotations.
 
-    >>> carved = carve_val(manifest, fraction=0.25, seed=0)
-    >>> {split: len(carved.of(split)) for split in SPLITS}
-    {'train': 7, 'val': 2, 'test': 3}
+    >>> {split: len(manifest.of(split)) for split in SPLITS}
+    {'train': 9, 'val': 0, 'test': 3}
 """
 
 import csv
@@ -31,7 +30,8 @@ class Manifest:
     targets: (N, C) uint8, 0 or 1. splits: (N,) strings of SPLITS. known: (N, C) bool, or None if
     every entry is known; unknown targets are 0. protocol: name of the rule that selected the
     samples. unlabelled: `keep` or `drop`, for images without a label. rejected: number of images
-    left out because they cannot be decoded.
+    left out because they are missing or cannot be decoded. groups: (N,) names; images of one group,
+    such as those of a scene, stay in one split. None for no groups.
     """
 
     root: Path
@@ -43,10 +43,12 @@ class Manifest:
     protocol: str = "source"
     unlabelled: str = "keep"
     rejected: int = 0
+    groups: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         assert self.targets.shape == (len(self.names), len(self.labels))
         assert self.splits.shape == (len(self.names),)
+        assert self.groups is None or self.groups.shape == self.splits.shape
         assert self.known is None or self.known.shape == self.targets.shape
         assert self.known is None or not self.targets[~self.known].any()
 
@@ -74,6 +76,7 @@ class Manifest:
             targets=self.targets[rows],
             splits=self.splits[rows],
             known=None if self.known is None else self.known[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
     def take_labels(self, labels: Sequence[str]) -> "Manifest":
@@ -112,16 +115,15 @@ class Manifest:
             "root": str(self.root), "protocol": self.protocol, "unlabelled": self.unlabelled,
             "rejected": self.rejected, "digest": self.digest, "labels": self.labels,
         }  # fmt: skip
+        has_groups = self.groups is not None
         with (folder / _SAMPLES).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["image", "split", "labels", "unknown"])
+            writer.writerow(["image", "split", "labels", "unknown"] + ["group"] * has_groups)
             unknown = np.zeros_like(self.targets) if self.known is None else ~self.known
-            for name, split, *states in zip(
-                self.names, self.splits, self.targets, unknown, strict=True
-            ):
-                writer.writerow(
-                    [name, split, *(" ".join(map(str, np.flatnonzero(s))) for s in states)]
-                )
+            for row, (name, split) in enumerate(zip(self.names, self.splits, strict=True)):
+                states = (np.flatnonzero(matrix[row]) for matrix in (self.targets, unknown))
+                group = [] if self.groups is None else [self.groups[row]]
+                writer.writerow([name, split, *(" ".join(map(str, s)) for s in states), *group])
         text = json.dumps(meta, indent=1, ensure_ascii=False)
         (folder / _META).write_text(text + "\n", encoding="utf-8")
 
@@ -138,11 +140,12 @@ class Manifest:
             with (folder / _SAMPLES).open(encoding="utf-8", newline="") as file:
                 rows = list(csv.reader(file))[1:]
             names, splits, *columns = zip(*rows, strict=True)
-            targets, unknown = (_matrix(column, len(meta["labels"])) for column in columns)
+            targets, unknown = (_matrix(column, len(meta["labels"])) for column in columns[:2])
+            groups = np.array(columns[2]) if len(columns) > 2 else None
             manifest = cls(
                 Path(meta["root"]), names, tuple(meta["labels"]), targets, np.array(splits),
                 None if not unknown.any() else unknown == 0,
-                meta["protocol"], meta["unlabelled"], meta["rejected"],
+                meta["protocol"], meta["unlabelled"], meta["rejected"], groups,
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{folder / _META} or {_SAMPLES} is damaged ({error})") from error
@@ -167,69 +170,3 @@ def _matrix(column: Sequence[str], n_labels: int) -> NDArray[np.uint8]:
     for row, text in enumerate(column):
         matrix[row, [int(number) for number in text.split()]] = 1
     return matrix
-
-
-def carve_val(manifest: Manifest, *, fraction: float, seed: int) -> Manifest:
-    """Split a fraction of train off as val, stratified by label.
-
-    Each label's count in val is within one image or 5 % of its fraction, whichever is looser, if
-    such a split is found. The same seed gives the same split. The objective is that of Sechidis,
-    Tsoumakas and Vlahavas, ECML PKDD 2011; their greedy assignment, one label at a time, was up to
-    50 % off for labels that occur with others, which swapping images corrects.
-    """
-    train = manifest.indices("train")
-    chosen = _stratify(manifest.targets[train], fraction, np.random.default_rng([seed, 0x5A1]))
-    splits = manifest.splits.copy()
-    splits[train[chosen]] = "val"
-    return replace(manifest, splits=splits)
-
-
-def _stratify(
-    targets: NDArray[np.uint8], fraction: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Choose round(N * fraction) rows of targets (N, C), balanced by label; (N,) bool."""
-    n, n_chosen = len(targets), round(len(targets) * fraction)
-    if n_chosen in (0, n):
-        return np.full(n, n_chosen > 0)
-    positives = targets.astype(np.float32)
-    wanted = fraction * targets.sum(axis=0)
-    tolerance = np.maximum(1, 0.05 * wanted)
-    best, least = np.zeros(n, dtype=bool), np.inf
-    # Swapping can stop just outside the tolerance; another start seldom does.
-    for _ in range(20):
-        chosen = np.isin(np.arange(n), rng.permutation(n)[:n_chosen])
-        deviation = _balance(positives, chosen, wanted, tolerance)
-        if deviation < least:
-            best, least = chosen, deviation
-        if least <= 1:
-            break
-    return best
-
-
-def _balance(
-    positives: NDArray[np.float32],
-    chosen: NDArray[np.bool_],
-    wanted: NDArray[np.float64],
-    tolerance: NDArray[np.float64],
-) -> float:
-    """Swap the best pair in and out of `chosen`, in place, until no swap lowers the cost.
-
-    Return the largest deviation from `wanted`, in tolerances.
-    """
-
-    def cost(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return ((counts - wanted) / tolerance) ** 4  # a high power emphasizes the worst labels
-
-    counts = positives[chosen].sum(axis=0, dtype=np.float64)
-    while True:
-        # A row adds at most 1 to a label, so one product gives each row's exact change of cost.
-        change = positives @ (cost(counts - 1) - cost(counts)).astype(np.float32)
-        leaving = int(np.where(chosen, change, np.inf).argmin())
-        without = counts - positives[leaving]
-        change = positives @ (cost(without + 1) - cost(without)).astype(np.float32)
-        entering = int(np.where(chosen, np.inf, change).argmin())
-        swapped = without + positives[entering]
-        if cost(swapped).sum() >= cost(counts).sum():
-            return float(np.abs((counts - wanted) / tolerance).max(initial=0))
-        chosen[[leaving, entering]] = False, True
-        counts = swapped

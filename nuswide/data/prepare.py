@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import numpy as np
 
 from nuswide.core.files import atomic_write
 from nuswide.data.importers import read_samples
 from nuswide.data.locate import describe_missing, find_images
-from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.data.manifest import Manifest
 from nuswide.data.protocols import apply_protocol
 from nuswide.data.repeated import describe_repeated, find_repeated, keep_one, repeated_rows
-from nuswide.data.text_files import read_records
+from nuswide.data.splits import groups_across_splits, read_splits
 
 _MISSING, _REPEATED = "missing.csv", "duplicates.csv"
 
@@ -36,19 +35,27 @@ def prepare(
     split_file: Path | None = None,
     images: Path | None = None,
     duplicates: str = "refuse",
+    group_column: str | None = None,
 ) -> Manifest:
     """Read annotations, apply a protocol, and save the Manifest into the folder `out`.
 
     split_file: a CSV file with the columns image and split, which replaces the source's split.
     images: the folder of the images, by default the source's. duplicates: `merge` or `first` keeps
-    one sample of an image that occurs more than once. The other options are those of
+    one sample of an image that occurs more than once. group_column: a column of a CSV source;
+    images of one group stay together when val or test is split off. The other options are those of
     read_annotations and apply_protocol. Images that are missing or repeated are listed in `out`.
     """
     if Manifest.is_saved_in(out):
         raise click.ClickException(f"{out} holds a prepared data set already; name another folder")
-    manifest = _keep_one(read_samples(source, format), source, out, duplicates)
+    manifest = _keep_one(read_samples(source, format, group_column), source, out, duplicates)
     if split_file:
-        manifest = replace(manifest, splits=_read_splits(split_file, manifest.names))
+        manifest = replace(manifest, splits=read_splits(split_file, manifest.names))
+    if across := groups_across_splits(manifest):
+        click.echo(
+            f"groups that are in several splits of the source: {len(across)}, {across[0]!r} first; "
+            "--split_file sets other splits",
+            err=True,
+        )
     manifest = apply_protocol(
         manifest, protocol, labels=labels, unlabelled=unlabelled, order=order, seed=seed
     )
@@ -104,25 +111,3 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise click.ClickException(f"cannot write into {out}: {error.strerror}") from error
-
-
-def _read_splits(path: Path, names: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-    """Read each image's split; every image must be in the file, in exactly one split."""
-    splits: dict[str, str] = {}
-    for line, row in read_records(path):
-        image, split = row.get("image"), row.get("split")
-        if not image or split not in SPLITS:
-            raise click.ClickException(
-                f"{path}:{line} needs an image and one of {', '.join(SPLITS)}, under the header "
-                "image,split"
-            )
-        if splits.setdefault(image, split) != split:
-            raise click.ClickException(
-                f"{path}:{line}: {image} is in {splits[image]} and in {split}; keep it in one"
-            )
-    missing = [name for name in names if name not in splits]
-    if missing:
-        raise click.ClickException(
-            f"{path} has no split for {len(missing)} images, {missing[0]!r} first; add them"
-        )
-    return np.array([splits[name] for name in names])

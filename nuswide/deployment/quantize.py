@@ -26,6 +26,7 @@ from tqdm import tqdm
 from nuswide import metrics
 from nuswide.config import Config, known_fields, load_config
 from nuswide.data.dataset import Dataset
+from nuswide.data.splits import splits_csv
 from nuswide.deployment import export
 from nuswide.deployment.export import LoggedModel
 from nuswide.evaluation import summary
@@ -33,7 +34,7 @@ from nuswide.evaluation.commands import open_as_trained
 from nuswide.evaluation.evaluate import Evaluation, fit_decision, predict
 from nuswide.evaluation.model_card import make_card
 from nuswide.tagger import Tagger
-from nuswide.tracking import registry
+from nuswide.tracking import reader, registry
 from nuswide.tracking.run import Run, scratch_folder, start_run
 
 _NETWORK = "model.onnx"
@@ -55,13 +56,14 @@ def quantize(
     settings = json.loads((source / "tagger.json").read_text(encoding="utf-8"))
     tagger = Tagger.load(source)
     config = _config_of(tagger, data)
-    whole = open_as_trained(tagger, config.data, cache)
+    whole = open_as_trained(version, tagger, config.data, cache)
     address = registry.address_of(version)
     _require_same(whole, settings.get("data_digest"), config.data, address)
     name = f"{version.name}/{version.version} int8"
     with start_run("quantize", name) as run, scratch_folder() as scratch:
         own = {"quantized_from": address, "calibration_images": images, "most_lost": most_lost}
         run.log_params({**asdict(config), **own})
+        run.log_text(splits_csv(whole.manifest), reader.SPLITS_FILE)
         folder = scratch / "bundle"
         shutil.copytree(source, folder)
         chosen = _choose(whole.of("train"), images, seed=config.seed)

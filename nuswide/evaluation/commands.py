@@ -3,33 +3,41 @@
 Owns the two evaluations. Never trains.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from nuswide.config import known_fields, load_config
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.data.manifest import Manifest
+from nuswide.data.splits import hold_out, with_splits
 from nuswide.evaluation import summary
 from nuswide.evaluation.evaluate import Evaluation, fit_decision, predict
 from nuswide.tagger import Tagger
-from nuswide.tracking import registry
+from nuswide.tracking import reader, registry
+from nuswide.tracking.registry import ModelVersion
 from nuswide.tracking.run import Run, start_run
 from nuswide.tracking.score_file import SavedScores
 
 
-def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
+def evaluate_registered(
+    model: str, data: str, split: str, cache: Path, *, skip_rejected: bool | None = None
+) -> None:
     """Evaluate a registered model on a split of a data set, in a run of its own.
 
-    model: models:/NAME@ALIAS or models:/NAME/VERSION. val is carved as the model's own run did.
-    cache: the folder for decoded images.
+    model: models:/NAME@ALIAS or models:/NAME/VERSION. cache: the folder for decoded images.
+    skip_rejected: None for what the model's training had.
     """
     version = registry.find_version(model)
     tagger = registry.load_tagger(version)
     name = f"{version.name}/{version.version}"
-    columns = _matching_columns(tagger, load_manifest(data))
-    whole = open_as_trained(tagger, data, cache)
+    columns = _matching_columns(tagger, read_manifest(data))
+    whole = open_as_trained(
+        version, tagger, data, cache, is_for_test=split == "test", skip_rejected=skip_rejected
+    )
     part = whole.of(split)
     if not len(part):
         raise click.ClickException(f"{data} has no {split} images for {model}; give another split")
@@ -39,7 +47,7 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
         run.log_dataset(part.manifest, split)
         evaluation = Evaluation(
             split, part.manifest, predict(tagger.score, part)[:, columns],
-            tagger.thresholds.astype(np.float32)[columns], whole.manifest.of("train").positives,
+            tagger.thresholds.astype(np.float32)[columns], _train_positives(version, whole),
         )  # fmt: skip
         evaluation.record(run, step=0, model_id=registry.model_id_of(version))
         evaluation.record_pictures(run, part, step=0)
@@ -54,16 +62,54 @@ def evaluate_registered(model: str, data: str, split: str, cache: Path) -> None:
         _conclude(run, name, data, evaluation)
 
 
-def open_as_trained(tagger: Tagger, data: str, cache: Path) -> Dataset:
-    """Open a data set as the model's training run did, so that val has the same images."""
+def open_as_trained(
+    version: ModelVersion,
+    tagger: Tagger,
+    data: str,
+    cache: Path,
+    *,
+    is_for_test: bool = False,
+    skip_rejected: bool | None = None,
+) -> Dataset:
+    """Open a data set as the model's training run did, so that val and test have the same images.
+
+    The splits are those that the run recorded or, for other data, the data's own, with val carved
+    as in training unless `is_for_test`. skip_rejected: None for what training had.
+    """
     config = known_fields(tagger.config)
+    skip = config["skip_rejected"] if skip_rejected is None else skip_rejected
     whole = open_dataset(
-        load_manifest(data),
+        load_manifest(data, skip_rejected=skip),
         tagger.preprocessing,
         folder=cache,
-        skip_rejected=config["skip_rejected"],
+        skip_rejected=skip,
     )
-    return whole.carve_val(fraction=config["val_fraction"], seed=config["split_seed"])
+    recorded = reader.fetch_splits(version.run_id) if version.run_id else None
+    as_recorded = with_splits(whole.manifest, recorded) if recorded else None
+    if as_recorded is not None:
+        return replace(whole, manifest=as_recorded)
+    val_fraction = 0.0 if is_for_test else config["val_fraction"]
+    if recorded and val_fraction and not len(whole.manifest.indices("val")):
+        click.echo(f"{data} is not as the model was trained on it; val is drawn anew", err=True)
+    carved = hold_out(
+        whole.manifest,
+        test_fraction=config["test_fraction"],
+        val_fraction=val_fraction,
+        seed=config["split_seed"],
+    )
+    return replace(whole, manifest=carved)
+
+
+def _train_positives(version: ModelVersion, whole: Dataset) -> NDArray[np.int64] | None:
+    """Return the number of images with each of the data's labels that the model was trained on.
+
+    If its run is gone or did not record them, those of the data's own train; None without one.
+    """
+    counts = reader.fetch_label_counts(version.run_id) if version.run_id else None
+    if counts is None:
+        train = whole.manifest.of("train")
+        return train.positives if len(train) else None
+    return np.array([counts.get(label, 0) for label in whole.manifest.labels], dtype=np.int64)
 
 
 def _matching_columns(tagger: Tagger, manifest: Manifest) -> list[int]:

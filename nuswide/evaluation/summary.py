@@ -59,15 +59,17 @@ def record_report(
     data: all splits. held_out: searched for label errors; None for no search.
     """
     split, train = evaluation.split, data.manifest.of("train")
-    samples = evaluation.samples
+    samples, positives = evaluation.samples, evaluation.train_positives
     inputs = ReportInputs(
         title=title,
         split=split,
         data=data.of(split),
         scores=evaluation.scores,
         thresholds=np.broadcast_to(np.float32(evaluation.thresholds), len(samples.labels)),
-        train_positives=train.positives,
-        baselines=baseline_metrics(train.targets, samples.targets, samples.known),
+        train_positives=train.positives if positives is None else positives,
+        baselines=baseline_metrics(train.targets, samples.targets, samples.known)
+        if len(train)
+        else {},
         metrics=evaluation.metrics,
         intervals=evaluation.resampled.intervals(),
         held_out=Part(data.of(held_out.split), held_out.scores) if held_out else None,

@@ -3,7 +3,10 @@
 Owns the reading of runs' artifacts and histories. Writes nothing to MLflow, computes no metric.
 """
 
+import csv
 import hashlib
+import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from nuswide.tracking.run import JOB_TAG, scratch_folder
 from nuswide.tracking.score_file import FILE, SavedScores
 
 WEIGHTS = "weights/weights.safetensors"  # in a training run's artifacts
+SPLITS_FILE = "data/splits.csv"
+LABEL_COUNTS = "data/label_distribution.json"
 WEIGHTS_TAG = "weights_sha256"  # of a version
 
 
@@ -60,6 +65,22 @@ def fetch_text(run_id: str, name: str) -> str | None:
         return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
     except MlflowException:
         return None
+
+
+def fetch_splits(run_id: str) -> dict[str, str] | None:
+    """Return the split of each image that a run had; None if it did not record them."""
+    text = fetch_text(run_id, SPLITS_FILE)
+    return None if text is None else dict(list(csv.reader(io.StringIO(text)))[1:])
+
+
+def fetch_label_counts(run_id: str) -> dict[str, int] | None:
+    """Return the number of train images with each label that a run had; None if unrecorded."""
+    text = fetch_text(run_id, LABEL_COUNTS)
+    if text is None:
+        return None
+    table = json.loads(text)
+    label, train = (table["columns"].index(column) for column in ("label", "train"))
+    return {row[label]: int(row[train]) for row in table["data"]}
 
 
 def fetch_run_weights(run_id: str, folder: Path) -> Path | None:

@@ -19,6 +19,7 @@ from nuswide.config import Config, known_fields
 from nuswide.core import distributed
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.data.manifest import SPLITS, Manifest
+from nuswide.data.splits import splits_csv
 from nuswide.deployment import export
 from nuswide.deployment.export import LoggedModel
 from nuswide.evaluation import promote, summary
@@ -246,17 +247,23 @@ def _facts(config: Config, manifest: Manifest, run: Run, came_out: str) -> dict[
 
 
 def _require_enough(config: Config, manifest: Manifest) -> None:
-    """Refuse data that the config cannot train on; without a val split, val is yet to be carved."""
+    """Refuse data that the config cannot train on; val and test may be yet to be carved."""
     sizes = {split: len(manifest.indices(split)) for split in SPLITS}
-    to_carve = 0 if sizes["val"] else round(sizes["train"] * config.val_fraction)
-    if (left := sizes["train"] - to_carve) < (size := global_batch_size(config)):
-        carved = f" once {to_carve} are held out as val" if to_carve else ""
+    to_test = 0 if sizes["test"] else round(sizes["train"] * config.test_fraction)
+    to_val = 0 if sizes["val"] else round((sizes["train"] - to_test) * config.val_fraction)
+    to_carve = {split: n for split, n in (("val", to_val), ("test", to_test)) if n}
+    if (left := sizes["train"] - to_test - to_val) < (size := global_batch_size(config)):
+        said = " and ".join(f"{n} are held out as {split}" for split, n in to_carve.items())
+        carved = f" once {said}" if said else ""
         raise click.ClickException(
             f"train has {left} images{carved}, fewer than the {size} of a step; lower "
             f"batch_size={config.batch_size}"
         )
-    if not sizes["test"]:
-        raise click.ClickException(f"{config.data} has no test images; add some")
+    if not sizes["test"] + to_test:
+        raise click.ClickException(
+            f"{config.data} has no test images; give test_fraction=0.2 to hold some out, or add "
+            "some"
+        )
 
 
 def _record_splits(run: Run, manifest: Manifest) -> None:
@@ -280,7 +287,8 @@ def _record_data(run: Run, data: Dataset) -> None:
             table[f"{split} share"] = (positives / len(samples)).round(4).tolist()
     rules = {k: getattr(manifest, k) for k in ("protocol", "unlabelled", "rejected")}
     run.set_tags({f"data.{key}": value for key, value in rules.items()})
-    run.log_table(table, "data/label_distribution.json")
+    run.log_table(table, reader.LABEL_COUNTS)
+    run.log_text(splits_csv(manifest), reader.SPLITS_FILE)
     made = audit.make_audit(manifest, data if len(data) <= _MOST_HASHED else None)
     run.log_picture(made.images["label_distribution"], "data/label_distribution.png")
     run.log_text(audit.to_html(made), "data/audit.html")

@@ -49,7 +49,11 @@ def open_data(config: Config, manifest: Manifest) -> Dataset:
         folder=Path(config.cache),
         skip_rejected=config.skip_rejected,
     )
-    return data.carve_val(fraction=config.val_fraction, seed=config.split_seed)
+    return data.hold_out(
+        test_fraction=config.test_fraction,
+        val_fraction=config.val_fraction,
+        seed=config.split_seed,
+    )
 
 
 def create_network(config: Config, manifest: Manifest) -> TaggerNet:

@@ -240,7 +240,7 @@ def test_what_prepare_makes_trains_and_says_so(tiny_data: Path, tmp_path: Path) 
         (["{data}", "out", "--protocol", "official"], 1, "has 81 labels, but the source has"),
         (["{data}", "out", "--labels", "top:0"], 2, "must name a number from 1 to"),
         (["{data}", "out", "--format", "cocoo"], 2, "did you mean coco?"),
-        (["{data}", "out", "--split_file", "none.csv"], 1, "cannot read the split file none.csv"),
+        (["{data}", "out", "--split_file", "none.csv"], 1, "cannot read none.csv"),
     ],
 )
 def test_a_mistake_in_prepare_is_one_line(

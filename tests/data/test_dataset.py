@@ -141,7 +141,7 @@ def test_a_prepared_folder_that_was_changed_is_one_line(tmp_path: Path) -> None:
         load_manifest(str(tmp_path))
 
 
-# carve_val
+# hold_out
 
 
 def annotated(folder: Path, n_train: int, labels_of: int = 10**9) -> Dataset:
@@ -151,20 +151,20 @@ def annotated(folder: Path, n_train: int, labels_of: int = 10**9) -> Dataset:
 
 def test_val_is_carved_out_of_train_by_the_seed(tmp_path: Path) -> None:
     data = annotated(tmp_path, n_train=40)
-    carved, again = (data.carve_val(fraction=0.25, seed=3).manifest for _ in range(2))
+    carved, again = (data.hold_out(val_fraction=0.25, seed=3).manifest for _ in range(2))
     assert [len(carved.indices(split)) for split in ("train", "val", "test")] == [30, 10, 2]
     assert carved.digest == again.digest
 
 
 def test_another_seed_carves_another_val(tmp_path: Path) -> None:
     data = annotated(tmp_path, n_train=40)
-    one, other = (data.carve_val(fraction=0.15, seed=s).of("val").manifest.names for s in (0, 1))
+    one, other = (data.hold_out(val_fraction=0.15, seed=s).of("val").manifest.names for s in (0, 1))
     assert set(one) != set(other)
 
 
 def test_no_val_fraction_gives_no_val(tmp_path: Path) -> None:
     data = annotated(tmp_path, n_train=4)
-    assert set(data.carve_val(fraction=0, seed=0).manifest.splits) == {"train", "test"}
+    assert set(data.hold_out(val_fraction=0, seed=0).manifest.splits) == {"train", "test"}
 
 
 def test_a_val_split_of_the_sources_own_is_kept(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_val_split_of_the_sources_own_is_kept(tmp_path: Path) -> None:
     splits = manifest.splits.copy()
     splits[0] = "val"
     data = open_in(tmp_path, replace(manifest, splits=splits))
-    assert data.carve_val(fraction=0.5, seed=0).of("val").manifest.names == ("p00.png",)
+    assert data.hold_out(val_fraction=0.5, seed=0).of("val").manifest.names == ("p00.png",)
 
 
 @pytest.mark.parametrize(("n_train", "labels_of"), [(3, 3), (40, 1)])
@@ -181,4 +181,4 @@ def test_a_val_split_without_a_label_is_refused(
 ) -> None:
     data = annotated(tmp_path, n_train, labels_of)
     with pytest.raises(click.ClickException, match=r"val without any label; raise it, or give"):
-        data.carve_val(fraction=0.15, seed=0)
+        data.hold_out(val_fraction=0.15, seed=0)

@@ -3,12 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REAL, needs_real
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from nuswide.data.importers import read_article_json
-from nuswide.data.manifest import Manifest, carve_val
+from nuswide.data.manifest import Manifest
 
 
 def make_manifest(targets: np.ndarray, n_test: int = 0) -> Manifest:
@@ -22,36 +18,13 @@ def make_manifest(targets: np.ndarray, n_test: int = 0) -> Manifest:
     )
 
 
-def long_tailed(n: int, n_labels: int, seed: int) -> np.ndarray:
-    """Targets whose label shares fall as 1/rank, and that come together by a few hidden topics."""
-    rng = np.random.default_rng(seed)
-    share = np.minimum(0.4, 0.6 / np.arange(1, n_labels + 1))
-    topics = rng.standard_normal((n, 3)) @ rng.standard_normal((3, n_labels)) / 3
-    latent = topics + rng.standard_normal((n, n_labels))
-    cut = [np.quantile(latent[:, c], 1 - share[c]) for c in range(n_labels)]
-    return (latent >= np.array(cut)).astype(np.uint8)
-
-
-def assert_shares_are_kept(before: Manifest, after: Manifest, fraction: float) -> None:
-    """Every label with 20 positives in train has its share in val, to one image or 5 %."""
-    positives = before.of("train").targets.sum(axis=0)
-    wanted = fraction * positives
-    off = np.abs(after.of("val").targets.sum(axis=0) - wanted)
-    tolerance = np.maximum(1, 0.05 * wanted)
-    wrong = [
-        f"{label}: {off[c]:.2f} off {wanted[c]:.2f}"
-        for c, label in enumerate(before.labels)
-        if positives[c] >= 20 and off[c] > tolerance[c] + 1e-9
-    ]
-    assert not wrong
-
-
 def test_a_saved_manifest_is_the_same_when_loaded(tmp_path: Path) -> None:
     known = np.ones((4, 4), bool)
     known[0, 1:] = False
     before = replace(
         make_manifest(np.eye(4), n_test=1), known=known, protocol="mine", unlabelled="drop",
-        rejected=3, names=("a b.jpg", "ü/b.jpg", 'c",d.jpg', "d.jpg"),
+        rejected=3, groups=np.array(["x", "y", "x", "z, z"]),
+        names=("a b.jpg", "ü/b.jpg", 'c",d.jpg', "d.jpg"),
     )  # fmt: skip
     assert not Manifest.is_saved_in(tmp_path)
     before.save(tmp_path)
@@ -59,7 +32,7 @@ def test_a_saved_manifest_is_the_same_when_loaded(tmp_path: Path) -> None:
     assert Manifest.is_saved_in(tmp_path) and after.digest == before.digest
     for field in ("root", "names", "labels", "protocol", "unlabelled", "rejected"):
         assert getattr(after, field) == getattr(before, field)
-    for field in ("targets", "splits", "known"):
+    for field in ("targets", "splits", "known", "groups"):
         assert np.array_equal(getattr(after, field), getattr(before, field))
 
 
@@ -147,64 +120,3 @@ def test_digest_is_of_the_content_and_not_of_the_folder() -> None:
 def test_digest_tells_joined_labels_from_separate_ones() -> None:
     two = replace(make_manifest(np.ones((1, 2))), labels=("a", "b"))
     assert two.digest != replace(two, labels=("a b", "")).digest
-
-
-def test_same_seed_carves_the_same_val_and_another_seed_another() -> None:
-    manifest = make_manifest(long_tailed(300, 12, seed=0))
-    first, again, other = (carve_val(manifest, fraction=0.2, seed=s) for s in (3, 3, 4))
-    assert first.digest == again.digest
-    assert first.digest != other.digest
-
-
-def test_carving_leaves_test_and_everything_but_the_splits_alone() -> None:
-    manifest = make_manifest(long_tailed(200, 8, seed=1), n_test=50)
-    carved = carve_val(manifest, fraction=0.15, seed=0)
-    assert carved.indices("test").tolist() == manifest.indices("test").tolist()
-    assert replace(carved, splits=manifest.splits).digest == manifest.digest
-    assert set(manifest.splits) == {"train", "test"}  # the one given is not changed in place
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 100])
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.15, 0.5])
-def test_val_has_the_rounded_share_of_train(n: int, fraction: float) -> None:
-    targets = np.random.default_rng(n).integers(0, 2, (n, 3))
-    carved = carve_val(make_manifest(targets), fraction=fraction, seed=0)
-    assert len(carved.of("val")) == round(n * fraction)
-    assert len(carved.of("train")) == n - round(n * fraction)
-
-
-@pytest.mark.parametrize("value", [0, 1])
-def test_samples_that_are_all_alike_can_be_carved(value: int) -> None:
-    carved = carve_val(make_manifest(np.full((40, 4), value)), fraction=0.25, seed=0)
-    assert len(carved.of("val")) == 10
-
-
-def test_labels_that_always_come_together_are_carved_together() -> None:
-    one = np.random.default_rng(0).random((400, 1)) < 0.1
-    manifest = make_manifest(np.hstack([one, one, ~one]))
-    carved = carve_val(manifest, fraction=0.15, seed=0)
-    assert_shares_are_kept(manifest, carved, 0.15)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    n=st.integers(200, 1500),
-    n_labels=st.integers(1, 50),
-    fraction=st.floats(0.1, 0.5),
-    seed=st.integers(0, 1000),
-)
-def test_every_label_keeps_its_share_in_val(
-    n: int, n_labels: int, fraction: float, seed: int
-) -> None:
-    manifest = make_manifest(long_tailed(n, n_labels, seed))
-    carved = carve_val(manifest, fraction=fraction, seed=seed)
-    assert len(carved.of("val")) == round(n * fraction)
-    assert_shares_are_kept(manifest, carved, fraction)
-
-
-@needs_real("corel5k")
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("fraction", [0.1, 0.15, 0.3])
-def test_every_label_of_corel5k_keeps_its_share_in_val(fraction: float, seed: int) -> None:
-    manifest = read_article_json(REAL / "corel5k")
-    assert_shares_are_kept(manifest, carve_val(manifest, fraction=fraction, seed=seed), fraction)

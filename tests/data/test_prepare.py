@@ -147,3 +147,29 @@ def test_missing_images_are_named_and_listed_and_the_rest_prepared(
     assert "skip_rejected=true" in said and said.count("\n") == 1
     listed = (tmp_path / "out/missing.csv").read_text().splitlines()
     assert listed == ["image", *names[2:]]
+
+
+def test_a_column_of_groups_is_kept_with_the_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(
+        "image,labels,split,patient\na.jpg,sky,train,p1\nb.jpg,sea,test,p1\nc.jpg,sky,train,\n"
+    )
+    prepare(tmp_path / "t.csv", tmp_path / "out", group_column="patient")
+    groups = Manifest.load(tmp_path / "out").groups
+    assert groups is not None and groups.tolist() == ["p1", "p1", "c.jpg"]
+    assert "in several splits of the source: 1, 'p1' first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"group_column": "scene"}, "0 CSV files with the header image,labels,scene"),
+        ({"group_column": "patient", "format": "coco"}, "a column of the format csv, not of coco"),
+    ],
+)
+def test_a_column_of_groups_that_is_not_there_is_refused(
+    tmp_path: Path, options: dict[str, str], reason: str
+) -> None:
+    (tmp_path / "t.csv").write_text("image,labels,patient\na.jpg,sky,p1\n")
+    assert reason in error_of(tmp_path / "t.csv", tmp_path / "out", **options)

@@ -24,7 +24,8 @@ from test_loop import Recorder
 from nuswide.config import Config
 from nuswide.data.dataset import Dataset, load_manifest
 from nuswide.data.label_stats import TrainLabels, label_vectors
-from nuswide.data.manifest import Manifest, carve_val
+from nuswide.data.manifest import Manifest
+from nuswide.data.splits import carve_val
 from nuswide.deployment.export import write_bundle, write_weights
 from nuswide.evaluation.evaluate import Decision, torch_score
 from nuswide.models import backbones

@@ -66,12 +66,19 @@ def read_annotations(source: Path, format: str = "auto") -> Manifest:
     return manifest
 
 
-def read_samples(source: Path, format: str = "auto") -> Manifest:
-    """Read annotations as read_annotations does, but with images that occur more than once."""
+def read_samples(source: Path, format: str = "auto", group_column: str | None = None) -> Manifest:
+    """Read annotations as read_annotations does, but with images that occur more than once.
+
+    group_column: a column of a CSV table, see tables.read.
+    """
     if not os.path.exists(source):  # Path.exists() raises for a name that is too long
         raise click.ClickException(
             f"there is no data folder {source}; name one with train.json and test.json or the like"
         )
+    if group_column:
+        if format not in ("auto", "csv"):
+            raise click.UsageError(f"group_column is a column of the format csv, not of {format}")
+        return tables.read(source, group_column)
     if format == "auto" and Manifest.is_saved_in(source):
         try:
             return Manifest.load(source)

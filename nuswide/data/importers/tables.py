@@ -2,12 +2,15 @@
 
 Labels are separated by semicolons, because names contain spaces. `unknown` names labels for which
 the image was not annotated; they are neither positive nor negative. Without the column split, all
-images are train.
+images are train. A further column may name groups of images, which stay in one split.
 """
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 
 from nuswide.data.importers.files import checked_labels, checked_name, make_manifest
 from nuswide.data.manifest import SPLITS, Manifest, first_duplicate
@@ -21,14 +24,19 @@ def detects(source: Path) -> bool:
     return len(_tables(source)) == 1
 
 
-def read(source: Path) -> Manifest:
-    """Read a table, or the only one in a folder."""
-    tables = _tables(source)
+def read(source: Path, group_column: str | None = None) -> Manifest:
+    """Read a table, or the only one in a folder.
+
+    group_column: names the group of each image; an image without one is a group of its own.
+    """
+    further = {group_column} if group_column else set()
+    tables = _tables(source, further)
     if len(tables) != 1:
+        header = ",".join(["image", "labels", *further])
         raise click.ClickException(
-            f"{source} has {len(tables)} CSV files with the header image,labels; name one"
+            f"{source} has {len(tables)} CSV files with the header {header}; name one"
         )
-    names, splits, present, unknown = [], [], [], []
+    names, splits, present, unknown, groups = [], [], [], [], []
     for number, row in read_records(tables[0]):
         where = f"{tables[0]}:{number}"
         names.append(checked_name(where, row["image"]))
@@ -39,12 +47,14 @@ def read(source: Path) -> Manifest:
             )
         present.append(_split_labels(row["labels"]))
         unknown.append(_split_labels(row.get("unknown", "")))
+        groups.append(row.get(group_column or "", "") or names[-1])
     labels = sorted({label for cells in (*present, *unknown) for label in cells})
     checked_labels(str(tables[0]), labels)
-    return make_manifest(source, names, splits, labels, present, unknown)
+    manifest = make_manifest(source, names, splits, labels, present, unknown)
+    return replace(manifest, groups=np.array(groups)) if group_column else manifest
 
 
-def _tables(source: Path) -> list[Path]:
+def _tables(source: Path, further: Collection[str] = ()) -> list[Path]:
     if source.is_dir():
         paths = [p for p in sorted(source.iterdir()) if has_suffix(p, ".csv")]
     else:
@@ -53,7 +63,8 @@ def _tables(source: Path) -> list[Path]:
     return [
         path
         for path, header in headers.items()
-        if _NEEDED <= set(header) <= _ALLOWED and first_duplicate(header) is None
+        if _NEEDED.union(further) <= set(header) <= _ALLOWED.union(further)
+        and first_duplicate(header) is None
     ]
 
 

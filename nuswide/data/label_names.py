@@ -1,0 +1,83 @@
+"""Names of labels: those that look alike, and their renaming by a file.
+
+Owns the file of a label map and what it makes of a manifest.
+
+    >>> look_alikes(("Sky", "sea", "sky", "sky "))
+    [('Sky', 'sky', 'sky ')]
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+
+from nuswide.config import unknown_name
+from nuswide.data.manifest import Manifest
+from nuswide.data.text_files import read_records
+
+# What separates labels in files of other forms; found inside a label, several were read as one.
+_SEPARATORS = re.compile(r"[;|,\t]|' '")
+
+
+def look_alikes(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return groups of labels that differ in case, blanks, hyphens and underscores only."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        groups[re.sub(r"[\s_-]+", "", label).casefold()].append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def with_separators(labels: Iterable[str]) -> list[str]:
+    """Return the labels that contain what usually separates labels."""
+    return [label for label in labels if _SEPARATORS.search(label)]
+
+
+def read_label_map(path: Path, labels: Iterable[str]) -> dict[str, str]:
+    """Read a CSV file with the columns from and to; an empty `to` drops the label.
+
+    Cells are taken as they are, blanks included. Raises click.ClickException for a label that is
+    not among `labels` or is there twice.
+    """
+    known = dict.fromkeys(labels)
+    label_map: dict[str, str] = {}
+    for number, row in read_records(path):
+        where = f"{path}:{number}"
+        if "from" not in row or "to" not in row:
+            raise click.ClickException(f"{path} needs the header from,to")
+        label, to = row["from"], row["to"].strip()
+        if label not in known:
+            raise click.ClickException(f"{where}: {unknown_name('label', label, known)}")
+        if label in label_map:
+            raise click.ClickException(f"{where}: {label!r} is there twice; keep one")
+        label_map[label] = to
+    return label_map
+
+
+def map_labels(manifest: Manifest, label_map: Mapping[str, str]) -> Manifest:
+    """Rename, merge and drop labels, and state it in the manifest.
+
+    Of merged labels, an image has the new one if it has any; it is unknown if it has none and any
+    is unknown.
+    """
+    sources: dict[str, list[int]] = defaultdict(list)
+    for column, label in enumerate(manifest.labels):
+        if to := label_map.get(label, label):
+            sources[to].append(column)
+    n = len(manifest)
+    targets = [manifest.targets[:, columns].max(axis=1) for columns in sources.values()]
+    known = None
+    if manifest.known is not None:
+        merged = [manifest.known[:, columns].all(axis=1) for columns in sources.values()]
+        known = np.column_stack(merged or [np.empty((n, 0), bool)])
+        known |= np.column_stack(targets or [np.empty((n, 0), np.uint8)]) == 1
+    return replace(
+        manifest,
+        labels=tuple(sources),
+        targets=np.column_stack(targets or [np.empty((n, 0), np.uint8)]),
+        known=known,
+        label_map=dict(label_map),
+    )
