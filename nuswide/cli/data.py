@@ -19,6 +19,10 @@ from nuswide.cli.options import PATH, cache_option, data_option, option
     "--protocol", default="source",
     help="source, official, official-labelled, hashnet or article.",
 )  # fmt: skip
+@option(
+    "--label_map", type=PATH,
+    help="CSV file with the columns from and to; renames, merges and (empty to) drops labels.",
+)  # fmt: skip
 @option("--labels", default="all", help="all, 27, top:N, or a file with one label per line.")
 @option("--unlabelled", type=click.Choice(["keep", "drop"]), default="keep")
 @option(

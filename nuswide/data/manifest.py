@@ -10,8 +10,8 @@ annotations.
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -31,7 +31,8 @@ class Manifest:
     every entry is known; unknown targets are 0. protocol: name of the rule that selected the
     samples. unlabelled: `keep` or `drop`, for images without a label. rejected: number of images
     left out because they are missing or cannot be decoded. groups: (N,) names; images of one group,
-    such as those of a scene, stay in one split. None for no groups.
+    such as those of a scene, stay in one split. None for no groups. label_map: what the source's
+    labels were renamed to; "" for dropped ones.
     """
 
     root: Path
@@ -44,6 +45,7 @@ class Manifest:
     unlabelled: str = "keep"
     rejected: int = 0
     groups: NDArray[np.str_] | None = None
+    label_map: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.targets.shape == (len(self.names), len(self.labels))
@@ -114,6 +116,7 @@ class Manifest:
         meta = {
             "root": str(self.root), "protocol": self.protocol, "unlabelled": self.unlabelled,
             "rejected": self.rejected, "digest": self.digest, "labels": self.labels,
+            "label_map": dict(self.label_map),
         }  # fmt: skip
         has_groups = self.groups is not None
         with (folder / _SAMPLES).open("w", encoding="utf-8", newline="") as file:
@@ -146,6 +149,7 @@ class Manifest:
                 Path(meta["root"]), names, tuple(meta["labels"]), targets, np.array(splits),
                 None if not unknown.any() else unknown == 0,
                 meta["protocol"], meta["unlabelled"], meta["rejected"], groups,
+                meta.get("label_map", {}),  # since version 0.3.0
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{folder / _META} or {_SAMPLES} is damaged ({error})") from error

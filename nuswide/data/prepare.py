@@ -13,6 +13,7 @@ import click
 
 from nuswide.core.files import atomic_write
 from nuswide.data.importers import read_samples
+from nuswide.data.label_names import map_labels, read_label_map
 from nuswide.data.locate import describe_missing, find_images
 from nuswide.data.manifest import Manifest
 from nuswide.data.protocols import apply_protocol
@@ -36,26 +37,26 @@ def prepare(
     images: Path | None = None,
     duplicates: str = "refuse",
     group_column: str | None = None,
+    label_map: Path | None = None,
 ) -> Manifest:
     """Read annotations, apply a protocol, and save the Manifest into the folder `out`.
 
     split_file: a CSV file with the columns image and split, which replaces the source's split.
     images: the folder of the images, by default the source's. duplicates: `merge` or `first` keeps
     one sample of an image that occurs more than once. group_column: a column of a CSV source;
-    images of one group stay together when val or test is split off. The other options are those of
-    read_annotations and apply_protocol. Images that are missing or repeated are listed in `out`.
+    images of one group stay together when val or test is split off. label_map: a CSV file with the
+    columns from and to, which renames, merges and drops labels before any are selected. The others
+    are those of read_annotations and apply_protocol. Missing and repeated images are listed in
+    `out`.
     """
     if Manifest.is_saved_in(out):
         raise click.ClickException(f"{out} holds a prepared data set already; name another folder")
     manifest = _keep_one(read_samples(source, format, group_column), source, out, duplicates)
+    if label_map:
+        manifest = map_labels(manifest, read_label_map(label_map, manifest.labels))
     if split_file:
         manifest = replace(manifest, splits=read_splits(split_file, manifest.names))
-    if across := groups_across_splits(manifest):
-        click.echo(
-            f"groups that are in several splits of the source: {len(across)}, {across[0]!r} first; "
-            "--split_file sets other splits",
-            err=True,
-        )
+    _report_groups(manifest)
     manifest = apply_protocol(
         manifest, protocol, labels=labels, unlabelled=unlabelled, order=order, seed=seed
     )
@@ -83,6 +84,15 @@ def _keep_one(manifest: Manifest, source: Path, out: Path, duplicates: str) -> M
     }
     click.echo(f"{said}; {kept[duplicates]}", err=True)
     return keep_one(manifest, repeated, merge=duplicates == "merge")
+
+
+def _report_groups(manifest: Manifest) -> None:
+    if across := groups_across_splits(manifest):
+        click.echo(
+            f"groups that are in several splits of the source: {len(across)}, {across[0]!r} first; "
+            "--split_file sets other splits",
+            err=True,
+        )
 
 
 def _report_missing(manifest: Manifest, out: Path) -> None:

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,59 +16,16 @@ from PIL import Image
 
 from nuswide.data.dataset import Dataset
 from nuswide.data.duplicates import DuplicatePair, find_duplicates
+from nuswide.data.label_names import look_alikes, with_separators
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.reporting import html, plots
+from nuswide.reporting.audit_checks import Bias, Gap, find_bias, find_gaps
 from nuswide.reporting.table import Column, Table, make_table, to_csv
 from nuswide.reporting.table import to_html as table_html
 from nuswide.reporting.table import to_text as table_text
 
-# By the words' meaning; in NUS-WIDE the second of each is often missing.
-IMPLIED = tuple(
-    (label, whole)
-    for whole, labels in {
-        "vehicle": "boats cars plane train",
-        "water": "boats lake ocean surf swimmers waterfall whales",
-        "buildings": "castle house temple tower",
-        "sky": "clouds rainbow sunset",
-        "animal": "bear birds cat cow dog elk fish fox horses tiger whales zebra",
-    }.items()
-    for label in labels.split()
-)
-_NEARLY_ALWAYS = 0.8
-_LEAST_IMAGES = 20  # of a label, before a habit is read out of them
 _SHOWN_PAIRS, _SHOWN_EXAMPLES = 12, 3
 _MOST_ROWS = 5000  # of a table on the page; the CSV files have all
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Images that have `label` but lack `implied`, which follows by meaning or nearly always."""
-
-    label: str
-    implied: str
-    images: int
-    missing: int
-    examples: tuple[str, ...]
-    by_meaning: bool
-
-
-@dataclass(frozen=True)
-class Bias:
-    """Label frequencies in the first rows of train against its other rows.
-
-    first, rest: (C,) share of images with the label. margin: (C,) half the width of the interval of
-    their difference, 95 % for all labels together.
-    """
-
-    n_first: int
-    first: NDArray[np.float64]
-    rest: NDArray[np.float64]
-    margin: NDArray[np.float64]
-
-    @property
-    def is_off(self) -> NDArray[np.bool_]:
-        """Return the labels whose shares differ by more than chance; (C,)."""
-        return np.asarray(np.abs(self.first - self.rest) > self.margin)
 
 
 @dataclass(frozen=True)
@@ -106,48 +62,6 @@ def make_audit(
         pairs=tuple(find_duplicates(pictures)) if pictures else None,
         pictures=pictures,
     )
-
-
-def find_gaps(manifest: Manifest) -> tuple[Gap, ...]:
-    """Find labels that are missing by implication, the most missing first."""
-    targets = manifest.targets.astype(np.float32)
-    known = np.ones_like(targets) if manifest.known is None else manifest.known.astype(np.float32)
-    judged, both = targets.T @ known, targets.T @ targets  # [a, b]: of a's images
-    index = {label: i for i, label in enumerate(manifest.labels)}
-    meant = {(index[a], index[b]) for a, b in IMPLIED if a in index and b in index}
-    habit = (both >= _NEARLY_ALWAYS * judged) & (judged >= _LEAST_IMAGES)
-    np.fill_diagonal(habit, False)
-    gaps = [
-        _make_gap(manifest, a, b, (a, b) in meant)
-        for a, b in sorted(meant | {(int(a), int(b)) for a, b in np.argwhere(habit)})
-        if judged[a, b] > both[a, b]
-    ]
-    return tuple(sorted(gaps, key=lambda gap: -gap.missing))
-
-
-def _make_gap(manifest: Manifest, a: int, b: int, by_meaning: bool) -> Gap:
-    has = manifest.targets[:, a] == 1
-    if manifest.known is not None:
-        has &= manifest.known[:, b]
-    lacking = np.flatnonzero(has & (manifest.targets[:, b] == 0))
-    examples = tuple(manifest.names[i] for i in lacking[:_SHOWN_EXAMPLES])
-    return Gap(
-        manifest.labels[a], manifest.labels[b], int(has.sum()), len(lacking), examples, by_meaning
-    )
-
-
-def find_bias(manifest: Manifest, n_first: int) -> Bias | None:
-    """Compare the first rows of train with the others; None if there are too few others."""
-    targets = manifest.targets[manifest.indices("train")]
-    n_rest = len(targets) - n_first
-    if n_rest < n_first:
-        return None
-    first, rest = (part.mean(axis=0, dtype=np.float64) for part in np.split(targets, [n_first]))
-    pooled = targets.mean(axis=0, dtype=np.float64)
-    # Bonferroni's correction: one false alarm among all labels in 20 data sets.
-    z = NormalDist().inv_cdf(1 - 0.05 / 2 / max(1, len(manifest.labels)))
-    margin = z * np.sqrt(pooled * (1 - pooled) * (1 / n_first + 1 / n_rest))
-    return Bias(n_first, first, rest, margin)
 
 
 # What is shown of it
@@ -231,6 +145,27 @@ def duplicates_table(audit: Audit) -> Table:
     return make_table(("first", "split", "second", "split", "kind", "bits", "labels"), rows)
 
 
+def look_alikes_table(audit: Audit) -> Table:
+    """Return look-alike labels, each with the most frequent one; a label map for `prepare`."""
+    counts = dict(zip(audit.manifest.labels, audit.manifest.positives.tolist(), strict=True))
+    rows = []
+    for group in look_alikes(audit.manifest.labels):
+        to = max(group, key=lambda label: counts[label])
+        rows += [(one, to.strip(), counts[one], counts[to]) for one in group if one != to]
+    return make_table(("from", "to", "images", "images of to"), rows)
+
+
+def absent_table(audit: Audit) -> Table:
+    """Return the labels without a positive in a split, and the splits."""
+    manifest = audit.manifest
+    parts = {s: manifest.of(s).positives for s in SPLITS if len(manifest.indices(s))}
+    rows = [
+        (label, " ".join(split for split, positives in parts.items() if not positives[i]))
+        for i, label in enumerate(manifest.labels)
+    ]
+    return make_table(("label", "absent from"), [row for row in rows if row[1]])
+
+
 def rejected_table(audit: Audit) -> Table:
     """Return the images that were left out because they are missing or cannot be decoded."""
     return make_table(("image", "reason"), audit.pictures.rejected if audit.pictures else ())
@@ -256,6 +191,7 @@ def findings(audit: Audit) -> list[str]:
             f"{n_rejected:,} further images are missing or cannot be decoded, and are left out; "
             "rejected.csv lists them."
         )
+    said += _label_findings(audit)
     if audit.gaps:
         worst = max(audit.gaps, key=lambda gap: gap.missing / math.sqrt(gap.images))
         said.append(
@@ -278,6 +214,28 @@ def findings(audit: Audit) -> list[str]:
         said.append(
             f"{exact} pairs of pictures are equal and {len(audit.pairs) - exact} nearly so; "
             f"{across} of these lie across splits, where they flatter every metric on test."
+        )
+    return said
+
+
+def _label_findings(audit: Audit) -> list[str]:
+    """Return what is odd about the names of the labels, or about where they occur."""
+    said, labels = [], audit.manifest.labels
+    if alike := look_alikes(labels):
+        shown = "; ".join(" and ".join(map(repr, group)) for group in alike[:_SHOWN_EXAMPLES])
+        said.append(
+            f"{len(alike)} groups of labels look alike, such as {shown}; if they mean the same, "
+            "`nuswide prepare --label_map look_alikes.csv` merges them."
+        )
+    if odd := with_separators(labels):
+        said.append(
+            f"{len(odd)} labels contain a separator, such as {odd[0]!r}: several labels may have "
+            "been read as one."
+        )
+    if absent := absent_table(audit).rows:
+        said.append(
+            f"{len(absent)} of {len(labels)} labels have no image in some split, such as "
+            f"{absent[0][0]!r} in {absent[0][1].replace(' ', ' and ')}."
         )
     return said
 
@@ -324,6 +282,8 @@ def tables(audit: Audit) -> dict[str, Table]:
     all_tables = {
         "splits": splits_table(audit),
         "labels": labels_table(audit),
+        "look_alikes": look_alikes_table(audit),
+        "absent": absent_table(audit),
         "gaps": gaps_table(audit),
         "first_rows": bias_table(audit),
         "duplicates": duplicates_table(audit),
@@ -335,6 +295,8 @@ def tables(audit: Audit) -> dict[str, Table]:
 _TITLES = {
     "splits": "Splits",
     "labels": "Labels",
+    "look_alikes": "Labels that look alike",
+    "absent": "Labels without an image in a split",
     "gaps": "Labels missing by implication",
     "first_rows": "The first rows of train against the rest",
     "duplicates": "Pictures that are there twice",

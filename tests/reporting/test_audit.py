@@ -9,12 +9,10 @@ import pytest
 from conftest import REAL, needs_real
 
 from nuswide.data.dataset import Dataset
+from nuswide.data.label_names import read_label_map
 from nuswide.data.manifest import Manifest
 from nuswide.reporting.audit import (
-    IMPLIED,
     bias_table,
-    find_bias,
-    find_gaps,
     findings,
     labels_table,
     make_audit,
@@ -24,6 +22,7 @@ from nuswide.reporting.audit import (
     to_text,
     write_audit,
 )
+from nuswide.reporting.audit_checks import IMPLIED, find_bias, find_gaps
 
 
 def manifest_of(targets: np.ndarray, labels: tuple[str, ...], n_test: int = 0) -> Manifest:
@@ -130,6 +129,22 @@ def test_without_pictures_nothing_is_said_of_duplicates(small: Manifest) -> None
     assert "not looked at" in to_text(audit) and "duplicates" not in tables(audit)
 
 
+def test_labels_that_look_alike_or_are_absent_are_named(tmp_path: Path) -> None:
+    targets = np.array([[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]])
+    audit = make_audit(manifest_of(targets, ("sky", "Sky ", "a|b", "sea"), n_test=1))
+    assert tables(audit)["look_alikes"].texts() == [("Sky ", "sky", "1", "3")]
+    assert tables(audit)["absent"].texts() == [
+        ("Sky ", "test"), ("a|b", "train"), ("sea", "test"),
+    ]  # fmt: skip
+    said = to_text(audit)
+    assert "1 groups of labels look alike, such as 'sky' and 'Sky '" in said
+    assert "1 labels contain a separator, such as 'a|b'" in said
+    assert "3 of 4 labels have no image in some split, such as 'Sky ' in test" in said
+    write_audit(audit, tmp_path)
+    label_map = read_label_map(tmp_path / "look_alikes.csv", audit.manifest.labels)
+    assert label_map == {"Sky ": "sky"}
+
+
 def test_images_that_were_left_out_are_listed(pictures: Dataset) -> None:
     rejected = (("lost.jpg", "No such file or directory"), ("bad.jpg", "truncated"))
     audit = make_audit(pictures.manifest, replace(pictures, rejected=rejected))
@@ -149,7 +164,7 @@ def test_the_page_is_whole_escaped_and_asks_no_network(pictures: Dataset) -> Non
 def test_tables_and_figures_are_written_beside_the_page(pictures: Dataset, tmp_path: Path) -> None:
     write_audit(make_audit(pictures.manifest, pictures), tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "audit.html", "splits.csv", "labels.csv", "gaps.csv", "duplicates.csv",
+        "audit.html", "splits.csv", "labels.csv", "absent.csv", "gaps.csv", "duplicates.csv",
         "label_distribution.png", "co_occurrence.png", "duplicates.png",
     }  # fmt: skip
     with (tmp_path / "out/labels.csv").open(newline="") as file:
