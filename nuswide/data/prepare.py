@@ -102,10 +102,11 @@ def _report_missing(manifest: Manifest, out: Path) -> None:
     if not missing:
         return
     _write_csv(out / _MISSING, [("image",), *((name,) for name in missing)])
+    others = ", or train with skip_rejected=true to leave them out"
+    if len(missing) == len(manifest):
+        others = ", or name their folder by --images"
     click.echo(
-        f"{describe_missing(manifest, missing)}, or train with skip_rejected=true to leave them "
-        f"out; {out / _MISSING} lists them",
-        err=True,
+        f"{describe_missing(manifest, missing)}{others}; {out / _MISSING} lists them", err=True
     )
 
 

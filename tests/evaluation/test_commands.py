@@ -16,6 +16,7 @@ from nuswide.data.manifest import Manifest
 from nuswide.data.splits import carve_val, hold_out, splits_csv
 from nuswide.evaluation.commands import open_as_trained
 from nuswide.metrics import NINE
+from nuswide.tagger import Preprocessing
 from nuswide.tracking import reader
 
 
@@ -30,7 +31,7 @@ from nuswide.tracking import reader
 def test_val_is_that_of_training_also_of_a_model_older_than_a_field(
     recorded: dict[str, float], fraction: float, seed: int, tiny_data: Path, tmp_path: Path
 ) -> None:
-    tagger = SimpleNamespace(config=recorded, image_size_px=32)
+    tagger = SimpleNamespace(config=recorded, preprocessing=Preprocessing(32))
     whole = open_as_trained(SimpleNamespace(run_id=None), tagger, str(tiny_data), tmp_path)
     expected = carve_val(load_manifest(str(tiny_data)), fraction=fraction, seed=seed)
     assert np.array_equal(whole.manifest.splits, expected.splits)
@@ -71,7 +72,7 @@ def test_the_splits_that_the_run_recorded_are_read_and_not_searched_again(
     )
     monkeypatch.setattr(reader, "fetch_text", lambda run, name: splits_csv(trained_on))
     monkeypatch.setattr(splits, "stratify", never)
-    tagger = SimpleNamespace(config={}, image_size_px=32)
+    tagger = SimpleNamespace(config={}, preprocessing=Preprocessing(32))
     whole = open_as_trained(VERSION, tagger, str(unsplit), tmp_path / "cache")
     assert whole.manifest.digest == trained_on.digest
 
@@ -80,7 +81,7 @@ def test_no_val_is_split_off_for_test_nor_off_data_that_has_no_train(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "fetch_text", lambda run, name: None)
-    tagger = SimpleNamespace(config={}, image_size_px=32)
+    tagger = SimpleNamespace(config={}, preprocessing=Preprocessing(32))
     cache = tmp_path / "cache"
     whole = open_as_trained(VERSION, tagger, str(tiny_data), cache, is_for_test=True)
     assert not len(whole.of("val"))
