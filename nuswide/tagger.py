@@ -9,9 +9,11 @@ import base64
 import binascii
 import io
 import json
+import logging
 import os
 import re
 import struct
+import traceback
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,13 +24,13 @@ import onnxruntime
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
-DECODER_VERSION = 1  # increment it when decode_image changes pixels: caches are then rebuilt
+DECODER_VERSION = 2  # increment it when decode_image changes pixels: caches are then rebuilt
 # What Pillow is known to raise on an invalid image file.
 _PICTURE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
@@ -39,10 +41,15 @@ _PICTURE_ERRORS = (
 # others decode in pure Python.
 SERVED_FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)
-
-
+_WHITESPACE = b" \t\n\v\f\r"
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, a value
 _LONGEST = 20  # aspect ratio above which crop leaves out the ends first, to bound its memory
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+log = logging.getLogger(__name__)
+
+
+class RangeError(ValueError):
+    """The range of an image's pixels is unknown, so that black and white are, too."""
 
 
 class Preprocessing(NamedTuple):
@@ -74,6 +81,8 @@ def decode_image(
     """Decode an image to RGB, upright, fitted into a square; (3, size_px, size_px) uint8.
 
     The arguments after the source are those of Preprocessing. Transparency is composited on white.
+    Float pixels are read as 0 to 1 if none is above 1, else as 0 to 255; 32-bit integers as 0 to
+    255 if none is above 255, else as 0 to 65535; other pixels of these types raise RangeError.
     Raises ValueError saying why an image cannot be decoded.
     """
     preprocessing = Preprocessing(size_px, fit, interpolation, fill)
@@ -85,19 +94,46 @@ def decode_image(
                 image, in_place=True
             )  # in place: else it copies upright images, too
             square = _fitted(_to_rgb(image), preprocessing)
+    except RangeError:
+        raise
     except _PICTURE_ERRORS as error:
         raise ValueError(f"not a readable picture: {error}") from error
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
-        levels = np.clip(np.asarray(image).astype(np.float32) / 257, 0, 255)
-        return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F" or image.mode.startswith("I"):
+        # convert() would clip: floats from 0 to 1 to black, 16-bit grey to white.
+        levels = np.asarray(image).astype(np.float32)
+        grey = (levels / (_white(image, levels) / 255)).round().astype(np.uint8)
+        if _tiff_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits only
+            grey = 255 - grey
+        return Image.fromarray(grey).convert("RGB")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _white(image: Image.Image, levels: NDArray[np.float32]) -> int:
+    """Return the level of white in a grey image of floats, or of more than 8 bits."""
+    whites: tuple[int, ...]
+    if image.mode == "F":
+        whites = 1, 255
+    elif image.mode.startswith("I;16") or image.format == "PPM":
+        whites = (4095 if _tiff_tag(image, _BITS_PER_SAMPLE) == (12,) else 65535,)
+    else:
+        whites = 255, 65535
+    for white in whites:
+        if levels.min() >= 0 and levels.max() <= white:  # NaN is neither
+            return white
+    kind = "float" if image.mode == "F" else "32-bit"
+    limits = " or ".join(f"0 to {white}" for white in whites)
+    raise RangeError(f"its {kind} pixels are not within {limits}; save it with 8 bits")
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    return getattr(image, "tag_v2", {}).get(tag)
 
 
 def _fitted(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -194,21 +230,28 @@ def _session_options(threads: int | None) -> onnxruntime.SessionOptions:
     return options
 
 
-class BadRequest(MlflowException):
-    """An error 400 with a message of its own; MLflow's server would prefix the whole request."""
+class TaggerError(MlflowException):
+    """An error whose message stays as it is; MLflow's server would prefix the whole request."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, error_code: int = INTERNAL_ERROR) -> None:
         self._message = message
-        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+        super().__init__(message, error_code)
 
     @property
     def message(self) -> str:
-        """Return what is wrong with the request."""
+        """Return what is wrong."""
         return self._message
 
     @message.setter
     def message(self, value: str) -> None:
         pass
+
+
+class BadRequest(TaggerError):
+    """An error 400: what is wrong with a request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, INVALID_PARAMETER_VALUE)
 
 
 def check_params(params: dict[str, Any]) -> None:
@@ -244,15 +287,26 @@ class TaggerModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Tag the images in the column `image`: base64 texts or data:image/...;base64 URIs.
+        """Tag the images in the column `image`: base64 texts, data:image/...;base64 URIs or bytes.
 
         params: `threshold` (for all labels; default: the model's own; 0 returns every label),
-        `top_k` (maximum labels per image; 0 for no limit) and `all_scores` (add the column
-        `all_scores`, every label with its score). Return one row per image with `labels` and their
-        `scores`, best first. An image that cannot be decoded fails the whole request, naming the
-        row; the message never repeats the input.
+        `top_k` (maximum labels per image, of those that reach their thresholds; 0 for no limit) and
+        `all_scores` (add the column `all_scores`, every label with its score). Return one row per
+        image with `labels` and their `scores`, best first. An image that cannot be decoded fails
+        the whole request, naming the row. Raises TaggerError, whose message never repeats the
+        input: BadRequest for invalid input; for any other error its traceback is logged.
         """
-        thresholds, top_k, with_all = self._read_params(params or {})
+        try:
+            return self._predict(model_input, params or {})
+        except TaggerError:
+            raise
+        except Exception as error:
+            # MLflow's server would send the traceback of an unexpected error to the client.
+            log.error("%s\n%s", type(error).__name__, format_traceback(error))
+            raise TaggerError("the model failed") from None
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
+        thresholds, top_k, with_all = self._read_params(params)
         if "image" not in model_input:
             raise BadRequest("the input has no column image")
         images = [self._decode(row, value) for row, value in enumerate(model_input["image"])]
@@ -271,7 +325,7 @@ class TaggerModel(PythonModel):
         return thresholds, int(params.get("top_k") or 0) or None, bool(params.get("all_scores"))
 
     def _decode(self, row: int, value: Any) -> NDArray[np.uint8]:
-        picture = io.BytesIO(_from_base64(row, value))
+        picture = io.BytesIO(_content(row, value))
         try:
             with Image.open(picture) as image:  # reads the header only
                 form, n_pixels = image.format, image.width * image.height
@@ -284,6 +338,8 @@ class TaggerModel(PythonModel):
                 raise BadRequest(f"row {row}: image has more than {self.max_pixels} pixels")
             picture.seek(0)
             return decode_image(picture, *self.tagger.preprocessing)
+        except RangeError as error:
+            raise BadRequest(f"row {row}: image: {error}") from None
         except _PICTURE_ERRORS:
             # Pillow's message may quote the input.
             raise BadRequest(f"row {row}: image is not a readable picture") from None
@@ -292,18 +348,29 @@ class TaggerModel(PythonModel):
         self, image: NDArray[np.uint8], thresholds: NDArray[np.float32], top_k: int | None
     ) -> tuple[list[str], list[float], dict[str, float]]:
         scores = self.tagger.score(image[None])[0]
-        best_first = np.argsort(-scores, kind="stable")[:top_k]
-        kept = best_first[scores[best_first] >= thresholds[best_first]]
+        best_first = np.argsort(-scores, kind="stable")
+        kept = best_first[scores[best_first] >= thresholds[best_first]][:top_k]
         labels, values = self.tagger.labels, scores.tolist()
         everything = dict(zip(labels, values, strict=True))
         return [labels[i] for i in kept], [values[i] for i in kept], everything
 
 
-def _from_base64(row: int, value: Any) -> bytes:
+def format_traceback(error: BaseException) -> str:
+    """Return an error's traceback without its message, which may repeat the client's input."""
+    return "".join(traceback.format_tb(error.__traceback__))
+
+
+def _content(row: int, value: Any) -> bytes:
+    """Return an image file's bytes: given as they are, or as base64, which may have line breaks."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
     try:
-        if isinstance(value, str) and (uri := _DATA_URI.match(value)):
+        if not isinstance(value, str):
+            raise TypeError
+        value = value.strip()
+        if uri := _DATA_URI.match(value):
             value = value[uri.end() :]
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(value.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except (TypeError, binascii.Error, ValueError):
         raise BadRequest(
             f"row {row}: image must be a base64 text or a data:image/...;base64 URI"

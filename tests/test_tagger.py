@@ -166,9 +166,72 @@ def test_16_bits_with_a_transparent_grey_decode() -> None:
     assert (decode_image(encoded(picture, transparency=7), 8) == 100).all()
 
 
-def test_a_float_tiff_is_read_as_0_to_255() -> None:
-    ramp = np.arange(0, 256, 4).astype(np.float32).reshape(8, 8)
-    assert (decode_image(encoded(Image.fromarray(ramp), "TIFF"), 8) == ramp).all()
+RAMP = np.arange(64).reshape(8, 8) * 4 + 3  # to 255
+
+
+@pytest.mark.parametrize(
+    ("levels", "form"),
+    [
+        ((RAMP / 255).astype(np.float32), "TIFF"),
+        (RAMP.astype(np.float32), "TIFF"),
+        ((RAMP / 255).astype(np.float32), "PPM"),
+        (RAMP.astype(np.int32), "TIFF"),
+        ((RAMP * 257).astype(np.int32), "TIFF"),
+        ((RAMP * 257).astype(np.int32), "PPM"),
+    ],
+    ids=["0 to 1", "0 to 255", "0 to 1, PFM", "8 of 32 bits", "16 of 32 bits", "PPM"],
+)
+def test_floats_and_32_bit_greys_are_scaled_by_their_range(levels: Any, form: str) -> None:
+    assert (decode_image(encoded(Image.fromarray(levels), form), 8) == RAMP).all()
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        (np.float32([[-0.5, 1]]), "float pixels are not within 0 to 1 or 0 to 255"),
+        (np.float32([[0, 4095]]), "float pixels"),
+        (np.float32([[0, np.nan]]), "float pixels"),
+        (np.float32([[0, np.inf]]), "float pixels"),
+        (np.int32([[0, 65536]]), "32-bit pixels are not within 0 to 255 or 0 to 65535"),
+        (np.int32([[-1, 255]]), "32-bit pixels"),
+    ],
+    ids=str,
+)
+def test_pixels_of_an_unknown_range_are_refused_not_clipped(
+    levels: Any, words: str, model: TaggerModel
+) -> None:
+    content = encoded(Image.fromarray(levels), "TIFF").getvalue()
+    with pytest.raises(ValueError, match=words):
+        decode_image(io.BytesIO(content), 8)
+    with pytest.raises(MlflowException, match=f"row 0: image: its {words}"):
+        predict(model, [base64_of(content)])
+
+
+def bare_tiff(bits: int, photometric: int, pixels: bytes) -> io.BytesIO:
+    """A grey TIFF of two pixels in one row, uncompressed."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 122, 277: 1, 278: 1,
+            279: len(pixels)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return io.BytesIO(
+        struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + pixels
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "pixels"),
+    [
+        (12, 1, b"\x00\x0f\xff"),
+        (16, 1, b"\0\0\xff\xff"),
+        (16, 0, b"\xff\xff\0\0"),
+        (8, 0, b"\xff\0"),
+    ],
+    ids=["12 bits", "16 bits", "16 bits, white is 0", "8 bits, white is 0"],
+)
+def test_every_depth_of_a_grey_tiff_has_its_own_white(
+    bits: int, photometric: int, pixels: bytes
+) -> None:
+    decoded = decode_image(bare_tiff(bits, photometric, pixels), 8)
+    assert (decoded[:, :, 0].tolist(), decoded[:, :, -1].tolist()) == ([[0] * 8] * 3, [[255] * 8] * 3)
 
 
 def test_the_first_frame_of_an_animation_is_taken() -> None:
@@ -391,6 +454,13 @@ def test_top_k_keeps_the_best_and_0_keeps_all(model: TaggerModel, top_k: int) ->
     assert scores == sorted(scores, reverse=True)
 
 
+def test_top_k_counts_labels_that_reach_their_thresholds_only(bundle: Path) -> None:
+    model = model_with(bundle, thresholds=[0.85, 0.1, 0.55, 0.6])
+    # The best score, 0.8, is below its threshold; the lowest, 0.2, is above its own.
+    assert predict(model, [flat(51)], top_k=1) == [[["bright"], [pytest.approx(0.2)]]]
+    assert predict(model, [flat(51)]) == predict(model, [flat(51)], top_k=1)
+
+
 def test_top_k_does_not_lift_the_threshold(model: TaggerModel) -> None:
     assert predict(model, [flat(0)], top_k=3)[0][0] == ["dark"]
 
@@ -427,6 +497,7 @@ def test_params_out_of_range_are_refused_by_name(
         "an object": {"b64": SECRET},
         "empty": "",
         "a text file": base64_of(SECRET.encode()),
+        "bytes of a text": SECRET.encode(),
         "a truncated picture": base64_of(SOUND["JPEG"][:-300]),
         "too many pixels": base64_of(forged_png(2**20, 2**20)),
         "a few too many pixels": base64_of(forged_png(10_001, 10_001)),
@@ -449,6 +520,27 @@ def test_an_unreadable_row_is_named_and_not_echoed(
     assert SECRET not in message and base64_of(SECRET.encode()) not in message
     assert "\n" not in message and len(message) < 120
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda content: base64.encodebytes(content).decode(),  # 76 characters a line
+        lambda content: base64_of(content) + "\n",
+        lambda content: "\r\n".join(("", *base64_of(content))),
+        lambda content: " data:image/png;base64,\n" + base64.encodebytes(content).decode(),
+    ],
+    ids=["lines", "a line break at the end", "CRLF", "a data URI in lines"],
+)
+def test_base64_may_have_line_breaks(model: TaggerModel, broken: Any) -> None:
+    content = encoded(Image.new("RGB", (20, 10), (0, 0, 0))).getvalue()
+    assert predict(model, [broken(content)]) == predict(model, [flat(0)])
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, np.bytes_])
+def test_an_image_may_be_given_as_its_bytes(model: TaggerModel, kind: Any) -> None:
+    content = encoded(Image.new("RGB", (20, 10), (0, 0, 0))).getvalue()
+    assert predict(model, [kind(content)]) == predict(model, [flat(0)])
 
 
 def test_base64_with_stray_characters_is_refused_though_the_rest_is_a_picture(
@@ -547,6 +639,22 @@ def test_all_scores_adds_every_label_whatever_threshold_and_top_k(model: TaggerM
     assert row["all_scores"] == pytest.approx(
         {"dark": 0.8, "bright": 0.2, "even": 0.5, "a sea": 0.5}
     )
+
+
+def test_an_unexpected_error_is_logged_and_reveals_nothing(
+    model: TaggerModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(images: Any) -> Any:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(model.tagger, "score", fail)
+    with pytest.raises(MlflowException) as caught:
+        predict(model, [flat(0)])
+    assert caught.value.message == "the model failed" and caught.value.__suppress_context__
+    assert caught.value.error_code == "INTERNAL_ERROR"
+    caught.value.message = SECRET  # as MLflow's server puts the request before a message
+    assert SECRET not in caught.value.serialize_as_json()
+    assert "RuntimeError" in caplog.text and "in fail" in caplog.text and SECRET not in caplog.text
 
 
 def test_a_frame_without_the_column_image_is_refused(model: TaggerModel) -> None:

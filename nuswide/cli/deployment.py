@@ -62,7 +62,8 @@ def serve(model: str, host: str, port: int, **limits: Any) -> None:
     help="Score from which any label is predicted.  [the model's own thresholds]",
 )  # fmt: skip
 @option(
-    "--top_k", type=click.IntRange(0), default=0, help="Maximum labels per image; 0 for no limit."
+    "--top_k", type=click.IntRange(0), default=0,
+    help="Maximum labels per image, of those that reach their thresholds; 0 for no limit.",
 )
 @switch("--all_scores", help="Add a column with the scores of all labels.")
 @switch("--strict", help="Exit with 1 if an image is rejected.")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -30,7 +31,7 @@ from nuswide.deployment.batch.image_list import list_images, read_chunks
 from nuswide.deployment.batch.job import tag
 from nuswide.deployment.batch.parts import TagParts, exclusive_lock, read_about, select
 from nuswide.deployment.batch.request import TagSummary
-from nuswide.tagger import Tagger, decode_image
+from nuswide.tagger import Tagger, TaggerModel, decode_image
 
 LABELS = ["a", "b", "c"]
 
@@ -141,6 +142,25 @@ def test_selection_is_best_first_at_or_above_each_threshold(
             ((-s, i) for i, s in enumerate(row.tolist()) if s >= limits[i]), key=lambda x: x
         )[: top_k or None]
         assert names == [LABELS[i] for _, i in expected] and values == [-s for s, _ in expected]
+
+
+@given(
+    hnp.arrays(np.float32, 3, elements=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])),
+    st.lists(st.sampled_from([0.0, 0.5, 0.6, 0.8]), min_size=3, max_size=3),
+    st.integers(0, 3),
+)
+def test_the_served_model_and_a_batch_select_the_same_labels(
+    scores: np.ndarray, thresholds: list[float], top_k: int
+) -> None:
+    served = TaggerModel()
+    served.tagger = SimpleNamespace(  # type: ignore[assignment]
+        labels=LABELS, thresholds=np.array(thresholds), score=lambda images: scores[None],
+        image_size_px=8,
+    )  # fmt: skip
+    image = pd.DataFrame({"image": [as_lossless(np.zeros((3, 8, 8), np.uint8))]})
+    answer = served.predict(None, image, {"top_k": top_k})
+    batch = select(scores[None], LABELS, np.array(thresholds, np.float32), top_k)
+    assert [answer[name].tolist() for name in answer] == [column.to_pylist() for column in batch]
 
 
 @pytest.mark.slow

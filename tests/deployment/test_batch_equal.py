@@ -1,4 +1,4 @@
-"""Evaluation, serving and both batch engines give the same scores, to 1e-5."""
+"""Evaluation, serving and both batch engines give the same scores, to 1e-5, and the same labels."""
 
 import base64
 import json
@@ -25,6 +25,7 @@ from PIL import Image
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset
 from nuswide.deployment.batch.job import tag
 from nuswide.evaluation.evaluate import predict
+from nuswide.tagger import Tagger
 from nuswide.tracking.registry import find_version, load_tagger
 
 pytestmark = pytest.mark.slow
@@ -57,25 +58,40 @@ def mlflow_serving(registered: Registered) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-def served_scores(url: str, paths: list[Path], labels: list[str]) -> NDArray[np.float64]:
+Rows = list[tuple[list[str], NDArray[np.floating]]]  # labels, and the scores of all labels
+
+
+def served_rows(url: str, paths: list[Path], labels: list[str]) -> Rows:
     rows = []
     for start in range(0, len(paths), _AT_ONCE):
         images = [base64.b64encode(p.read_bytes()).decode() for p in paths[start:][:_AT_ONCE]]
-        body = {"inputs": {"image": images}, "params": {"threshold": 0.0}}
+        body = {"inputs": {"image": images}, "params": {"all_scores": True, "top_k": 1}}
         request = urllib.request.Request(
             url, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=300) as answer:
             for found in json.load(answer)["predictions"]:
-                score_of = dict(zip(found["labels"], found["scores"], strict=True))
-                rows.append([score_of[label] for label in labels])
-    return np.array(rows)
+                scores = np.array([found["all_scores"][label] for label in labels], np.float32)
+                rows.append((found["labels"], scores))
+    return rows
 
 
-def bulk_scores(out: Path, paths: list[Path]) -> NDArray[np.float32]:
+def batch_rows(out: Path, paths: list[Path]) -> Rows:
     table = pd.read_parquet(out).set_index("path")
     assert sorted(table.index) == sorted(map(str, paths))
-    return np.stack(table["all_scores"].loc[list(map(str, paths))].to_list())
+    ordered = table.loc[list(map(str, paths))]
+    return [(list(a), b) for a, b in zip(ordered["labels"], ordered["all_scores"], strict=True)]
+
+
+def assert_top_1(rows: Rows, tagger: Tagger) -> None:
+    """Each image has the best of the labels that reach their thresholds, if there is one."""
+    thresholds = tagger.thresholds.astype(np.float32)
+    best_fail = 0
+    for labels, scores in rows:
+        passing = [i for i in np.argsort(-scores, kind="stable") if scores[i] >= thresholds[i]]
+        assert labels == [tagger.labels[i] for i in passing[:1]]
+        best_fail += bool(passing) and passing[0] != scores.argmax()
+    assert best_fail, "no image has a best label that fails, so the order of the rules is untested"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +101,7 @@ def bulk_scores(out: Path, paths: list[Path]) -> NDArray[np.float32]:
         pytest.param("coco128", marks=needs_real("coco128")),
     ],
 )
-def test_served_spark_local_and_evaluated_scores_are_equal(
+def test_served_spark_local_and_evaluated_scores_and_labels_are_equal(
     name: str, registered: Registered, tiny_data: Path, tmp_path: Path
 ) -> None:
     source = tiny_data if name == "drawn" else REAL / name
@@ -121,17 +137,20 @@ def assert_equal_scores(registered: Registered, source: Path, tmp_path: Path) ->
         )
         paths = [data.manifest.root / image for image in data.manifest.names]
         evaluated = predict(tagger.score, data)
-        tag(registered.uri, str(source), str(tmp_path / "here"), all_scores=True)
-        found = {"local": bulk_scores(tmp_path / "here", paths)}
+        options = {"all_scores": True, "top_k": 1}
+        tag(registered.uri, str(source), str(tmp_path / "here"), **options)
+        found = {"local": batch_rows(tmp_path / "here", paths)}
         if shutil.which("java"):
-            tag(registered.uri, str(paths[0].parent), str(tmp_path / "there"), all_scores=True,
-                engine="spark", master="local[2]")  # fmt: skip
-            found["spark"] = bulk_scores(tmp_path / "there", paths)
+            tag(registered.uri, str(paths[0].parent), str(tmp_path / "there"),
+                engine="spark", master="local[2]", **options)  # fmt: skip
+            found["spark"] = batch_rows(tmp_path / "there", paths)
         with mlflow_serving(registered) as url:
-            found["served"] = served_scores(url, paths, tagger.labels)
+            found["served"] = served_rows(url, paths, tagger.labels)
     finally:
         mlflow.set_tracking_uri(None)
-    for engine, scores in found.items():
+    for engine, rows in found.items():
+        assert_top_1(rows, tagger)
+        scores = np.stack([scores for _, scores in rows])
         np.testing.assert_allclose(scores, evaluated, rtol=0, atol=1e-5, err_msg=engine)
         print(f"{source.name}, {engine}: {np.abs(scores - evaluated).max():.1e}")
     return len(paths)

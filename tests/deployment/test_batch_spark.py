@@ -150,6 +150,34 @@ def test_a_file_above_the_limit_is_rejected_unread(
     assert entry.path.endswith("large.png") and entry.reason.endswith("bytes are above 50000")
 
 
+def test_spark_udf_takes_base64_and_bytes_and_keeps_lists(
+    registered: Registered, tiny_data: Path
+) -> None:
+    from pyspark.sql import functions as F
+
+    paths = sorted((tiny_data / "images").iterdir())[:3]
+    given = pd.DataFrame({"image": [path.read_bytes() for path in paths]})
+    loaded = mlflow.pyfunc.load_model(str(registered.folder))
+    expected = loaded.predict(given, params={"top_k": 2})
+    with spark._session("local[1]") as session:
+        tag, labels_alone = (
+            mlflow.pyfunc.spark_udf(
+                session, str(registered.folder), result_type, "local", {"top_k": 2}
+            )
+            for result_type in ("labels array<string>, scores array<double>", "labels array<string>")
+        )  # fmt: skip
+        table = session.createDataFrame(given)
+        text = F.base64("image")  # in lines of 76 characters
+        rows = table.select(
+            tag("image").alias("bytes"), tag(text).alias("base64"),
+            labels_alone(text).alias("labels"), text.alias("text"),
+        ).collect()  # fmt: skip
+    assert "\n" in rows[0].text
+    for row, (labels, scores) in zip(rows, expected.itertuples(index=False), strict=True):
+        assert row.bytes.labels == row.base64.labels == row.labels.labels == labels
+        assert row.bytes.scores == row.base64.scores == pytest.approx(scores)
+
+
 def test_what_spark_cannot_do_is_one_clear_error(
     registered: Registered, photos: Path, tmp_path: Path
 ) -> None:

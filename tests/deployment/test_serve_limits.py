@@ -395,6 +395,22 @@ def test_a_server_error_does_not_reveal_its_cause(
     assert "Traceback" not in answer.body.decode()
 
 
+def test_mlflows_own_server_gets_no_error_of_the_model_but_ours(
+    parts: tuple[Any, Tagger], registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = mlflow.pyfunc.load_model(str(registered.folder))
+    for error, status in ((ValueError(SECRET), 500), (mlflow.MlflowException(SECRET), 500)):
+
+        def fail(images: Any, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(loaded.unwrap_python_model().tagger, "score", fail)
+        image = as_text(photo())
+        answer = ask(scoring_server.init(loaded), JSON, as_json(image))
+        refused(answer, status, "the model failed")
+        assert "Traceback" not in answer.body.decode() and image[:20] not in answer.body.decode()
+
+
 # Access
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from nuswide.deployment.serve.asgi import App, Message, Receive, Response, Scope, Send
 from nuswide.deployment.serve.errors import ClientDisconnect, HTTPError
-from nuswide.deployment.serve.model import DEADLINE, format_traceback
+from nuswide.deployment.serve.model import DEADLINE
 from nuswide.deployment.serve.origin import check_host, check_origin
 from nuswide.deployment.serve.queue import RequestQueue
 from nuswide.deployment.serve.requests import TagRequest, check_content_type, read_request
 from nuswide.deployment.serve.settings import MIB, Settings
 from nuswide.deployment.serve.telemetry import RequestRecord, Telemetry
+from nuswide.tagger import format_traceback
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {

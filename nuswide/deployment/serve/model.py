@@ -3,29 +3,24 @@
 No code from the registry runs.
 """
 
-import logging
 import time
-import traceback
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc import PyFuncModel
 from numpy.typing import NDArray
 
 from nuswide.deployment.serve.settings import Settings
-from nuswide.tagger import BadRequest, Tagger, TaggerModel
+from nuswide.tagger import Tagger, TaggerError, TaggerModel
 
 DEADLINE: ContextVar[float] = ContextVar("DEADLINE")  # on time.monotonic()'s clock
-log = logging.getLogger(__name__)
 
 
-class DeadlineExceeded(Exception):
+class DeadlineExceeded(TaggerError):
     """A request's deadline has passed; the rest of its images need not be scored."""
 
 
@@ -35,6 +30,10 @@ class ServedModel(TaggerModel):
     def __init__(self, tagger: Tagger, max_pixels: int) -> None:
         self.tagger = tagger
         self.max_pixels = max_pixels
+
+    def tag(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Tag a checked request, called by MLflow."""
+        return self.predict(None, data, params)
 
     def _decode(self, row: int, value: Any) -> NDArray[np.uint8]:
         _check_deadline()
@@ -47,32 +46,7 @@ class ServedModel(TaggerModel):
 
 def _check_deadline() -> None:
     if time.monotonic() > DEADLINE.get(float("inf")):
-        raise DeadlineExceeded
-
-
-class _Implementation:
-    """The object that MLflow calls.
-
-    MLflow would return the traceback of an unexpected error to the client; this logs it instead.
-    """
-
-    def __init__(self, model: ServedModel) -> None:
-        self._model = model
-
-    def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        try:
-            return self._model.predict(None, data, params)
-        except BadRequest:
-            raise
-        except Exception as error:
-            if not isinstance(error, DeadlineExceeded):
-                log.error("%s\n%s", type(error).__name__, format_traceback(error))
-            raise MlflowException("the model failed", INTERNAL_ERROR) from None
-
-
-def format_traceback(error: BaseException) -> str:
-    """Return an error's traceback without its message, which may repeat the client's input."""
-    return "".join(traceback.format_tb(error.__traceback__))
+        raise DeadlineExceeded("the deadline has passed")
 
 
 def open_model(folder: Path, settings: Settings) -> tuple[PyFuncModel, Tagger]:
@@ -80,5 +54,5 @@ def open_model(folder: Path, settings: Settings) -> tuple[PyFuncModel, Tagger]:
     tagger = Tagger.load(folder / "artifacts" / "bundle", settings.threads_of_a_worker)
     size_px = tagger.preprocessing.size_px
     tagger.score(np.zeros((1, 3, size_px, size_px), np.uint8))
-    implementation = _Implementation(ServedModel(tagger, settings.pixels))
-    return PyFuncModel(Model.load(str(folder)), implementation), tagger
+    served = ServedModel(tagger, settings.pixels)
+    return PyFuncModel(Model.load(str(folder)), served, predict_fn="tag"), tagger
