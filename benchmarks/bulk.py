@@ -51,7 +51,9 @@ def run_list(count: int) -> None:
         names = (f"photos/{i * 7919 % count:08d}/a-name-of-a-picture.jpg" for i in range(count))
         with Path(folder, "list.txt").open("w") as file:
             file.writelines(f"{name}\n" for name in names)
-        listing = list_images(f"{folder}/list.txt", Path(folder, "pictures"))
+        listing = list_images(
+            f"{folder}/list.txt", Path(folder, "pictures"), Path(folder, "skipped")
+        )
         paths = (b"/data/photos/%08d/picture.jpg" % (i * 7919 % count) for i in range(count))
         n_sorted = sum(1 for _ in _sort_on_disk(paths))
         assert listing.count == n_sorted == count

@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 100_000_000
 DECODER_VERSION = 2  # increment it when decode_image changes pixels: caches are then rebuilt
 # What Pillow is known to raise on an invalid image file.
-_PICTURE_ERRORS = (
+PICTURE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, struct.error, Image.DecompressionBombError,
     RuntimeError, AttributeError,  # AVIF, BLP and DDS; SPIDER
@@ -96,7 +96,7 @@ def decode_image(
             square = _fitted(_to_rgb(image), preprocessing)
     except RangeError:
         raise
-    except _PICTURE_ERRORS as error:
+    except PICTURE_ERRORS as error:
         raise ValueError(f"not a readable picture: {error}") from error
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
@@ -340,7 +340,7 @@ class TaggerModel(PythonModel):
             return decode_image(picture, *self.tagger.preprocessing)
         except RangeError as error:
             raise BadRequest(f"row {row}: image: {error}") from None
-        except _PICTURE_ERRORS:
+        except PICTURE_ERRORS:
             # Pillow's message may quote the input.
             raise BadRequest(f"row {row}: image is not a readable picture") from None
 

@@ -64,9 +64,9 @@ def serve(model: str, host: str, port: int, **limits: Any) -> None:
 @option(
     "--top_k", type=click.IntRange(0), default=0,
     help="Maximum labels per image, of those that reach their thresholds; 0 for no limit.",
-)
+)  # fmt: skip
 @switch("--all_scores", help="Add a column with the scores of all labels.")
-@switch("--strict", help="Exit with 1 if an image is rejected.")
+@switch("--strict", help="Exit with 1 if an image is rejected or a file is skipped.")
 @option(
     "--part_size", type=click.IntRange(1), default=1000,
     help="Images per part, the most work that a kill can lose. Local engine.",
@@ -85,9 +85,9 @@ def tag(model: str, source: str, out: str, engine: str, strict: bool, **options:
     """Tag the images of SOURCE with MODEL.
 
     MODEL is models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder. SOURCE is a folder of
-    images, a quoted glob, a data set as for training, or a text file with one path per line; for
-    Spark also an address (hdfs://, s3a://) of these, or a table with the columns path and content:
-    FOLDER.parquet or table:NAME.
+    images (other files in it are skipped and listed), a quoted glob, a data set as for training, or
+    a text file with one path per line; for Spark also an address (hdfs://, s3a://) of these, or a
+    table with the columns path and content: FOLDER.parquet or table:NAME.
 
     Run the same command again to continue after an interruption.
     """
@@ -95,7 +95,8 @@ def tag(model: str, source: str, out: str, engine: str, strict: bool, **options:
 
     summary = tag(model, source, out, engine=engine, **options)
     click.echo(str(summary))
-    if strict and summary.rejected:
+    if strict and (summary.rejected or summary.skipped):
         raise click.ClickException(
-            f"--strict was given and {summary.rejected} images were rejected"
+            f"--strict was given; {summary.rejected} images were rejected and {summary.skipped} "
+            "files skipped"
         )

@@ -57,7 +57,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def listed(source: str | Path, file: Path) -> list[str]:
-    listing = list_images(str(source), file)
+    listing = list_images(str(source), file, file.with_name("skipped.csv"))
     paths = [path for _, chunk in read_chunks(file, 2) for path in chunk]
     assert len(paths) == listing.count
     return paths
@@ -79,6 +79,25 @@ def test_a_folder_is_listed_in_order_at_any_depth(photos: Path, tmp_path: Path) 
     assert listed(photos, tmp_path / "l") == list(map(str, expected))
 
 
+def test_content_decides_what_is_an_image_where_the_name_does_not(
+    photos: Path, tmp_path: Path
+) -> None:
+    for name in ("0.jfif", "1.JPE", "no suffix", "2.dat"):
+        Image.new("RGB", (4, 4)).save(photos / name, "JPEG")
+    (photos / "claims.png").write_bytes(b"no picture")  # to be rejected with a reason
+    others = ("Thumbs.db", "empty", "notes.txt", "odd\n,name", "x.heic")
+    for name in others:
+        (photos / name).write_bytes(b"" if name == "empty" else b"\0\0\0\x1cftypheic")
+    os.mkfifo(photos / "pipe")
+    found = {Path(path).name for path in listed(photos, tmp_path / "l")}
+    own = {"0.jfif", "1.JPE", "no suffix", "2.dat", "claims.png"}
+    assert found == own | {f"{i}.png" for i in range(7)}
+    skipped = pd.read_csv(tmp_path / "skipped.csv")["path"]
+    assert [Path(path).name for path in skipped] == sorted((*others, "pipe"))
+    assert listed(photos / "0.jfif", tmp_path / "l") == [str(photos / "0.jfif")]
+    assert not (tmp_path / "skipped.csv").exists()
+
+
 def test_a_glob_a_list_and_one_picture(photos: Path, tmp_path: Path) -> None:
     below = [str(photos / "below" / f"{i}.png") for i in (5, 6)]
     assert listed(photos / "**" / "[56].png", tmp_path / "l") == below
@@ -94,7 +113,9 @@ def test_a_data_set_gives_its_samples_and_its_digest(tiny_data: Path, tmp_path: 
     manifest = load_manifest(str(tiny_data))
     paths = listed(tiny_data, tmp_path / "l")
     assert paths == [str(manifest.root / name) for name in manifest.names]
-    assert list_images(str(tiny_data), tmp_path / "l").data_digest == manifest.digest
+    assert (
+        list_images(str(tiny_data), tmp_path / "l", tmp_path / "s").data_digest == manifest.digest
+    )
 
 
 def test_a_missing_image_of_a_data_set_is_listed_so_that_it_is_rejected(tmp_path: Path) -> None:
@@ -113,7 +134,7 @@ def test_a_source_without_pictures_is_one_clear_error(
     (tmp_path / "empty").mkdir()
     (tmp_path / "zeros.txt").write_bytes(bytes(10))
     with pytest.raises(click.ClickException) as caught:
-        list_images(source, tmp_path / "l")
+        list_images(source, tmp_path / "l", tmp_path / "s")
     assert source in caught.value.message and "\n" not in caught.value.message
 
 
@@ -182,10 +203,11 @@ def test_the_result_has_the_networks_scores_and_names_the_model(
         "_rejected.csv", "_tagging.json", "part-00000.parquet", "part-00001.parquet",
         "part-00002.parquet",
     ]  # fmt: skip
+    listing = list_images(str(photos), tmp_path / "l", tmp_path / "s")
     about = read_about(pq.read_schema(out / "part-00001.parquet").metadata)
     assert about["labels"] == tagger.labels and about["model"] == str(registered.bundle)
     assert about["thresholds"] == pytest.approx([0.4] * len(tagger.labels))
-    assert about["data_digest"] == list_images(str(photos), tmp_path / "l").data_digest
+    assert about["data_digest"] == listing.data_digest
 
 
 @pytest.mark.slow
@@ -226,6 +248,20 @@ def test_rejected_pictures_are_listed_with_their_reasons(
     assert len(pd.read_parquet(tmp_path / "out")) == 5
     strict = CliRunner().invoke(main, [*command, "--strict"])
     assert strict.exit_code == 1 and strict.output.count("Error:") == 1
+
+
+@pytest.mark.slow
+def test_skipped_files_are_counted_and_listed_and_strict_sees_them(
+    registered: Registered, tmp_path: Path
+) -> None:
+    draw(tmp_path / "photos" / "one.jpg")
+    (tmp_path / "photos" / "x.heic").write_bytes(b"\0\0\0\x1cftypheic")
+    out = tmp_path / "out"
+    command = ["tag", str(registered.bundle), str(tmp_path / "photos"), "--out", str(out)]
+    done = CliRunner().invoke(main, [*command, "--workers", "1", "--strict"])
+    assert "1 images; none was rejected; 1 other files are listed in" in done.output
+    assert done.exit_code == 1 and "0 images were rejected and 1 files skipped" in done.output
+    assert (out / "_skipped.csv").read_text() == f"path\n{tmp_path}/photos/x.heic\n"
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ pytestmark = [
         not shutil.which("java"), reason="needs Java 17 or later for Spark; .ci/run installs it"
     ),
 ]
-ODD = ("with space.jpg", "ümläut.JPG", "50%25.jpg", "[1]{2}.jpg", "a+b&c.jpg")
+ODD = ("with space.jpg", "ümläut.JPG", "50%25.jpg", "[1]{2}.jpg", "a+b&c.jpg", "_DSC1.jpe")
 
 
 @pytest.fixture(autouse=True)
@@ -40,15 +40,15 @@ def tracking(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """Drawn scenes under unusual names in a folder of an unusual name, and two invalid files."""
+    """Drawn scenes under unusual names in a folder of an unusual name, and three invalid files."""
     folder = tmp_path_factory.mktemp("spark") / "a {b} [c]"
     (folder / "below").mkdir(parents=True)
     sources = sorted((tiny_data / "images").iterdir())
-    for i, name in enumerate((*ODD, *(f"{i}.jpg" for i in range(5)))):
+    for i, name in enumerate((*ODD, *(f"{i}.jpg" for i in range(4)))):
         shutil.copy(sources[i], folder / ("below" if i % 2 else "") / name)
     (folder / "cut.jpg").write_bytes(sources[0].read_bytes()[:600])
     (folder / "below" / "no.png").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("not looked at")
+    (folder / "notes.txt").write_text("no picture, which its name does not claim either")
     return folder
 
 
@@ -71,8 +71,8 @@ def assert_same_tags(one: pd.DataFrame, other: pd.DataFrame) -> None:
                 np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def rejected(out: Path) -> pd.DataFrame:
-    found = out / "_rejected.csv"
+def rejected(out: Path, name: str = "_rejected.csv") -> pd.DataFrame:
+    found = out / name
     files = [found] if found.is_file() else sorted(found.glob("part-*.csv"))
     return pd.concat(map(pd.read_csv, files)).sort_values("path", ignore_index=True)
 
@@ -83,13 +83,18 @@ def test_both_engines_give_the_same_and_bad_pictures_fail_no_job(
     options = {"all_scores": True, "threshold": 0.45, "top_k": 4}
     ours = tag(registered.uri, str(photos), str(tmp_path / "here"), workers=1, **options)
     theirs = on_spark(registered, photos, tmp_path / "there", **options)
-    assert (ours.images, ours.rejected) == (theirs.images, theirs.rejected) == (12, 2)
+    counts = [(done.images, done.rejected, done.skipped) for done in (ours, theirs)]
+    assert counts == [(12, 2, 1)] * 2
     here, there = sorted_tags(tmp_path / "here"), sorted_tags(tmp_path / "there")
     assert_same_tags(here, there)
     assert len(here) == 10 and here["labels"].map(len).max() <= 4
     lists = [rejected(tmp_path / name) for name in ("here", "there")]
     assert lists[0]["path"].tolist() == lists[1]["path"].tolist()
     assert lists[1]["reason"].str.startswith("not a readable picture").all()
+    for name in ("here", "there"):
+        assert rejected(tmp_path / name, "_skipped.csv")["path"].tolist() == [
+            str(photos / "notes.txt")
+        ]
     # The schema describes the tagging.
     (part, *_) = (tmp_path / "there").glob("part-*.parquet")
     row = json.loads(pq.read_schema(part).metadata[b"org.apache.spark.sql.parquet.row.metadata"])
@@ -141,11 +146,15 @@ def test_a_file_above_the_limit_is_rejected_unread(
 ) -> None:
     monkeypatch.setattr(spark, "MAX_BYTES", 50_000)
     (tmp_path / "two").mkdir()
-    shutil.copy(photos / ODD[0], tmp_path / "two" / "small.jpg")
+    shutil.copy(photos / ODD[0], tmp_path / "two" / "small.jfif")
+    (tmp_path / "two" / "notes.txt").write_text("no picture")
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "two" / "large.png")
-    summary = on_spark(registered, tmp_path / "two", tmp_path / "out")
-    assert (summary.images, summary.rejected) == (2, 1)
+    summary = on_spark(registered, f"file://{tmp_path}/two", tmp_path / "out")
+    assert (summary.images, summary.rejected, summary.skipped) == (2, 1, 1)
+    assert sorted_tags(tmp_path / "out")["path"].tolist() == [f"{tmp_path}/two/small.jfif"]
+    (skipped,) = rejected(tmp_path / "out", "_skipped.csv")["path"]
+    assert skipped == f"{tmp_path}/two/notes.txt"
     (entry,) = rejected(tmp_path / "out").itertuples(index=False)
     assert entry.path.endswith("large.png") and entry.reason.endswith("bytes are above 50000")
 
@@ -159,13 +168,12 @@ def test_spark_udf_takes_base64_and_bytes_and_keeps_lists(
     given = pd.DataFrame({"image": [path.read_bytes() for path in paths]})
     loaded = mlflow.pyfunc.load_model(str(registered.folder))
     expected = loaded.predict(given, params={"top_k": 2})
+    types = "labels array<string>, scores array<double>", "labels array<string>"
     with spark._session("local[1]") as session:
         tag, labels_alone = (
-            mlflow.pyfunc.spark_udf(
-                session, str(registered.folder), result_type, "local", {"top_k": 2}
-            )
-            for result_type in ("labels array<string>, scores array<double>", "labels array<string>")
-        )  # fmt: skip
+            mlflow.pyfunc.spark_udf(session, str(registered.folder), kind, "local", {"top_k": 2})
+            for kind in types
+        )
         table = session.createDataFrame(given)
         text = F.base64("image")  # in lines of 76 characters
         rows = table.select(
@@ -184,10 +192,8 @@ def test_what_spark_cannot_do_is_one_clear_error(
     out = tmp_path / "out"
     with pytest.raises(click.ClickException, match="not an MLflow model"):
         tag(str(registered.bundle), str(photos), str(out), engine="spark")
-    Image.new("RGB", (9, 9)).save(tmp_path / "_DSC1.jpg")
     pq.write_table(pa.table({"name": ["x"]}), tmp_path / "t.parquet")
     for source, words, options in (
-        (tmp_path, "begins with _", {}),
         (photos, "is not a table", {"partition_by": "day"}),
         (tmp_path / "t.parquet", "has no column path; it has name", {}),
         ("file:///nowhere/at/all", "Spark: ", {}),

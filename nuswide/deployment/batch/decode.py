@@ -1,4 +1,7 @@
-"""Decoding of an image file into pixels, or into the reason why it is rejected, in both engines."""
+"""What is an image, and its decoding into pixels or the reason why it is rejected, in both engines.
+
+Files of a folder that are no images are skipped; images that cannot be decoded are rejected.
+"""
 
 import base64
 import io
@@ -10,8 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nuswide.tagger import Preprocessing, decode_image
+from nuswide.tagger import PICTURE_ERRORS, SERVED_FORMATS, Preprocessing, decode_image
 
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm",
+)  # fmt: skip
+_FORMATS = sorted(SERVED_FORMATS | {"JPEG2000", "PPM"})  # of SUFFIXES
 MAX_BYTES = 2**28  # a batch must fit in memory; larger files are rejected without reading them
 
 
@@ -27,6 +34,22 @@ def decode_file(source: str | bytes, preprocessing: Preprocessing) -> NDArray[np
         return str(error.strerror)
     except ValueError as error:
         return reason_of(error, source)
+
+
+def is_image(name: str, content: bytes | None = None) -> bool:
+    """Return whether a file is an image: by one of SUFFIXES, else by the start of its content.
+
+    content: None for that of the file of this name.
+    """
+    if name.lower().endswith(SUFFIXES):
+        return True
+    if content is None and not os.path.isfile(name):  # a pipe would block
+        return False
+    try:
+        with Image.open(name if content is None else io.BytesIO(content), formats=_FORMATS):
+            return True
+    except PICTURE_ERRORS:
+        return False
 
 
 def reason_of(error: ValueError, source: str | bytes) -> str:

@@ -1,9 +1,10 @@
 """The images of a source: a folder, a glob, a text file or a data set.
 
-Their paths are written into one file in a fixed order, with only a part of them in memory. No image
-is opened.
+Their paths are written into one file in a fixed order, with only a part of them in memory. Only
+files of a folder whose suffix is not one of an image are opened, to look at the start of them.
 """
 
+import csv
 import glob
 import hashlib
 import heapq
@@ -21,10 +22,8 @@ import click
 from nuswide.data.dataset import SAMPLE, load_manifest
 from nuswide.data.importers import IMPORTERS
 from nuswide.data.manifest import Manifest
+from nuswide.deployment.batch.decode import is_image
 
-SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm",
-)  # fmt: skip
 _SORTED_AT_ONCE = 100_000
 T = TypeVar("T")
 
@@ -35,6 +34,7 @@ class ImageList:
 
     kind: the kind of source that was detected. digest: 16 hex digits over the paths in order.
     data_digest: that of the manifest if the source is a data set, otherwise equal to digest.
+    skipped: the number of files of a folder that are no images.
     """
 
     file: Path
@@ -42,33 +42,48 @@ class ImageList:
     count: int
     digest: str
     data_digest: str
+    skipped: int = 0
 
 
-def list_images(source: str, file: Path) -> ImageList:
+def list_images(source: str, file: Path, skipped: Path) -> ImageList:
     """Write the paths of a source's images into a file.
 
-    source: annotations in any format of read_manifest, a folder (its files with a suffix of
-    SUFFIXES at any depth, except hidden ones), one image, a glob, or a text file with one path a
-    line, relative to that file. Raises click.ClickException if it is none of these or has no image.
+    source: annotations in any format of read_manifest, a folder (its images at any depth, except
+    hidden ones), one image, a glob, or a text file with one path a line, relative to that file.
+    skipped: a CSV for the paths of a folder's files that are no images, written if there are any.
+    Raises click.ClickException if the source is none of these or has no image.
     """
+    skipped.unlink(missing_ok=True)
+    found = _Skipping(skipped)
     manifest = _manifest(source)
     paths: Iterable[bytes]
     if manifest is not None:
         kind, paths = "data set", (os.fsencode(manifest.root / name) for name in manifest.names)
     elif os.path.isdir(source):
-        kind, paths = "folder", _sort_on_disk(_walk(os.path.abspath(source)))
-    elif os.path.isfile(source) and source.lower().endswith(SUFFIXES):
+        kind, paths = "folder", found.images(_sort_on_disk(_walk(os.path.abspath(source))))
+    elif os.path.isfile(source) and is_image(source):
         kind, paths = "image file", iter([os.fsencode(source)])
     elif os.path.isfile(source):
         kind, paths = "list", _lines(Path(source))
     elif glob.has_magic(source):
-        found = glob.iglob(os.path.abspath(source), recursive=True)
-        kind, paths = "glob", _sort_on_disk(os.fsencode(p) for p in found if os.path.isfile(p))
+        matches = glob.iglob(os.path.abspath(source), recursive=True)
+        kind, paths = "glob", _sort_on_disk(os.fsencode(p) for p in matches if os.path.isfile(p))
     else:
         raise click.ClickException(
             f"{source} does not exist; give a folder, a quoted glob, a data set or a text file "
             "with one path a line"
         )
+    count, digest = _write(paths, file)
+    if not count:
+        file.unlink()
+        skipped.unlink(missing_ok=True)
+        raise click.ClickException(f"{source} contains no images{found}")
+    data_digest = digest if manifest is None else manifest.digest
+    return ImageList(file, kind, count, digest, data_digest, found.count)
+
+
+def _write(paths: Iterable[bytes], file: Path) -> tuple[int, str]:
+    """Write the absolute paths, each terminated by NUL; return their number and their digest."""
     count, digest = 0, hashlib.sha256()
     with file.open("wb") as out:
         for path in paths:
@@ -76,19 +91,44 @@ def list_images(source: str, file: Path) -> ImageList:
             out.write(record)
             digest.update(record)
             count += 1
-    if not count:
-        file.unlink()
-        raise click.ClickException(
-            f"{source} contains no images; their suffixes are {' '.join(SUFFIXES)}"
-        )
-    short = digest.hexdigest()[:16]
-    return ImageList(file, kind, count, short, short if manifest is None else manifest.digest)
+    return count, digest.hexdigest()[:16]
+
+
+class _Skipping:
+    """Leaves out files that are no images, counts them and lists them in a CSV."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.count = 0
+
+    def __str__(self) -> str:
+        return f", but {self.count:,} files of other kinds" if self.count else ""
+
+    def images(self, paths: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the images among the paths."""
+        with self._file.open("w", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["path"])
+            for path in paths:
+                name = os.fsdecode(path)
+                if is_image(name):
+                    yield path
+                else:
+                    writer.writerow([writable(name)])
+                    self.count += 1
+        if not self.count:
+            self._file.unlink()
 
 
 def read_chunks(file: Path, size: int) -> Iterator[tuple[int, list[str]]]:
     """Yield the listed paths in numbered chunks of `size`."""
     with file.open("rb") as listed:
         yield from enumerate(_chunks((os.fsdecode(r) for r in _records(listed)), size))
+
+
+def writable(path: str) -> str:
+    """Return a path as text, with bytes that are not UTF-8 as backslash escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _manifest(source: str) -> Manifest | None:
@@ -102,7 +142,7 @@ def _manifest(source: str) -> Manifest | None:
 
 
 def _walk(folder: str) -> Iterator[bytes]:
-    """Yield the images below a folder; symbolic links to folders are not followed."""
+    """Yield the files below a folder but hidden ones; links to folders are not followed."""
     folders = [folder]
     while folders:
         try:
@@ -112,7 +152,7 @@ def _walk(folder: str) -> Iterator[bytes]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-                    elif entry.name.lower().endswith(SUFFIXES):
+                    else:
                         yield os.fsencode(entry.path)
         except OSError as error:
             raise click.ClickException(f"cannot list {error.filename}: {error.strerror}") from error

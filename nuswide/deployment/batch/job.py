@@ -12,7 +12,14 @@ import click
 from nuswide.core.machine import available_cores
 from nuswide.deployment.batch.image_list import list_images
 from nuswide.deployment.batch.local import tag_locally
-from nuswide.deployment.batch.parts import LISTED, REJECTED, TagParts, describe_job, exclusive_lock
+from nuswide.deployment.batch.parts import (
+    LISTED,
+    REJECTED,
+    SKIPPED,
+    TagParts,
+    describe_job,
+    exclusive_lock,
+)
 from nuswide.deployment.batch.request import ResolvedModel, TagOptions, TagSummary, resolve_model
 
 
@@ -51,7 +58,7 @@ def _tag_locally(
 ) -> TagSummary:
     """Tag with the cores of this machine. Parts that an earlier process has written are kept."""
     with exclusive_lock(out):
-        listing = list_images(source, out / LISTED)
+        listing = list_images(source, out / LISTED, out / SKIPPED)
         parts = TagParts(out, describe_job(model, source, listing, options))
         parts.begin()
         done = sum(map(parts.size, parts.done))
@@ -66,5 +73,6 @@ def _tag_locally(
         seconds = time.perf_counter() - start
         rejected = parts.finish()
     return TagSummary(
-        str(out), listing.count, rejected, str(out / REJECTED), listing.count - done, seconds
-    )
+        str(out), listing.count, rejected, str(out / REJECTED), listing.skipped, str(out / SKIPPED),
+        listing.count - done, seconds,
+    )  # fmt: skip

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from nuswide.core.machine import available_cores
 from nuswide.deployment.batch.decode import decode_file
-from nuswide.deployment.batch.image_list import read_chunks
+from nuswide.deployment.batch.image_list import read_chunks, writable
 from nuswide.deployment.batch.parts import Rejected, TagParts
 from nuswide.tagger import Tagger
 
@@ -72,7 +72,7 @@ def _write(parts: TagParts, number: int, part: Sequence[tuple[list[str], ScoredB
     tagged: list[str] = []
     rejected: Rejected = []
     for paths, (_, reasons) in part:
-        for place, path in enumerate(map(_writable, paths)):
+        for place, path in enumerate(map(writable, paths)):
             if place in reasons:
                 rejected.append((path, reasons[place]))
             else:
@@ -130,11 +130,6 @@ class _Worker:
 
     def _decode(self, path: str) -> NDArray[np.uint8] | str:
         return decode_file(path, self.tagger.preprocessing)
-
-
-def _writable(path: str) -> str:
-    """Return a path as text, with bytes that are not UTF-8 as backslash escapes."""
-    return path.encode("utf-8", "backslashreplace").decode()
 
 
 _worker: _Worker

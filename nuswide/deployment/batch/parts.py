@@ -1,8 +1,9 @@
 """The result of a tagging: a folder of Parquet parts.
 
-The folder contains part-00000.parquet ..., _tagging.json and _rejected.csv; readers of Parquet
-ignore names that begin with _. Parts are written atomically. A part's metadata describes the
-tagging that it belongs to and lists its rejected images, so that a kill cannot separate them.
+The folder contains part-00000.parquet ..., _tagging.json, _rejected.csv and, if files were skipped,
+_skipped.csv; readers of Parquet ignore names that begin with _. Parts are written atomically. A
+part's metadata describes the tagging that it belongs to and lists its rejected images, so that a
+kill cannot separate them.
 """
 
 import csv
@@ -25,6 +26,7 @@ from nuswide.deployment.batch.image_list import ImageList
 from nuswide.deployment.batch.request import ResolvedModel, TagOptions
 
 ABOUT, REJECTED, LISTED = "_tagging.json", "_rejected.csv", "_pictures.list"
+SKIPPED = "_skipped.csv"
 _LOCK = "_lock"
 _PREFIX = "nuswide."
 Rejected = list[tuple[str, str]]
@@ -202,7 +204,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 def _require_own(folder: Path) -> None:
     """Raise click.ClickException if the folder contains files that are not of a tagging."""
-    own = {LISTED, _LOCK, temporary_path(folder / ABOUT).name}
+    own = {LISTED, SKIPPED, _LOCK, temporary_path(folder / ABOUT).name}
     others = {path.name for path in folder.iterdir()} - own
     if others and ABOUT not in others:
         raise click.ClickException(

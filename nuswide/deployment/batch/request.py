@@ -28,13 +28,16 @@ class TagOptions:
 class TagSummary:
     """The outcome of a tagging. rejected: images that cannot be decoded, listed in rejected_file.
 
-    scored: images that no earlier process had tagged; seconds: the time that they took.
+    skipped: files of a folder that are no images, listed in skipped_file. scored: images that no
+    earlier process had tagged; seconds: the time that they took.
     """
 
     out: str
     images: int
     rejected: int
     rejected_file: str
+    skipped: int
+    skipped_file: str
     scored: int
     seconds: float
 
@@ -44,6 +47,8 @@ class TagSummary:
             if self.rejected
             else "none was rejected"
         )
+        if self.skipped:
+            rejected += f"; {self.skipped:,} other files are listed in {self.skipped_file}"
         speed = f", {self.scored / self.seconds:.1f} images/s" if self.scored else ""
         return f"{self.out} contains the tags of {self.images:,} images; {rejected}{speed}"
 

@@ -7,7 +7,6 @@ tags of which are dropped, because it would fail the model's whole batch.
 
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -23,10 +22,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
 
 from nuswide.deployment.batch.decode import MAX_BYTES, as_lossless
-from nuswide.deployment.batch.image_list import SUFFIXES, ImageList, list_images, read_chunks
-from nuswide.deployment.batch.parts import REJECTED, describe_job
+from nuswide.deployment.batch.image_list import ImageList, list_images, read_chunks, writable
+from nuswide.deployment.batch.parts import REJECTED, SKIPPED, describe_job
 from nuswide.deployment.batch.request import ResolvedModel, TagOptions, TagSummary
 from nuswide.tagger import preprocessing_of
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _TABLE = "table:"
+_NO_IMAGE = "no image"  # the reason of a file that is skipped
 _PER_BATCH = 32  # rows of an Arrow batch; Spark's default of 10,000 images would not fit in memory
 
 
@@ -65,9 +66,11 @@ def tag_on_spark(
         # Executors fetch the code when they start, so the archive must stay until the end.
         archive = shutil.make_archive(f"{scratch}/nuswide", "zip", _PACKAGE.parent, _PACKAGE.name)
         spark.sparkContext.addPyFile(archive)
-        images, listing = _read(spark, source, Path(scratch) / "images", keep)
-        rows = _tagged(spark, images, model, keep).persist()
-        count, rejected, digest = _count(rows)
+        images, listing = _read(spark, source, Path(scratch), keep)
+        rows = _tagged(
+            spark, images, model, keep, skips="://" in source and not _is_table(source)
+        ).persist()
+        count, rejected, skipped, digest = _count(rows)
         if not count:
             raise click.ClickException(f"{source} contains no images")
         listing = listing or ImageList(Path(), "table", count, digest, digest)
@@ -76,7 +79,9 @@ def tag_on_spark(
         rows.unpersist()
         seconds = time.perf_counter() - start
     place = out.removeprefix("file://")
-    return TagSummary(place, count, rejected, f"{place}/{REJECTED}", count, seconds)
+    return TagSummary(
+        place, count, rejected, f"{place}/{REJECTED}", skipped, f"{place}/{SKIPPED}", count, seconds
+    )
 
 
 @contextmanager
@@ -118,18 +123,19 @@ def _session(master: str | None) -> "Iterator[SparkSession]":
 
 
 def _read(
-    spark: "SparkSession", source: str, listed: Path, keep: Sequence[str]
+    spark: "SparkSession", source: str, scratch: Path, keep: Sequence[str]
 ) -> "tuple[DataFrame, ImageList | None]":
     """Return a table of path, content, refused and the columns to keep; and the image list, if any.
 
-    content is null where the executors open the path; refused is the reason not to open it.
+    content is null where the executors open the path; refused is the reason not to open it, or
+    _NO_IMAGE.
     """
     from pyspark.sql import functions as F
 
     nothing = {"content": F.lit(None).cast("binary"), "refused": F.lit(None).cast("string")}
-    if source.startswith(_TABLE) or source.rstrip("/").endswith(".parquet"):
-        is_table = source.startswith(_TABLE)
-        table = spark.table(source.removeprefix(_TABLE)) if is_table else spark.read.parquet(source)
+    if _is_table(source):
+        name = source.removeprefix(_TABLE)
+        table = spark.table(name) if name != source else spark.read.parquet(source)
         missing = [name for name in ("path", *keep) if name not in table.columns]
         if missing:
             raise click.ClickException(
@@ -145,32 +151,33 @@ def _read(
         )
     if "://" in source:
         return _read_files(spark, source), None
-    listing = list_images(source, listed)
-    if listing.kind == "folder":
-        _refuse_hidden(listing, os.path.abspath(source))
-        # Spark would interpret these characters in a folder's name as a pattern.
-        literal = re.sub(r"([\\*?\[\]{}])", r"\\\1", os.path.abspath(source))
-        return _read_files(spark, f"file://{literal}"), listing
-    chunks = (pa.table({"path": paths}) for _, paths in read_chunks(listed, 10_000))
-    paths = spark.createDataFrame(pa.concat_tables(chunks))
+    skipped = scratch / "skipped.csv"
+    listing = list_images(source, scratch / "images", skipped)
+    tables = [
+        pa.table({"path": list(map(writable, paths))}).append_column(
+            "refused", pa.nulls(len(paths), pa.string())
+        )
+        for _, paths in read_chunks(listing.file, 10_000)
+    ]
+    if listing.skipped:
+        parsing = pa.csv.ParseOptions(newlines_in_values=True)
+        others = pa.csv.read_csv(skipped, parse_options=parsing)
+        tables.append(others.append_column("refused", pa.array([_NO_IMAGE] * len(others))))
+    paths = spark.createDataFrame(pa.concat_tables(tables))
     paths = paths.repartition(4 * spark.sparkContext.defaultParallelism)
-    return paths.withColumns(nothing), listing
+    content = F.when(F.col("refused").isNotNull(), F.lit(b""))
+    return paths.withColumn("content", content), listing
+
+
+def _is_table(source: str) -> bool:
+    return source.startswith(_TABLE) or source.rstrip("/").endswith(".parquet")
 
 
 def _read_files(spark: "SparkSession", folder: str) -> "DataFrame":
-    """Return the images below a folder as Spark's binaryFile source; huge files are not read."""
+    """Return the files below a folder as Spark's binaryFile source; huge files are not read."""
     from pyspark.sql import functions as F
 
-    def any_case(suffix: str) -> str:
-        return "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in suffix)
-
-    names = ",".join(any_case(suffix.removeprefix(".")) for suffix in SUFFIXES)
-    files = (
-        spark.read.format("binaryFile")
-        .option("recursiveFileLookup", True)
-        .option("pathGlobFilter", f"*.{{{names}}}")
-        .load(folder)
-    )
+    files = spark.read.format("binaryFile").option("recursiveFileLookup", True).load(folder)
     path = F.regexp_replace("path", "^file:/+", "/").alias("path")
     is_huge = F.col("length") > MAX_BYTES
     why = F.concat(F.col("length").cast("string"), F.lit(f" bytes are above {MAX_BYTES}"))
@@ -179,21 +186,19 @@ def _read_files(spark: "SparkSession", folder: str) -> "DataFrame":
     return small.unionByName(huge)
 
 
-def _refuse_hidden(listing: ImageList, folder: str) -> None:
-    """Raise click.ClickException for names that Spark would silently skip."""
-    for _, paths in read_chunks(listing.file, 10_000):
-        for path in paths:
-            if any(part.startswith("_") for part in Path(os.path.relpath(path, folder)).parts):
-                raise click.ClickException(
-                    f"Spark ignores {path}, because a name begins with _; rename it or give a text "
-                    "file with the paths"
-                )
-
-
 def _tagged(
-    spark: "SparkSession", images: "DataFrame", model: ResolvedModel, keep: Sequence[str]
+    spark: "SparkSession",
+    images: "DataFrame",
+    model: ResolvedModel,
+    keep: Sequence[str],
+    *,
+    skips: bool,
 ) -> "DataFrame":
-    """Return path, the columns to keep, reason (of rejected images), and all labels and scores."""
+    """Return path, the columns to keep, reason (of rejected images), and all labels and scores.
+
+    skips: whether the images are files of a folder, of which those that are no images get the
+    reason _NO_IMAGE.
+    """
     from pyspark.sql import functions as F
 
     settings = json.loads((model.bundle / "tagger.json").read_text("utf-8"))
@@ -201,10 +206,13 @@ def _tagged(
 
     def decode(path: pd.Series, content: pd.Series) -> pd.DataFrame:
         # Runs on the executors, to which this package is sent; nested, so that it is pickled whole.
-        from nuswide.deployment.batch.decode import as_lossless, decode_file
+        from nuswide.deployment.batch.decode import as_lossless, decode_file, is_image
 
         rows = []
         for name, data in zip(path, content, strict=True):
+            if skips and not is_image(name, bytes(data)):
+                rows.append((None, _NO_IMAGE))
+                continue
             found = decode_file(name if data is None else bytes(data), preprocessing)
             rows.append((None, found) if isinstance(found, str) else (as_lossless(found), None))
         return pd.DataFrame(rows, columns=["image", "reason"], dtype=object)
@@ -229,15 +237,17 @@ def _tagged(
     return scored.select("path", *keep, "reason", F.col("t.labels").alias("labels"), scores)
 
 
-def _count(rows: "DataFrame") -> tuple[int, int, str]:
-    """Tag all; return the numbers of images and rejected ones, and a digest of the path set."""
+def _count(rows: "DataFrame") -> tuple[int, int, int, str]:
+    """Tag all; return how many are images, rejected and skipped, and a digest of the paths."""
     from pyspark.sql import functions as F
 
+    skipped = F.coalesce(F.col("reason") == _NO_IMAGE, F.lit(False))
+    digest = F.bit_xor(F.when(~skipped, F.xxhash64("path")))
     found = rows.agg(
-        F.count("*"), F.count("reason"), F.coalesce(F.bit_xor(F.xxhash64("path")), F.lit(0))
+        F.count_if(~skipped), F.count("reason"), F.count_if(skipped), F.coalesce(digest, F.lit(0))
     ).first()
     assert found is not None
-    return found[0], found[1], f"{found[2] % 2**64:016x}"
+    return found[0], found[1] - found[2], found[2], f"{found[3] % 2**64:016x}"
 
 
 def _write(
@@ -261,8 +271,10 @@ def _write(
         columns.append(F.array(*(by_label[label] for label in model.labels)).alias("all_scores"))
     tagged = rows.where(F.col("reason").isNull()).select(*columns)
     tagged.write.partitionBy(*keep).parquet(out)
-    rejected = rows.where(F.col("reason").isNotNull()).select("path", "reason")
-    rejected.coalesce(1).write.option("header", True).option("escape", '"').csv(f"{out}/{REJECTED}")
+    rejected = rows.where(F.col("reason") != _NO_IMAGE).select("path", "reason")
+    skipped = rows.where(F.col("reason") == _NO_IMAGE).select("path")
+    for table, name in ((rejected, REJECTED), (skipped, SKIPPED)):
+        table.coalesce(1).write.option("header", True).option("escape", '"').csv(f"{out}/{name}")
 
 
 def _selected(model: ResolvedModel, options: TagOptions) -> "tuple[Column, Column]":
