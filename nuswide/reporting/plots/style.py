@@ -5,6 +5,7 @@ figure.subplots().set_title(cut(name, 40), parse_math=False, color=BLUE)
 to_image(figure).save("figure.png")
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from nuswide.reporting.plots.fonts import add_fonts
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#767676", "#56B4E9"
@@ -30,8 +33,11 @@ def to_image(figure: Figure) -> Image.Image:
 
     Laid out and drawn in one pass; savefig takes two.
     """
+    add_fonts(figure)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # one for each character
+        canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     image.info["dpi"] = (figure.dpi, figure.dpi)
     return image
