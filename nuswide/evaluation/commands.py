@@ -164,7 +164,7 @@ def evaluate_scores(
 def _conclude(run: Run, name: str, data: str, evaluation: Evaluation) -> None:
     """Describe the results on the run's page and in the terminal."""
     table = summary.results_text({f"{name}, {evaluation.split}": evaluation.metrics})
-    headline = summary.with_intervals(evaluation)
+    headline = summary.headline(evaluation)
     digest = evaluation.samples.digest
     run.set_note(f"**{headline}**\n\n```\n{table}\n```\nData: `{data}`, digest `{digest}`.")
     click.echo(f"{table}\n{headline}\nrun {run.id}\n{run.address}")

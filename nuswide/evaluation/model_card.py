@@ -71,10 +71,14 @@ def _metrics(evaluations: Sequence[Evaluation]) -> str:
         for name in metrics.HEADLINE
     )
     sizes = (f"{e.split}, {len(e.samples)} images" for e in evaluations)
+    averaged = (
+        (e.split, metrics.labels_averaged(e.metrics, len(e.samples.labels))) for e in evaluations
+    )
     return (
         f"{to_markdown(make_table(('metric', *sizes), rows))}\n\n"
-        "95 % intervals over images are in brackets; they do not include the variance over seeds. "
-        "Nothing was chosen on test unless stated above."
+        + "".join(f"On {split}, {text} " for split, text in averaged if text)
+        + "95 % intervals over images are in brackets; they do not include the variance over "
+        "seeds. Nothing was chosen on test unless stated above."
     )
 
 

@@ -14,7 +14,7 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.evaluation.evaluate import SUMMARY, Evaluation, baseline_key
-from nuswide.metrics import Metrics, baseline_metrics
+from nuswide.metrics import Metrics, baseline_metrics, labels_averaged
 from nuswide.reporting import plots
 from nuswide.reporting.report import Part, ReportInputs, make_report, to_html
 from nuswide.reporting.table import Column, Table, make_table, to_markdown, to_text
@@ -125,7 +125,7 @@ def note(
     bound = rows["baseline top_k, test"]
     sizes = ", ".join(f"{len(manifest.indices(s))} {s}" for s in SPLITS)
     return "\n".join([
-        f"**On test: {with_intervals(test)}** "
+        f"**On test: {headline(test)}** "
         f"(always the same labels: {bound['map']:.3f} and {bound['micro/f1']:.3f})", "",
         outcome, "", to_markdown(_table(rows)), "",
         f"Data: {sizes} images, {len(manifest.labels)} labels, protocol {manifest.protocol}, "
@@ -137,11 +137,13 @@ def note(
     ])  # fmt: skip
 
 
-def with_intervals(evaluation: Evaluation, names: Sequence[str] = ("map", "micro/f1")) -> str:
-    """Return metrics with their 95 % intervals, in one line."""
+def headline(evaluation: Evaluation, names: Sequence[str] = ("map", "micro/f1")) -> str:
+    """Return metrics with their 95 % intervals, and over how many labels means are, in one line."""
     intervals = evaluation.resampled.intervals()
     texts = ((name, intervals[name]) for name in names)
-    return ", ".join(f"{name} {i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in texts)
+    line = ", ".join(f"{name} {i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for name, i in texts)
+    averaged = labels_averaged(evaluation.metrics, len(evaluation.samples.labels))
+    return f"{line}. {averaged}" if averaged else line
 
 
 def results_text(rows: Rows) -> str:

@@ -39,6 +39,7 @@ from nuswide.metrics.decisions import (
     KINDS,
     NINE,
     all_six,
+    f1_with_positives,
     hamming_loss,
     precision_recall_f1,
     subset_accuracy,
@@ -58,15 +59,15 @@ from nuswide.metrics.ranking import (
     image_means,
     label_average_precision,
 )
-from nuswide.metrics.tables import baseline_scores, per_label_table
+from nuswide.metrics.tables import baseline_scores, labels_averaged, per_label_table
 from nuswide.metrics.thresholds import THRESHOLDS, fit_thresholds
 
 __all__ = [
     "AVERAGES", "CALIBRATIONS", "HEADLINE", "KINDS", "METRICS", "NINE", "THRESHOLDS", "Z_95",
     "Calibration", "Difference", "Interval", "Metrics", "Predictions", "Resampled", "Thresholds",
     "all_metrics", "baseline_metrics", "baseline_scores", "fit_calibration", "fit_thresholds",
-    "holm", "label_average_precision", "mean_of", "paired", "paired_labels", "per_label_table",
-    "resample",
+    "holm", "label_average_precision", "labels_averaged", "mean_of", "paired", "paired_labels",
+    "per_label_table", "resample",
 ]  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def baseline_metrics(
 
 METRICS: dict[str, Callable[[Predictions], Metrics]] = {
     "precision_recall_f1": precision_recall_f1,
+    "f1_with_positives": f1_with_positives,
     "six": all_six,
     "hamming_loss": hamming_loss,
     "subset_accuracy": subset_accuracy,

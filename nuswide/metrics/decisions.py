@@ -70,6 +70,17 @@ def precision_recall_f1(predictions: Predictions) -> Metrics:
     return {name: float(found[name]) for name in NINE}
 
 
+def f1_with_positives(predictions: Predictions) -> Metrics:
+    """`macro/f1_with_positives`: the mean F1 of the labels with a positive; NaN if none has one.
+
+    Macro F1 counts a label without a positive as 0, whatever the scores, but mAP leaves it out.
+    """
+    f1 = ratios(count(predictions.predicted, predictions.true, axis=0))[2]
+    has_positive = predictions.true.any(axis=0)
+    value = float(f1[has_positive].mean()) if has_positive.any() else float("nan")
+    return {"macro/f1_with_positives": value}
+
+
 def samples_values(predictions: Predictions) -> dict[str, Floats]:
     """Return each image's own precision, recall and F1; (N,) each."""
     values = ratios(count(predictions.predicted, predictions.true, axis=1))

@@ -1,4 +1,4 @@
-"""Metrics label by label, and the trivial baselines.
+"""Metrics label by label, over how many labels means are, and the trivial baselines.
 
 Owns the per-label table and the scores of the baselines. Chooses no threshold.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from nuswide.metrics.calibration import brier_losses, calibration_errors
 from nuswide.metrics.decisions import count, ratios
-from nuswide.metrics.predictions import Known, Predictions, Scores, Targets, Thresholds
+from nuswide.metrics.predictions import Known, Metrics, Predictions, Scores, Targets, Thresholds
 from nuswide.metrics.ranking import auroc, label_average_precision
 
 
@@ -45,6 +45,20 @@ def _cell(value: Any) -> int | float | None:
     if isinstance(value, np.integer):
         return int(value)
     return None if np.isnan(value) else round(float(value), 4)
+
+
+def labels_averaged(metrics: Metrics, n_labels: int) -> str:
+    """Return over how many labels mAP and macro F1 are, in words; empty if all have a positive."""
+    n_with = n_labels - int(metrics["labels_without_positives"])
+    if n_with == n_labels:
+        return ""
+    if not n_with:
+        return "No label has a positive, so that map is not defined."
+    return (
+        f"map is over the {n_with} of {n_labels} labels that have a positive, macro/f1 over all "
+        f"{n_labels}; over the {n_with}, it is {metrics['macro/f1_with_positives']:.3f} "
+        "(macro/f1_with_positives)."
+    )
 
 
 def baseline_scores(train_targets: Targets) -> dict[str, Scores]:

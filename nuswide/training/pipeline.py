@@ -218,7 +218,7 @@ def _record_outcome(
         costs=cost, facts=_facts(config, manifest, run, came_out),
     )  # fmt: skip
     click.echo(
-        f"\n{summary.results_text(rows)}\non test: {summary.with_intervals(test)}\n\n{came_out}\n"
+        f"\n{summary.results_text(rows)}\non test: {summary.headline(test)}\n\n{came_out}\n"
         f"run {run.id}\n{run.address}"
     )
 

@@ -136,6 +136,31 @@ def test_a_run_without_scores_has_its_recorded_metrics_and_is_paired_with_none(
     assert any("No scores were kept by old" in remark for remark in whole.remarks)
 
 
+def test_a_label_without_positives_is_said_and_runs_from_before_its_metric_still_compare(
+    ids: dict[str, str], tmp_path: Path
+) -> None:
+    pair = []
+    for quality in (1.0, 2.0):
+        saved = scores_of(quality)
+        assert saved.targets is not None
+        saved.targets[:, 4] = 0
+        pair.append(record(tmp_path, quality, saved=saved, digest="fewer", head=str(quality)))
+    client = mlflow.MlflowClient()
+    older = client.get_run(pair[0])
+    without = {k: v for k, v in older.data.metrics.items() if "with_positives" not in k}
+    with start_run("train", "older") as run:
+        run.log_params(older.data.params)
+        run.set_tags({"data.test_digest": "fewer", "data.val_digest": "val 0"})
+        run.log_metrics(without, step=3)
+    comparison = compared(run.id, pair[1])
+    assert "5 labels. map is over the 4 that have a positive" in tables.introduction(comparison)
+    rows = {row[0]: row[1:] for row in tables.overview(comparison).rows}
+    found = rows["test/macro/f1_with_positives"]
+    assert sorted(cell is None for cell in found) == [False, True]
+    recorded = client.get_run(pair[1]).data.metrics
+    assert recorded["test/macro/f1_with_positives"] in found
+
+
 def test_without_any_scores_the_recorded_metrics_stand_side_by_side(
     ids: dict[str, str], tmp_path: Path
 ) -> None:

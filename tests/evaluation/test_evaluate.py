@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Registered
 from torch import nn
 
 from nuswide.config import Config
@@ -81,6 +82,20 @@ def test_the_table_has_intervals_around_headline_metrics_and_what_a_half_would_g
     assert at_half == round(half["macro/f1"], 4) != value
     assert rows["hamming_loss"][1:3] == [None, None]
     assert rows["map"][0] == rows["map"][3]  # no threshold in it
+
+
+def test_evaluated_scores_say_over_how_many_labels_each_mean_is(
+    registered: Registered, tmp_path: Path
+) -> None:
+    rows = ["0.jpg,a;c,train", "1.jpg,a,test", "2.jpg,b,test"]
+    (tmp_path / "data.csv").write_text("\n".join(["image,labels,split", *rows]))
+    scores = ["1.jpg,0.9,0.1,0.1", "2.jpg,0.1,0.9,0.1"]
+    (tmp_path / "scores.csv").write_text("\n".join(["image,a,b,c", *scores]))
+    done = registered.workspace.in_process(
+        "evaluate", "--scores", str(tmp_path / "scores.csv"), "--data", str(tmp_path / "data.csv")
+    )
+    assert "over the 2 of 3 labels that have a positive, macro/f1 over all 3" in done.stdout
+    assert "over the 2, it is 1.000 (macro/f1_with_positives)" in done.stdout
 
 
 def test_nothing_but_val_is_fitted_on_and_auto_fits_where_it_can(data: Dataset) -> None:

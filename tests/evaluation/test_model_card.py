@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,21 @@ def test_its_metrics_are_those_of_the_evaluations_with_their_intervals(
     for evaluation in evaluations:
         low, high = evaluation.resampled.intervals()["map"][1:]
         assert f"{evaluation.metrics['map']:.3f} [{low:.3f}, {high:.3f}]" in row
+
+
+def test_it_says_over_how_many_labels_the_means_are_if_one_has_no_positive(
+    manifest: Manifest, evaluations: list[Evaluation]
+) -> None:
+    targets = manifest.targets.copy()
+    targets[:150, 2] = targets[150, 2] = 1
+    val, test = (replace(manifest, targets=targets).of(split) for split in ("val", "test"))
+    whole = [replace(evaluations[0], samples=val), replace(evaluations[1], samples=test)]
+    assert "that have a positive" not in make_card(Config(), manifest, whole, choice="")
+    targets[150:, 2] = 0
+    test = replace(manifest, targets=targets).of("test")
+    text = make_card(Config(), manifest, [whole[0], replace(whole[1], samples=test)], choice="")
+    assert "On test, map is over the 2 of 3 labels that have a positive" in text
+    assert "On val, map" not in text
 
 
 def test_it_has_a_row_a_label_and_no_name_breaks_the_table(card: str) -> None:

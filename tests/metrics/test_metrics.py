@@ -22,6 +22,7 @@ from nuswide.metrics import (
     baseline_metrics,
     baseline_scores,
     label_average_precision,
+    labels_averaged,
     per_label_table,
 )
 from nuswide.metrics.decisions import top_three
@@ -243,6 +244,23 @@ def test_map_ignores_labels_without_positives() -> None:
     assert alone["labels_without_positives"] == 0
 
 
+def test_macro_f1_counts_a_label_without_positives_as_0_and_its_twin_leaves_it_out() -> None:
+    targets, scores = random_batch(200, 4, seed=0)
+    targets[0] = 1
+    before = all_metrics(targets, scores, 0.5)
+    assert before["macro/f1_with_positives"] == before["macro/f1"]
+    never = np.zeros((200, 1), np.uint8), np.full((200, 1), 0.01, np.float32)
+    after = all_metrics(np.hstack([targets, never[0]]), np.hstack([scores, never[1]]), 0.5)
+    assert after["macro/f1"] == pytest.approx(0.8 * before["macro/f1"])
+    for name in ("macro/f1_with_positives", "map"):
+        assert after[name] == before[name]
+    assert labels_averaged(before, 4) == ""
+    assert labels_averaged(after, 5) == (
+        "map is over the 4 of 5 labels that have a positive, macro/f1 over all 5; over the 4, it "
+        f"is {before['macro/f1']:.3f} (macro/f1_with_positives)."
+    )
+
+
 def test_map_counts_images_without_a_label_as_negatives() -> None:
     targets = np.array([[0], [1]], dtype=np.uint8)
     scores = np.array([[0.9], [0.1]], dtype=np.float32)
@@ -253,6 +271,8 @@ def test_map_is_nan_when_no_label_has_a_positive() -> None:
     targets = np.zeros((4, 3), dtype=np.uint8)
     metrics = all_metrics(targets, np.ones((4, 3), dtype=np.float32), 0.5)
     assert math.isnan(metrics["map"]) and metrics["labels_without_positives"] == 3
+    assert math.isnan(metrics["macro/f1_with_positives"])
+    assert labels_averaged(metrics, 3) == "No label has a positive, so that map is not defined."
 
 
 def test_map_does_not_depend_on_the_threshold() -> None:

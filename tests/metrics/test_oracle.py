@@ -75,6 +75,8 @@ def oracle_of_decisions(true: Array, scores: Array, thresholds: Array, known: Ar
             )
             named = {f"{letter}p": p, f"{letter}r": r, f"{letter}f1": harmonic(p, r)}
             metrics |= {prefix + name: value for name, value in named.items()}
+    f1 = sk.f1_score(*padded(true, predicted), average=None, zero_division=0)[:-1]
+    metrics["macro/f1_with_positives"] = mean_or_nan(f1[true.any(axis=0)].tolist())
     entries = true[known], predicted[known]
     metrics["hamming_loss"] = sk.hamming_loss(*entries) if known.any() else 0.0
     metrics["subset_accuracy"] = sk.accuracy_score(*padded(true, predicted))
@@ -84,7 +86,7 @@ def oracle_of_decisions(true: Array, scores: Array, thresholds: Array, known: Ar
 def oracle_of_labels(true: Array, scores: Array, known: Array, train: Array) -> Any:
     ap, support, area, error, brier = {}, {}, [], [], []
     for label in range(true.shape[1]):
-        t, s = true[known[:, label], label], scores[known[:, label], label].astype(np.float64)
+        t, s = true[known[:, label], label], scores[known[:, label], label]
         if t.any():
             ap[label] = sk.average_precision_score(t, s)
             support[label] = t.sum()
@@ -121,7 +123,6 @@ def slow_calibration_error(true: Array, score: Array) -> float:
 
 def oracle_of_images(true: Array, scores: Array, known: Array) -> Any:
     """scikit-learn's, image by image, as it knows no unknown entries."""
-    scores = scores.astype(np.float64)  # scikit-learn's ranking fails on float32 under SciPy 1.18
     values: dict[str, list[float]] = {"lrap": [], "coverage_error": [], "ranking_loss": []}
     functions = (
         sk.label_ranking_average_precision_score, sk.coverage_error, sk.label_ranking_loss
@@ -143,6 +144,8 @@ def oracle_of_images(true: Array, scores: Array, known: Array) -> Any:
 def oracle(problem: Problem) -> dict[str, float]:
     targets, scores, thresholds, known, train = problem
     true = targets > 0
+    # scikit-learn's rankings are wrong on float32 under SciPy 1.18.
+    scores, thresholds = scores.astype(np.float64), thresholds.astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return {

@@ -208,7 +208,7 @@ def _tagged(
         # Runs on the executors, to which this package is sent; nested, so that it is pickled whole.
         from nuswide.deployment.batch.decode import as_lossless, decode_file, is_image
 
-        rows = []
+        rows: list[tuple[str | None, str | None]] = []
         for name, data in zip(path, content, strict=True):
             if skips and not is_image(name, bytes(data)):
                 rows.append((None, _NO_IMAGE))

@@ -38,7 +38,7 @@ def overview(comparison: Comparison) -> Table:
             suffix = "" if part == "value" else f" {part}"
             if any(cell is not None for cell in cells):
                 rows.append((f"test/{name}{suffix}", *cells))
-    for key in ("val/map", *COSTS):
+    for key in ("test/macro/f1_with_positives", "val/map", *COSTS):
         means = [entrant.mean(key) for entrant in comparison.entrants]
         if any(mean is not None for mean in means):
             rows.append((key, *means))
@@ -196,8 +196,14 @@ def introduction(comparison: Comparison) -> str:
     """Describe the test set and the baseline."""
     if comparison.baseline is None:
         return f"Nothing is paired: {comparison.why_baseline}."
+    n_labels, n_with = len(comparison.labels), int((comparison.positives > 0).sum())
+    averaged = (
+        f"map is over the {n_with} that have a positive, macro/f1 over all. "
+        if n_with < n_labels
+        else ""
+    )
     return (
-        f"On {comparison.n_images:,} test images, {len(comparison.labels)} labels. Baseline: "
+        f"On {comparison.n_images:,} test images, {n_labels} labels. {averaged}Baseline: "
         f"{comparison.baseline} ({comparison.why_baseline})."
     )
 

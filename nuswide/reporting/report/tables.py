@@ -29,15 +29,21 @@ _MEANINGS = {
     "micro/ap": "average precision of all labels' entries in one ranking",
     "micro/f1": "F1 of all entries together",
     "macro/f1": "mean of the labels' F1",
+    "macro/f1_with_positives": "the same, of the labels that have a positive",
     "samples/f1": "mean of the images' F1",
     "cf1": "harmonic mean of the labels' mean precision and mean recall",
     "of1": "as micro/f1, by its name beside cf1",
     "lrap": "how far up an image's own labels are in its ranking",
 }
-_DECISIONS = ("precision_recall_f1", "six", "hamming_loss")  # of METRICS, these need no ranking
+_DECISIONS = (
+    "precision_recall_f1",
+    "f1_with_positives",
+    "six",
+    "hamming_loss",
+)  # of METRICS, these need no ranking
 _AT_THRESHOLDS = (
-    "micro/f1", "micro/precision", "micro/recall", "macro/f1", "macro/precision", "macro/recall",
-    "samples/f1", "cf1", "hamming_loss",
+    "micro/f1", "micro/precision", "micro/recall", "macro/f1", "macro/f1_with_positives",
+    "macro/precision", "macro/recall", "samples/f1", "cf1", "hamming_loss",
 )  # fmt: skip
 _PAIRS = 25  # confusions in theirs
 
@@ -55,6 +61,8 @@ def metrics_of(sample: Sample) -> Metrics:
 def headline(inputs: ReportInputs, metrics: Metrics) -> Table:
     """Return each headline metric, its interval, and the baselines'; None if not defined."""
     names = [name for name in HEADLINE if name in metrics]
+    if metrics["labels_without_positives"]:
+        names.insert(names.index("macro/f1") + 1, "macro/f1_with_positives")
     nothing = (np.nan, np.nan, np.nan)
     columns: dict[str, list[Any]] = {
         "metric": names, "value": _cells(metrics[name] for name in names),
