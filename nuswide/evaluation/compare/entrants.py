@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import click
 import numpy as np
 
-from nuswide.config import may_differ, with_defaults
+from nuswide.config import Config, may_differ, with_defaults
 from nuswide.tracking import reader, registry
 from nuswide.tracking.reader import RecordedRun
 from nuswide.tracking.run import JOB_TAG
@@ -60,7 +60,11 @@ def _params_of(run: RecordedRun) -> Mapping[str, str]:
     """Return the params of a run; of training also the fields that were added since."""
     own: dict[str, str] = run.data.params
     is_training = run.data.tags.get(JOB_TAG) == "train" and "seed" in own
-    return {k: str(v) for k, v in with_defaults(own).items()} if is_training else own
+    if not is_training:
+        return own
+    # Before split_seed existed, seed drew the val split, too; such seeds are pooled all the same.
+    split_seed = own.get("split_seed", Config.split_seed)
+    return {k: str(v) for k, v in (with_defaults(own) | {"split_seed": split_seed}).items()}
 
 
 def _joined(values: Sequence[str]) -> str:
