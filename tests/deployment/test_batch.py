@@ -31,7 +31,7 @@ from nuswide.deployment.batch.image_list import list_images, read_chunks
 from nuswide.deployment.batch.job import tag
 from nuswide.deployment.batch.parts import TagParts, exclusive_lock, read_about, select
 from nuswide.deployment.batch.request import TagSummary
-from nuswide.tagger import Tagger, TaggerModel, decode_image
+from nuswide.tagger import Preprocessing, Tagger, TaggerModel, decode_image
 
 LABELS = ["a", "b", "c"]
 
@@ -176,7 +176,7 @@ def test_the_served_model_and_a_batch_select_the_same_labels(
     served = TaggerModel()
     served.tagger = SimpleNamespace(  # type: ignore[assignment]
         labels=LABELS, thresholds=np.array(thresholds), score=lambda images: scores[None],
-        image_size_px=8,
+        preprocessing=Preprocessing(8),
     )  # fmt: skip
     image = pd.DataFrame({"image": [as_lossless(np.zeros((3, 8, 8), np.uint8))]})
     answer = served.predict(None, image, {"top_k": top_k})
@@ -280,14 +280,14 @@ def test_a_file_above_the_limit_is_rejected_unread(
 ) -> None:
     monkeypatch.setattr(decode, "MAX_BYTES", 10)
     for source in (str(photos / "0.png"), (photos / "0.png").read_bytes()):
-        assert "bytes are above 10" in str(decode_file(source, 8))
+        assert "bytes are above 10" in str(decode_file(source, Preprocessing(8)))
 
 
 def test_the_lossless_form_decodes_to_the_same_pixels(photos: Path) -> None:
     import base64
 
     noise = np.random.default_rng(0).integers(0, 256, (3, 33, 33), dtype=np.uint8)
-    again = decode_file(base64.b64decode(as_lossless(noise)), 33)
+    again = decode_file(base64.b64decode(as_lossless(noise)), Preprocessing(33))
     assert np.array_equal(again, noise)
 
 
