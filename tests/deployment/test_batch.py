@@ -123,7 +123,7 @@ def test_a_missing_image_of_a_data_set_is_listed_so_that_it_is_rejected(tmp_path
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     paths = listed(tmp_path, tmp_path / "l")
     assert paths == [str(tmp_path / "a.png"), str(tmp_path / "lost.png")]
-    assert decode.decode_file(paths[1], 8) == "No such file or directory"
+    assert decode.decode_file(paths[1], Preprocessing(8)) == "No such file or directory"
 
 
 @pytest.mark.parametrize("source", ["nowhere", "*.none", "empty", "zeros.txt"])
