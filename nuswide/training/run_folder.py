@@ -143,3 +143,14 @@ def exclusive_lock(folder: Path) -> AbstractContextManager[None]:
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"another process is training run {folder.name}; wait for it, or stop it"
     return files.exclusive_lock(folder / "lock", busy=busy)
+
+
+def is_resumable(folder: Path) -> bool:
+    """Whether a run's state is on this machine and no process is training it."""
+    if not (folder / _ABOUT).exists():
+        return False
+    try:
+        with exclusive_lock(folder):
+            return True
+    except click.ClickException:
+        return False

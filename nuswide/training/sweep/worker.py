@@ -111,7 +111,7 @@ class Worker:
             self.parent = SweepRun.join(attrs["key"], attrs.get("run"), store.name)
             self.study.set_user_attr("run", self.parent.id)
             record_plan(self.parent, self.plan, str(store))
-            self.parent.adopt_launcher()
+            self.parent.adopt_launcher("sweep worker", f"A worker of the sweep {self.parent.id}.")
             take_stock(self.study)
             done = len([trial for trial in read_trials(self.study) if trial.is_done])
         click.echo(
@@ -258,7 +258,7 @@ class Worker:
         index, before = trial.user_attrs[INDEX], trial.user_attrs.get("run")
         if before and self.parent.metric_of(before, VALUE) is not None:
             return before, config
-        if before and _is_resumable(Path(config.checkpoints) / before):
+        if before and run_folder.is_resumable(Path(config.checkpoints) / before):
             for earlier in self.study.get_trials(states=[TrialState.FAIL]):
                 if earlier.user_attrs.get("run") == before:
                     for epoch, value in earlier.intermediate_values.items():
@@ -287,17 +287,6 @@ def _report(trial: optuna.Trial, config: Config, epoch: int, value: float) -> No
     trial.report(value, epoch)
     if epoch + 1 < config.epochs and trial.should_prune():
         raise EndedEarly
-
-
-def _is_resumable(folder: Path) -> bool:
-    """Whether a run's state is on this machine and no process is training it."""
-    if not (folder / "about.json").exists():
-        return False
-    try:
-        with run_folder.exclusive_lock(folder):
-            return True
-    except click.ClickException:
-        return False
 
 
 def _line(trial: Trial, best: Trial | None, plan: Plan) -> str:
