@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import click
 
-from nuswide.values import check_range, convert, read_channels
+from nuswide.values import check_goal, check_range, convert, read_channels
 
 T = TypeVar("T")
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
@@ -61,6 +61,11 @@ class Config:
         0.15, "Fraction of the training split held out as val; 0 for none.", role="split",
         low=0, high=0.5,
     )  # fmt: skip
+    folds: int = _field(
+        0, "Parts of train and val, of which `fold` is val; 0 for val_fraction.", role="split",
+        low=0,
+    )  # fmt: skip
+    fold: int = _field(0, "The part of `folds` that is val, from 0.", role="split", low=0)
     test_fraction: float = _field(
         0.0, "Fraction of the images held out as test if the data has no test split; 0 for none.",
         role="split", low=0, high=0.5,
@@ -265,35 +270,50 @@ class Config:
                 f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}; "
                 "lower it"
             )
-        if self.select_on == "val" and self.val_fraction == 0:
-            raise ValueError(
-                "select_on=val needs a val split, but val_fraction is 0; "
-                "give val_fraction=0.15, or select_on=last"
-            )
-        for name, without in (("thresholds", "fixed"), ("calibration", "none")):
-            value = getattr(self, name)
-            if self.val_fraction == 0 and value not in ("auto", without):
-                raise ValueError(
-                    f"{name}={value} is fitted on val, but val_fraction is 0; "
-                    f"give val_fraction=0.15, or {name}={without}"
-                )
-        is_fitted = self.val_fraction > 0 and self.thresholds != "fixed"
-        _check_goal(self.threshold_goal, is_fitted=is_fitted)
         if self.select_on == "test" and self.test_freq == 0:
             raise ValueError(
                 "select_on=test needs test_freq, the steps between tests; give e.g. 200"
             )
-        if self.patience_epochs and self.select_on != "val":
+        if self.folds == 1 or self.fold >= max(1, self.folds):
             raise ValueError(
-                f"patience_epochs={self.patience_epochs} waits for a better mAP on val, but "
-                f"select_on={self.select_on}; give select_on=val, or patience_epochs=0"
+                f"fold={self.fold} of folds={self.folds} is none; give folds=2 or more, and a fold "
+                "from 0 to folds - 1"
             )
         if 0 < self.image_size_px < 32:
             raise ValueError(f"image_size_px={self.image_size_px} must be 0 or at least 32")
+        check_goal(self.threshold_goal)
+        _check_uses_of_val(self)
         _check_start_size(self.start_size_px, self.image_size_px)
         for name in ("mean", "std"):
             if (value := getattr(self, name)) != "auto":
                 read_channels(name, value)
+
+
+def _check_uses_of_val(config: Config) -> None:
+    has_val = config.val_fraction > 0 or config.folds > 0
+    if config.select_on == "val" and not has_val:
+        raise ValueError(
+            "select_on=val needs a val split, but val_fraction is 0; "
+            "give val_fraction=0.15, or select_on=last"
+        )
+    for name, without in (("thresholds", "fixed"), ("calibration", "none")):
+        value = getattr(config, name)
+        if not has_val and value not in ("auto", without):
+            raise ValueError(
+                f"{name}={value} is fitted on val, but val_fraction is 0; "
+                f"give val_fraction=0.15, or {name}={without}"
+            )
+    is_fitted = has_val and config.thresholds != "fixed"
+    if config.threshold_goal != "f1" and not is_fitted:
+        raise ValueError(
+            f"threshold_goal={config.threshold_goal} is what thresholds are fitted to, and none "
+            "are; give val_fraction=0.15 and thresholds=label or global"
+        )
+    if config.patience_epochs and config.select_on != "val":
+        raise ValueError(
+            f"patience_epochs={config.patience_epochs} waits for a better mAP on val, but "
+            f"select_on={config.select_on}; give select_on=val, or patience_epochs=0"
+        )
 
 
 def _check_start_size(start_px: int, full_px: int) -> None:
@@ -301,27 +321,6 @@ def _check_start_size(start_px: int, full_px: int) -> None:
         raise ValueError(
             f"start_size_px={start_px} is no multiple of 32 up to image_size_px={full_px}; give "
             f"e.g. {max(32, full_px // 64 * 32)}, or 0 to use image_size_px throughout"
-        )
-
-
-def _check_goal(goal: str, *, is_fitted: bool) -> None:
-    name, value = goal[:1], goal[1:]
-    if goal.startswith("precision:"):
-        name, _, value = goal.partition(":")
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    highest = {"f": 10.0, "precision": 1.0}.get(name, 0.0)
-    if not 0 < number <= highest:
-        raise ValueError(
-            f"threshold_goal={goal!r} is neither an F-beta nor a precision; give e.g. f1, f2, f0.5 "
-            "or precision:0.9"
-        )
-    if goal != "f1" and not is_fitted:
-        raise ValueError(
-            f"threshold_goal={goal} is what thresholds are fitted to, and none are; give "
-            "val_fraction=0.15 and thresholds=label or global"
         )
 
 

@@ -70,3 +70,20 @@ def check_range(name: str, value: Any, meta: Mapping[str, Any], choices: tuple[A
         below = f"at most {high}" if high is not None else ""
         allowed = " and ".join(filter(None, [above, below, "finite" if infinite else ""]))
         raise ValueError(f"{name}={value} is out of range; it must be {allowed}")
+
+
+def check_goal(goal: str) -> None:
+    """Check that a threshold_goal is an F-beta, such as `f2`, or a precision, `precision:0.9`."""
+    name, value = goal[:1], goal[1:]
+    if goal.startswith("precision:"):
+        name, _, value = goal.partition(":")
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    highest = {"f": 10.0, "precision": 1.0}.get(name, 0.0)
+    if not 0 < number <= highest:
+        raise ValueError(
+            f"threshold_goal={goal!r} is neither an F-beta nor a precision; give e.g. f1, f2, f0.5 "
+            "or precision:0.9"
+        )

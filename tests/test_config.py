@@ -99,6 +99,7 @@ def test_what_is_fitted_on_val_needs_a_val_split(field: str) -> None:
     without_val = {"val_fraction": 0, "select_on": "last"}
     assert f"{field} is fitted on val" in error_of({name: value, **without_val})
     load_config(None, {"thresholds": "auto", **without_val})
+    load_config(None, {name: value, "val_fraction": 0, "folds": 2})  # a fold is val
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,9 @@ def test_a_key_of_yaml_that_is_no_text_is_an_unknown_field(tmp_path: Path) -> No
         ({"select_on": "test", "test_freq": 0}, ["select_on", "test_freq"]),
         ({"scale_min": 2, "scale_max": 1}, ["scale_min", "scale_max"]),
         ({"patience_epochs": 3, "select_on": "last"}, ["patience_epochs", "select_on=val"]),
+        ({"fold": 1}, ["fold=1 of folds=0 is none"]),
+        ({"folds": 3, "fold": 3}, ["fold=3 of folds=3", "from 0 to folds - 1"]),
+        ({"folds": 1}, ["folds=1", "folds=2 or more"]),
     ],
 )
 def test_a_contradiction_names_both_fields(overrides: dict[str, Any], named: list[str]) -> None:
@@ -301,7 +305,9 @@ def test_every_field_has_a_sentence_of_help() -> None:
 
 
 ROLES = {
-    "split": {"val_fraction", "test_fraction", "split_seed", "select_on"},
+    "split": {
+        "val_fraction", "folds", "fold", "test_fraction", "split_seed", "select_on",
+    },
     "seed": {"seed"},
     "hardware": {"device", "compile", "cuda_graph", "feed"},
     "data": {"data", "cache", "skip_rejected"},

@@ -17,7 +17,7 @@ def main() -> None:
 
 
 for _command in (
-    training.train, training.sweep, training.upload, training.reproduce,
+    training.train, training.folds, training.sweep, training.upload, training.reproduce,
     evaluation.evaluate, evaluation.compare, evaluation.promote,
     deployment.quantize, deployment.serve, deployment.tag,
     data.prepare, data.audit, data.cache, data.download, data.sample,

@@ -1,5 +1,6 @@
-"""The commands that train, and those on training runs: train, sweep, upload, reproduce."""
+"""The commands that train, and those on training runs: train, folds, sweep, upload, reproduce."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,6 +23,24 @@ def train(experiment: Path | None, **overrides: str | None) -> None:
     train_and_register(
         config, name=" ".join([experiment.stem if experiment else "train", *changes])
     )
+
+
+@click.command()
+@option("--experiment", type=PATH, help="A file of experiments/.")
+@config_options
+@one_line_errors
+def folds(experiment: Path | None, **overrides: str | None) -> None:
+    """Train once for each of --folds N, 5 by default, and record the mean metrics.
+
+    The folds divide the images of train and val; each is val in a run of its own. Run the same
+    command again to continue folds that were stopped. No model is registered.
+    """
+    config = load_config(experiment, given_of(overrides))
+    from nuswide.training.folds import train_folds
+
+    config = replace(config, folds=config.folds or 5)
+    title = experiment.stem if experiment else "train"
+    train_folds(config, name=f"{config.folds} folds of {title}")
 
 
 @click.command()

@@ -64,8 +64,11 @@ def is_restarted() -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the process group of torchrun's processes: NCCL between GPUs, gloo between CPUs."""
-    if world_size() == 1:
+    """Join the process group of torchrun's processes: NCCL between GPUs, gloo between CPUs.
+
+    Within another such block, this does nothing.
+    """
+    if world_size() == 1 or dist.is_initialized():
         yield
         return
     if is_restarted() and os.environ.get(_OWN_STORE) != "1":

@@ -68,16 +68,27 @@ class Dataset:
         """Read the images of some samples into memory; (len(indices), 3, S, S)."""
         return self.images[self.rows[indices]]
 
-    def hold_out(self, *, val_fraction: float, seed: int, test_fraction: float = 0.0) -> "Dataset":
-        """Split test and val off train, each unless the data set has one or its fraction is 0."""
+    def hold_out(
+        self,
+        *,
+        val_fraction: float,
+        seed: int,
+        test_fraction: float = 0.0,
+        folds: int = 0,
+        fold: int = 0,
+    ) -> "Dataset":
+        """Split test and val off train, as splits.hold_out does."""
         carved = hold_out(
-            self.manifest, test_fraction=test_fraction, val_fraction=val_fraction, seed=seed
-        )
-        needs_val = val_fraction and not len(self.manifest.indices("val"))
-        if needs_val and not carved.of("val").targets.any():
+            self.manifest, test_fraction=test_fraction, val_fraction=val_fraction, seed=seed,
+            folds=folds, fold=fold,
+        )  # fmt: skip
+        is_carved = folds or (val_fraction and not len(self.manifest.indices("val")))
+        if is_carved and not carved.of("val").targets.any():
+            which = f"fold={fold} of folds={folds}" if folds else f"val_fraction={val_fraction}"
+            way_out = "raise it, or give val_fraction=0 and select_on=last"
             raise click.ClickException(
-                f"val_fraction={val_fraction} of train leaves val without any label; "
-                "raise it, or give val_fraction=0 and select_on=last"
+                f"{which} of train leaves val without any label; "
+                f"{'lower folds' if folds else way_out}"
             )
         return replace(self, manifest=carved)
 

@@ -24,11 +24,22 @@ from nuswide.data.text_files import read_records
 
 
 def hold_out(
-    manifest: Manifest, *, test_fraction: float, val_fraction: float, seed: int
+    manifest: Manifest,
+    *,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+    folds: int = 0,
+    fold: int = 0,
 ) -> Manifest:
-    """Split test, then val off train, each unless the data has one or its fraction is 0."""
+    """Split test, then val off train, each unless the data has one or its fraction is 0.
+
+    folds: if not 0, val is a fold of train and the data's own val instead.
+    """
     if test_fraction and not len(manifest.indices("test")):
         manifest = carve_test(manifest, fraction=test_fraction, seed=seed)
+    if folds:
+        return carve_fold(manifest, folds=folds, fold=fold, seed=seed)
     if val_fraction and not len(manifest.indices("val")):
         manifest = carve_val(manifest, fraction=val_fraction, seed=seed)
     return manifest
@@ -40,6 +51,23 @@ def carve_val(manifest: Manifest, *, fraction: float, seed: int) -> Manifest:
     The same seed gives the same split. Images of one group stay together.
     """
     return _carve(manifest, "val", fraction, np.random.default_rng([seed, 0x5A1]))
+
+
+def carve_fold(manifest: Manifest, *, folds: int, fold: int, seed: int) -> Manifest:
+    """Divide train and val into folds, each stratified as by carve_val; make one of them val."""
+    splits = np.where(manifest.splits == "val", "train", manifest.splits).astype("U5")
+    left, groups = np.flatnonzero(splits == "train"), manifest.groups
+    n_units = len(left) if groups is None else len(np.unique(groups[left]))
+    if n_units < folds:
+        units = "images" if groups is None else "groups of images"
+        raise click.ClickException(f"{n_units} {units} are too few for folds={folds}; lower it")
+    rng = np.random.default_rng([seed, 0xF01D])
+    for number in range(fold + 1):
+        own = None if groups is None else groups[left]
+        is_chosen = stratify(manifest.targets[left], 1 / (folds - number), rng, own)
+        chosen, left = left[is_chosen], left[~is_chosen]
+    splits[chosen] = "val"
+    return replace(manifest, splits=splits)
 
 
 def carve_test(manifest: Manifest, *, fraction: float, seed: int) -> Manifest:

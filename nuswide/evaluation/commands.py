@@ -96,6 +96,8 @@ def open_as_trained(
         test_fraction=config["test_fraction"],
         val_fraction=val_fraction,
         seed=config["split_seed"],
+        folds=0 if is_for_test else config["folds"],
+        fold=config["fold"],
     )
     return replace(whole, manifest=carved)
 

@@ -285,11 +285,16 @@ def is_open(run_id: str) -> bool:
         raise
 
 
+def naming_tags(before: str, name: str) -> dict[str, str]:
+    """Return the tags that replace a run's name, none unless MLflow generated it."""
+    return {MLFLOW_RUN_NAME: name} if _MADE_UP_NAME.fullmatch(before) else {}
+
+
 def _name(run: Run, active: mlflow.ActiveRun, name: str) -> None:
     """Name a run; if it is resumed by `mlflow run`, also the run which that has begun."""
-    if _MADE_UP_NAME.fullmatch(active.info.run_name):
+    if tags := naming_tags(active.info.run_name, name):
         run.name = name
-        run.set_tags({MLFLOW_RUN_NAME: name})
+        run.set_tags(tags)
     launcher = os.environ.get("MLFLOW_RUN_ID", run.id)
     if launcher != run.id:
         tags = {

@@ -83,7 +83,7 @@ def train_and_register(
             _require_enough(config, data.manifest)  # now that rejected images are left out, too
             model = create_network(local, data.manifest)  # now that val is split off from train
         found = _choose(config, data, run_id)
-        with _begin(config, data, name, found) as (run, folder):
+        with _begin(config, data, name, found, is_managed=run_id is not None) as (run, folder):
             resumed = found[1] if found else None
             run.set_tags({**(tags or {}), **({} if resumed else digests(data, model))})
             if distributed.is_main():
@@ -123,11 +123,12 @@ def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
 
 @contextmanager
 def _begin(
-    config: Config, data: Dataset, name: str, found: Found | None
+    config: Config, data: Dataset, name: str, found: Found | None, *, is_managed: bool
 ) -> Iterator[tuple[Run, Path]]:
     """Begin a run, or resume the one found; yields it with the folder of its checkpoints.
 
-    On an error the last checkpoint stays there. An interrupt prints the command to resume.
+    On an error the last checkpoint stays there. An interrupt prints the command to resume, unless
+    the run is managed by the caller.
     """
     if not distributed.is_main():
         yield NullRun(), Path(config.checkpoints)  # type: ignore[misc]
@@ -150,7 +151,8 @@ def _begin(
             try:
                 yield run, folder
             except KeyboardInterrupt:
-                click.echo(f"\ninterrupted; {way_on(run.id, launcher)}")
+                if not is_managed:
+                    click.echo(f"\ninterrupted; {way_on(run.id, launcher)}")
                 raise
     # Only now is all of it recorded: a run that is killed earlier is to be resumed.
     run_folder.write_about(folder, config, data, is_recorded=True)
@@ -251,7 +253,9 @@ def _require_enough(config: Config, manifest: Manifest) -> None:
     sizes = {split: len(manifest.indices(split)) for split in SPLITS}
     to_test = 0 if sizes["test"] else round(sizes["train"] * config.test_fraction)
     to_val = 0 if sizes["val"] else round((sizes["train"] - to_test) * config.val_fraction)
-    to_carve = {split: n for split, n in (("val", to_val), ("test", to_test)) if n}
+    if config.folds:  # the largest fold, in place of the data's own val
+        to_val = -(-(sizes["train"] - to_test + sizes["val"]) // config.folds) - sizes["val"]
+    to_carve = {split: n for split, n in (("val", to_val), ("test", to_test)) if n > 0}
     if (left := sizes["train"] - to_test - to_val) < (size := global_batch_size(config)):
         said = " and ".join(f"{n} are held out as {split}" for split, n in to_carve.items())
         carved = f" once {said}" if said else ""

@@ -53,6 +53,8 @@ def open_data(config: Config, manifest: Manifest) -> Dataset:
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
         seed=config.split_seed,
+        folds=config.folds,
+        fold=config.fold,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from conftest import REAL, needs_real
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from nuswide.data.importers import read_article_json
 from nuswide.data.manifest import Manifest
 from nuswide.data.splits import (
+    carve_fold,
     carve_val,
     groups_across_splits,
     hold_out,
@@ -107,6 +109,48 @@ def test_every_label_keeps_its_share_in_val(
     carved = carve_val(manifest, fraction=fraction, seed=seed)
     assert len(carved.of("val")) == round(n * fraction)
     assert_shares_are_kept(manifest, carved, fraction)
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_partition_train_and_val_and_every_label_keeps_its_share(folds: int) -> None:
+    manifest = make_manifest(long_tailed(303, 8, seed=2), n_test=50)
+    splits = manifest.splits.copy()
+    splits[:40] = "val"  # the data's own, which the folds divide like train
+    manifest = replace(manifest, splits=splits)
+    made = [carve_fold(manifest, folds=folds, fold=fold, seed=3) for fold in range(folds)]
+    parts = [m.indices("val").tolist() for m in made]
+    assert sorted(sum(parts, [])) == list(range(253))
+    assert {len(part) for part in parts} <= {253 // folds, -(-253 // folds)}
+    wanted = manifest.targets[:253].sum(axis=0) / folds
+    for fold, own in enumerate(made):
+        assert own.indices("test").tolist() == manifest.indices("test").tolist()
+        assert sorted([*own.indices("train"), *parts[fold]]) == list(range(253))
+        off = np.abs(own.of("val").positives - wanted)
+        assert (off <= np.maximum(2, 0.1 * wanted)).all(), off
+    other = carve_fold(manifest, folds=folds, fold=0, seed=4)
+    assert other.digest != made[0].digest
+
+
+def test_images_of_a_group_stay_in_one_fold_and_too_few_groups_are_refused() -> None:
+    groups = np.array([f"scene {i % 12}" for i in range(120)])
+    manifest = replace(make_manifest(long_tailed(120, 5, seed=4)), groups=groups)
+    made = [carve_fold(manifest, folds=3, fold=fold, seed=0).of("val") for fold in range(3)]
+    scenes = [set(own.groups.tolist()) for own in made]
+    assert all(scenes) and len(set.union(*scenes)) == sum(map(len, scenes)) == 12
+    with pytest.raises(click.ClickException, match="12 groups of images are too few for folds=13"):
+        carve_fold(manifest, folds=13, fold=0, seed=0)
+    with pytest.raises(click.ClickException, match="3 images are too few for folds=4"):
+        carve_fold(make_manifest(np.ones((3, 1))), folds=4, fold=0, seed=0)
+
+
+def test_all_folds_have_the_same_test_images() -> None:
+    manifest = make_manifest(long_tailed(200, 5, seed=5))
+    made = [
+        hold_out(manifest, test_fraction=0.2, val_fraction=0.15, seed=1, folds=4, fold=fold)
+        for fold in range(4)
+    ]
+    assert {tuple(own.of("test").names) for own in made} == {tuple(made[0].of("test").names)}
+    assert [len(own.indices("val")) for own in made] == [40] * 4 and len(made[0].of("test")) == 40
 
 
 @needs_real("corel5k")

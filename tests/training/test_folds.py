@@ -1,0 +1,95 @@
+"""Cross-validation: its runs, their mean metrics, and folds that are stopped and continued."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+import numpy as np
+import pytest
+from conftest import Workspace
+from mlflow.entities import Run
+
+from nuswide.config import Config
+from nuswide.training import folds
+from nuswide.training.folds import mean_and_deviation, train_folds
+
+TINY = ("--backbone", "resnet18", "--image_size_px", "32", "--epochs", "2", "--batch_size", "8")
+
+
+def test_the_mean_and_the_sample_deviation_are_over_all_folds_or_undefined() -> None:
+    metrics = {0: {"val/map": 0.5, "val/lrap": 0.5}, 1: {"val/map": 0.6}, 2: {"val/map": 0.7}}
+    assert mean_and_deviation(metrics, "val/map") == pytest.approx((0.6, 0.1))
+    assert np.isnan(mean_and_deviation(metrics, "val/lrap")).all()
+    assert mean_and_deviation({0: {"val/map": 0.5}}, "val/map")[0] == 0.5
+    assert np.isnan(mean_and_deviation({}, "val/map")).all()
+
+
+@pytest.mark.parametrize("changes", [{"fold": 1}, {"resume": "auto"}])
+def test_fields_of_one_run_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(click.UsageError, match="leave out fold and resume"):
+        train_folds(Config(folds=3, **changes), name="folds")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    yield Workspace(tmp_path)
+    mlflow.set_tracking_uri(None)
+
+
+def runs_of(workspace: Workspace) -> tuple[Run, dict[int, Run]]:
+    """The one parent, and its children by fold."""
+    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
+    runs = mlflow.MlflowClient().search_runs(["0"])
+    (parent,) = [run for run in runs if run.data.tags["nuswide.job"] == "folds"]
+    children = [run for run in runs if "folds.fold" in run.data.tags]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert len(runs) == 1 + len(children)
+    found = {int(run.data.tags["folds.fold"]): run for run in children}
+    assert len(found) == len(children)
+    return parent, found
+
+
+@pytest.mark.slow
+def test_folds_that_are_stopped_go_on_and_their_mean_is_the_parents(
+    tmp_path: Path, tiny_data: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("folds", "--folds", "2", "--data", str(tiny_data), *TINY)
+    train = folds.train_and_register
+
+    def stop_in_second(config: Config, **rest: Any) -> str | None:
+        def stop(epoch: int, value: float) -> None:
+            raise KeyboardInterrupt
+
+        return train(config, **rest, after_epoch=stop if config.fold == 1 else None)
+
+    monkeypatch.setattr(folds, "train_and_register", stop_in_second)
+    done = workspace.in_process(*command, check=False)
+    assert done.returncode == 1 and done.stdout.count("interrupted; continue with") == 1
+    assert "resume with" not in done.stdout
+    parent, stopped = runs_of(workspace)
+    assert parent.info.status == "KILLED" and "val/map/mean" not in parent.data.metrics
+    assert [stopped[fold].info.status for fold in (0, 1)] == ["FINISHED", "KILLED"]
+
+    monkeypatch.setattr(folds, "train_and_register", train)
+    done = workspace.in_process(*command)
+    assert "fold 1 of 2 is trained already" in done.stdout and "resuming run" in done.stdout
+    parent, children = runs_of(workspace)
+    ids = {fold: run.info.run_id for fold, run in children.items()}
+    assert ids == {fold: run.info.run_id for fold, run in stopped.items()}
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
+    for key in ("val/map", "test/micro/f1"):
+        values = [run.data.metrics[key] for run in children.values()]
+        assert parent.data.metrics[f"{key}/mean"] == pytest.approx(np.mean(values))
+        assert parent.data.metrics[f"{key}/std"] == pytest.approx(np.std(values, ddof=1))
+    tests = {run.data.tags["data.test_digest"] for run in children.values()}
+    vals = {run.data.tags["data.val_digest"] for run in children.values()}
+    assert len(tests) == 1 and len(vals) == 2
+    table = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/folds.json")
+    assert [row[:2] for row in table["data"]] == [[str(f), ids[f]] for f in (0, 1)]
+    assert not mlflow.MlflowClient().search_registered_models()
+
+    again = workspace.in_process(*command).stdout
+    assert "fold 2 of 2 is trained already" in again and f"run {parent.info.run_id}" in again
+    assert runs_of(workspace)[0].data.metrics == parent.data.metrics
