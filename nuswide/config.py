@@ -1,7 +1,7 @@
 """The configuration of one experiment: a frozen dataclass of flat fields.
 
-Owns the fields with their defaults, ranges, help and roles, the reading of experiment files, and
-the messages about mistakes. Never imports torch or mlflow, so that `--help` is fast.
+Owns the fields with their defaults, ranges, help and roles, and the messages about mistakes. Never
+imports torch or mlflow, so that `--help` is fast.
 
     >>> load_config(None, {"lr": "1e-3"}).lr
     0.001
@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import click
 
+from nuswide.experiment_file import build_on, read_yaml
 from nuswide.values import check_goal, check_range, convert, read_channels
 
 T = TypeVar("T")
@@ -363,43 +364,6 @@ def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config
         return Config(**{n: convert(n, v, known[n].type) for n, v in values.items()})
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-
-
-def build_on(own: Mapping[str, Any], path: Path, builders: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Complete the fields of a file by those of the experiment file that its `experiment` names.
-
-    own: fields as read; they take precedence. path: their file, which the name is relative to.
-    builders: resolved paths of the files that build on it. Raises click.UsageError if a named file
-    cannot be read, or builds on itself.
-    """
-    if "experiment" not in own:
-        return dict(own)
-    base, builders = path.parent / str(own["experiment"]), (*builders, path.resolve())
-    if base.resolve() in builders:
-        raise click.UsageError(f"{path} builds on {base}, which builds on itself; remove one")
-    try:
-        fields = build_on(read_yaml(base), base, builders)
-    except click.UsageError as error:
-        raise click.UsageError(f"{path} builds on {base}: {error.message}") from error
-    return fields | {name: value for name, value in own.items() if name != "experiment"}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of `key: value` lines; raises click.UsageError if it cannot be read."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"cannot read the experiment file {path}: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date of month 13
-        reason = " ".join(str(error).split())
-        raise click.UsageError(f"{path} is not valid YAML: {reason}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise click.UsageError(f"{path} must hold `field: value` lines")
-    return content
 
 
 def lookup(registry: Mapping[str, T], name: str, value: str) -> T:

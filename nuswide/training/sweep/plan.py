@@ -14,13 +14,12 @@ import click
 
 from nuswide.config import (
     Config,
-    build_on,
     load_config,
     lookup,
     may_differ,
-    read_yaml,
     unknown_name,
 )
+from nuswide.experiment_file import build_on, read_yaml
 from nuswide.models.backbones import BACKBONES
 from nuswide.models.heads import HEADS
 from nuswide.models.losses import LOSSES
