@@ -1,8 +1,6 @@
 """Fonts for texts in any script.
 
 Owns which installed font draws the characters that the default font lacks.
-
-    add_fonts(figure)  # before it is drawn
 """
 
 import logging
