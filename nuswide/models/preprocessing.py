@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from nuswide.config import IMAGENET_MEAN, IMAGENET_STD, Config
 from nuswide.data.transforms import Normalization
-from nuswide.models.backbones import TIMM, check_name, timm_settings
+from nuswide.models.backbones import check_name
+from nuswide.models.timm_backbone import TIMM, timm_settings
 from nuswide.tagger import Preprocessing
 from nuswide.values import read_channels
 

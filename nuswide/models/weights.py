@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nuswide.config import Config
-from nuswide.models.backbones import TIMM, first_line
+from nuswide.models.timm_backbone import TIMM, TimmBackbone, first_line
 
 StateDict = dict[str, Tensor]
 _WRAPPERS = ("state_dict", "model")  # what training programs call the network in their checkpoints
@@ -46,6 +46,8 @@ def load_weights(model: nn.Module, config: Config, labels: Sequence[str] | None)
     prefix = "backbone.network." if is_timm else "backbone."
     own = model.state_dict()
     state = _with_own_names(state, own, prefix, config)
+    if isinstance(model.backbone, TimmBackbone):
+        state = model.backbone.fit(state, prefix)
     _require_fitting(state, own, prefix, config)
     model.load_state_dict(_fitting(state, own), strict=False)
 
