@@ -8,7 +8,7 @@ import copy
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -28,18 +28,25 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nuswide import tagger
+from nuswide.config import Config
 from nuswide.evaluation.evaluate import Decision, torch_score
 from nuswide.evaluation.model_card import without_labels
 from nuswide.models.networks import Scorer, TaggerNet
 from nuswide.models.preprocessing import METADATA
+from nuswide.models.timm_backbone import TIMM, first_line
 from nuswide.tagger import Tagger
 from nuswide.tracking.reader import WEIGHTS_TAG, file_digest
 from nuswide.tracking.registry import model_id_of
+from nuswide.tracking.run import scratch_folder
 
 _TOLERANCE = 1e-4  # between the scores of torch and ONNX Runtime
 _LEAST_GROUP = 16  # channels of a convolution's group
 _MOST_DESCRIBED = 4000  # characters; the registry's page takes 5,000
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
+
+
+class ExportError(click.ClickException):
+    """A network cannot be exported, or ONNX Runtime's scores differ from torch's."""
 
 
 def write_bundle(
@@ -52,8 +59,8 @@ def write_bundle(
     """Write model.onnx and tagger.json, and check on images that both engines agree.
 
     settings: labels, image_size_px and others to store with the model. decision: calibration and
-    thresholds. images: (N, 3, S, S) uint8. Raises click.ClickException if a score of ONNX Runtime
-    differs from torch's by more than 1e-4.
+    thresholds. images: (N, 3, S, S) uint8. Raises ExportError if the network cannot be exported,
+    or a score of ONNX Runtime differs from torch's by more than 1e-4.
     """
     folder.mkdir()
     model.cpu().eval()
@@ -62,10 +69,32 @@ def write_bundle(
     here = decision.calibrate(torch_score(model, torch.device("cpu"))(images))
     gap = float(np.abs(Tagger.load(folder).score(images) - here).max())
     if not gap <= _TOLERANCE:
-        raise click.ClickException(
+        raise ExportError(
             f"the exported model's scores differ from torch's by {gap:.1e}, more than "
-            f"{_TOLERANCE:.0e}; it was not registered"
+            f"{_TOLERANCE:.0e}"
         )
+
+
+def require_exportable(model: TaggerNet, config: Config) -> None:
+    """Raise ExportError for a new network that could not be registered after its training.
+
+    It is exported once for this, which takes some seconds. Only timm's are, as the tests export all
+    others.
+    """
+    is_resumed, size_px = config.resume not in ("none", "auto"), config.image_size_px
+    if is_resumed or config.registered_model == "none" or not config.backbone.startswith(TIMM):
+        return
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, size_px, size_px), np.uint8)
+    settings = {"labels": [], "image_size_px": size_px, "config": {}}
+    decision = Decision(np.empty(0, np.float32))
+    try:
+        with scratch_folder() as folder:
+            write_bundle(folder / "bundle", model, settings, decision, images)
+    except ExportError as error:
+        raise ExportError(
+            f"backbone={config.backbone}: {error.message}; choose another backbone, or train "
+            "without registering it: registered_model=none"
+        ) from error
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], decision: Decision) -> None:
@@ -79,16 +108,35 @@ def _export_onnx(model: TaggerNet, path: Path, image_size_px: int) -> None:
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     example = torch.zeros(2, 3, image_size_px, image_size_px, dtype=torch.uint8)
-    torch.onnx.export(
-        _widen_groups(copy.deepcopy(Scorer(model).eval())),
-        (example,),
-        path,
-        input_names=["images"],
-        output_names=["scores"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            _widen_groups(_without_fused_attention(copy.deepcopy(Scorer(model).eval()))),
+            (example,),
+            path,
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            external_data=False,
+            verbose=False,
+        )
+    except Exception as error:  # many types, of each stage of the exporter
+        raise ExportError(f"the network cannot be exported to ONNX ({_cause(error)})") from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error that an error was raised from."""
+    while error.__cause__:
+        error = error.__cause__
+    return first_line(error)
+
+
+def _without_fused_attention(network: nn.Module) -> nn.Module:
+    """Have timm's networks compute attention in single steps, which all of them export."""
+    modules: Iterable[Any] = network.modules()
+    for module in modules:
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    return network
 
 
 def _widen_groups(network: nn.Module) -> nn.Module:
@@ -128,10 +176,13 @@ def write_weights(
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """A logged model. version: its version in the registry, None if it is not registered."""
+    """A logged model. version: its version in the registry, None if it is not registered.
 
-    model_id: str
-    uri: str
+    model_id and uri are None for a network that could not be exported.
+    """
+
+    model_id: str | None
+    uri: str | None
     version: str | None
 
 

@@ -76,9 +76,10 @@ def train_and_register(
             local, source = resolve_preprocessing(local)
             config = replace(local, weights=config.weights)
             # Created first, so that mistakes are found before the images are decoded.
-            create_network(local, manifest)
+            network = create_network(local, manifest)
             if distributed.is_main():
                 open_store()  # for the same reason
+                export.require_exportable(network, config)
             data = open_data(config, manifest)
             _require_enough(config, data.manifest)  # now that rejected images are left out, too
             model = create_network(local, data.manifest)  # now that val is split off from train
@@ -301,7 +302,10 @@ def _record_data(run: Run, data: Dataset) -> None:
 def _log_model(
     run: Run, config: Config, model: TaggerNet, data: Dataset, decision: Decision, card: str
 ) -> LoggedModel:
-    """Export the network, check it on test images, and log it with its weights."""
+    """Export the network, check it on test images, and log it with its weights.
+
+    Only the weights are logged of a network that cannot be exported and need not be registered.
+    """
     labels = list(data.manifest.labels)
     settings = {
         "labels": labels,
@@ -312,11 +316,19 @@ def _log_model(
     test = data.of("test")
     checked = test.gather(np.arange(min(_CHECKED, len(test))))
     with scratch_folder() as folder:
-        export.write_bundle(folder / "bundle", model, settings, decision, checked)
         weights = folder / Path(reader.WEIGHTS).name
         digest = export.write_weights(weights, model, labels, metadata_of(config))
         run.log_file(weights, str(Path(reader.WEIGHTS).parent))
         name = config.registered_model
+        try:
+            export.write_bundle(folder / "bundle", model, settings, decision, checked)
+        except export.ExportError as error:
+            if name != "none":
+                raise export.ExportError(
+                    f"{error.message}; the model was not registered, its weights are logged"
+                ) from error
+            click.echo(f"only the weights are logged: {error.message}", err=True)
+            return LoggedModel(None, None, None)
         logged = export.log_bundle(folder / "bundle", checked[0], name, run.id, card, digest)
     if logged.version:
         registry.tag_version(name, logged.version, {reader.WEIGHTS_TAG: digest})

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import TINY, Workspace
+from mlflow.entities import Run
 from torch import nn
 
 from nuswide.config import Config
@@ -152,7 +154,7 @@ def test_an_export_whose_scores_differ_is_refused(
         return self.session.run(["scores"], {"images": images})[0] + np.float32(2e-4)
 
     monkeypatch.setattr(Tagger, "score", off_by_a_little)
-    with pytest.raises(click.ClickException, match="not registered"):
+    with pytest.raises(click.ClickException, match="differ from torch's by 2.0e-04"):
         write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
 
 
@@ -212,3 +214,62 @@ def test_a_run_registers_one_version_of_its_weights_however_often_it_is_resumed(
         assert str(find_version(f"models:/{name}/latest").version) == second
     finally:
         mlflow.set_tracking_uri(None)
+
+
+# Networks that cannot be exported
+
+
+def test_attention_of_timm_is_exported_in_single_steps(tmp_path: Path) -> None:
+    config = Config(backbone="timm/test_maxvit", image_size_px=64)
+    model = create_model(config, n_labels=3)
+    assert any(getattr(module, "fused_attn", False) for module in model.modules())
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    write_bundle(tmp_path / "bundle", model, SETTINGS | {"image_size_px": 64}, DECISION, images)
+    assert any(getattr(module, "fused_attn", False) for module in model.modules())
+
+
+def runs_of(workspace: Workspace) -> list[Run]:
+    client = mlflow.MlflowClient(workspace.env["MLFLOW_TRACKING_URI"])
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])
+
+
+def refuse(*args: object, **kwargs: object) -> None:
+    """Fail as the exporter does: pages of text, with the reason in the cause."""
+    try:
+        raise ValueError("Cannot view a tensor\nOriginal traceback:\n ...")
+    except ValueError as error:
+        raise RuntimeError("Failed to decompose the graph.\nThis is step 2/3\n...") from error
+
+
+def test_a_network_that_cannot_be_exported_is_found_before_its_training(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    options = TINY | {"backbone": "timm/test_resnet", "epochs": "1", "data": str(tiny_data)}
+    command = ["train", *(text for k, v in options.items() for text in (f"--{k}", v))]
+    failed = workspace.in_process(*command, check=False)
+    assert failed.returncode == 1
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("Error: ")]
+    assert line == (
+        "Error: backbone=timm/test_resnet: the network cannot be exported to ONNX (Cannot view a "
+        "tensor); choose another backbone, or train without registering it: registered_model=none"
+    )
+    assert not runs_of(workspace)
+
+    trained = workspace.in_process(*command, "--registered_model", "none")
+    assert "only the weights are logged: the network cannot be exported to ONNX" in trained.stderr
+    (run,) = runs_of(workspace)
+    assert run.info.status == "FINISHED" and "test/map" in run.data.metrics
+
+
+@pytest.mark.parametrize(
+    "fields", [{"registered_model": "none"}, {"resume": "0123"}, {"backbone": "resnet18"}]
+)
+def test_the_export_is_tried_only_where_it_may_fail(
+    model: TaggerNet, fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    export.require_exportable(model, Config(**{"backbone": "timm/test_resnet", **fields}))
+    with pytest.raises(export.ExportError, match="backbone=timm/test_resnet"):
+        export.require_exportable(model, Config(backbone="timm/test_resnet", image_size_px=32))
