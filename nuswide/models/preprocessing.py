@@ -45,6 +45,12 @@ def resolve_preprocessing(config: Config) -> tuple[Config, str]:
     return replace(config, **{name: found[name] for name in wanted}), source
 
 
+def as_recorded(config: Config, recorded: Mapping[str, Any]) -> Config:
+    """Return the config with recorded values for `auto`: a resumed run keeps its preprocessing."""
+    wanted = [name for name in _AUTOMATIC if getattr(config, name) == "auto" and name in recorded]
+    return replace(config, **{name: recorded[name] for name in wanted})
+
+
 def preprocessing_of(config: Config) -> Preprocessing:
     """Return the preprocessing of images of a resolved config."""
     red, green, blue = (round(255 * mean) for mean in read_channels("mean", config.mean))

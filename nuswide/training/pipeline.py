@@ -26,7 +26,12 @@ from nuswide.evaluation import promote, summary
 from nuswide.evaluation.evaluate import Decision, Evaluation, fit_decision, predict, torch_score
 from nuswide.evaluation.model_card import make_card
 from nuswide.models.networks import TaggerNet
-from nuswide.models.preprocessing import metadata_of, preprocessing_of, resolve_preprocessing
+from nuswide.models.preprocessing import (
+    as_recorded,
+    metadata_of,
+    preprocessing_of,
+    resolve_preprocessing,
+)
 from nuswide.reporting import audit
 from nuswide.tagger import Preprocessing
 from nuswide.tracking import reader, registry
@@ -73,6 +78,8 @@ def train_and_register(
         manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
         _require_enough(config, manifest)
         with weights_here(config) as local:
+            recorded = run_folder.recorded_fields(config) if distributed.is_main() else None
+            local = as_recorded(local, distributed.broadcast(recorded))
             local, source = resolve_preprocessing(local)
             config = replace(local, weights=config.weights)
             # Created first, so that mistakes are found before the images are decoded.

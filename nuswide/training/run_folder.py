@@ -64,6 +64,16 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
+def recorded_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of the run that `resume` names, completed; {} where it names none."""
+    if config.resume in ("none", "auto"):
+        return {}
+    folder = Path(config.checkpoints) / config.resume
+    if (folder / _ABOUT).exists():
+        return with_defaults(read_about(folder)["config"])
+    return with_defaults(_fetch_last(folder)["config"])
+
+
 def find(config: Config, data: Dataset) -> tuple[str, State | None] | None:
     """Return the ID and the last state of the run to resume; None for a new run.
 
@@ -103,15 +113,19 @@ def _load_last(folder: Path) -> State | None:
     return load(folder / LAST) if (folder / LAST).exists() else None
 
 
-def _load_named(folder: Path, config: Config, data: Dataset) -> State | None:
-    is_here = (folder / _ABOUT).exists()
-    if not is_here:
+def _fetch_last(folder: Path) -> State:
+    """Load the state of a run that another machine trained; it is downloaded once."""
+    if not (folder / LAST).exists():
         fetch_checkpoint(folder.name, folder)
-    state = _load_last(folder)
-    if is_here:
-        same = read_about(folder)["same"]
+    return load(folder / LAST)
+
+
+def _load_named(folder: Path, config: Config, data: Dataset) -> State | None:
+    state: State | None
+    if (folder / _ABOUT).exists():
+        state, same = _load_last(folder), read_about(folder)["same"]
     else:
-        assert state is not None
+        state = _fetch_last(folder)
         state["mark"] = 0  # the outbox stayed on the other machine
         own = {"digest": state["digest"], "processes": state["world_size"]}
         same = _fixed(state["config"]) | own
