@@ -170,6 +170,18 @@ class Config:
     schedule: str = _field("constant", "Learning rate schedule: constant, cosine or one_cycle.")
     warmup_epochs: float = _field(0.0, "Epochs of linear warm-up to lr.", low=0)
     head_epochs: int = _field(0, "First epochs, which train the head only.", low=0)
+    freeze: Literal["none", "norms", "backbone"] = _field(
+        "none",
+        "What is not trained of the backbone: none; norms, its normalization layers and their "
+        "statistics; backbone, all of it.",
+    )
+    backbone_lr_scale: float = _field(
+        1.0, "Learning rate of the backbone, as a fraction of lr.", low=0, high=1, open_low=True
+    )
+    layer_decay: float = _field(
+        1.0, "Factor of the learning rate from a layer of the backbone to the one before it.",
+        low=0, high=1, open_low=True,
+    )  # fmt: skip
     clip_norm: float = _field(0.0, "Maximum norm of the gradients; 0 for no clipping.", low=0)
     ema_epochs: float = _field(
         0.0, "Span of the weights' moving average in epochs; 0: none.", low=0

@@ -17,7 +17,7 @@ import torchvision
 from torch import nn
 
 from nuswide.config import Config, lookup
-from nuswide.models.timm_backbone import TIMM, create_timm, first_line, is_timms
+from nuswide.models.timm_backbone import TIMM, TimmBackbone, create_timm, first_line, is_timms
 
 
 def create_backbone(config: Config) -> nn.Module:
@@ -61,6 +61,24 @@ def count_features(backbone: nn.Module, config: Config) -> int:
     return int(features.shape[1])
 
 
+def layer_indices(backbone: nn.Module) -> dict[str, int]:
+    """Return the layer of each parameter, counted from the images: 0, 1 and so on.
+
+    timm groups its own networks; of torchvision's a layer is a block of a ResNet, or else a stage.
+    """
+    if isinstance(backbone, TimmBackbone):
+        return backbone.layer_indices()
+    blocks = [".".join(name.split(".")[:-1][:2]) for name, _ in backbone.named_parameters()]
+    order = {block: i for i, block in enumerate(dict.fromkeys(blocks))}
+    names = (name for name, _ in backbone.named_parameters())
+    return {name: order[block] for name, block in zip(names, blocks, strict=True)}
+
+
+def norm_layers(backbone: nn.Module) -> list[nn.Module]:
+    """Return the normalization layers of a backbone."""
+    return [module for module in backbone.modules() if isinstance(module, _NORMS)]
+
+
 def _before(create: Callable[[], nn.Module], last: str) -> nn.Sequential:
     """Return the layers before one of a torchvision network, under torchvision's names."""
     parts = list(create().named_children())
@@ -73,6 +91,8 @@ def _convnext(create: Callable[[], Any]) -> nn.Sequential:
     classifier = nn.Sequential(network.classifier[0])
     return nn.Sequential(OrderedDict(features=network.features, classifier=classifier))
 
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 # Each creates a network from images (N, 3, H, W) to a feature map (N, F, h, w).
 BACKBONES: dict[str, Callable[[], nn.Module]] = {

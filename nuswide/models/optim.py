@@ -16,17 +16,43 @@ import torch
 from torch import Tensor, nn
 
 from nuswide.config import Config, lookup
+from nuswide.models.backbones import layer_indices
 from nuswide.models.networks import TaggerNet
 
 
 def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer that the config names; biases and norms have no weight decay."""
-    parameters = list(model.parameters())
+    """Build the optimizer that the config names; biases and norms have no weight decay.
+
+    Each group of parameters has `lr_scale`, its learning rate as a fraction of the schedule's.
+    """
+    scales = _lr_scales(config, model)
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        key = -scales.get(name, 1.0), parameter.ndim <= 1
+        members.setdefault(key, []).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        {
+            "params": members[scale, is_vector], "lr_scale": -scale,
+            "weight_decay": 0.0 if is_vector else config.weight_decay,
+        }
+        for scale, is_vector in sorted(members)
+    ]  # fmt: skip
     return lookup(OPTIMIZERS, "optimizer", config.optimizer)(groups, config)
+
+
+def _lr_scales(config: Config, model: nn.Module) -> dict[str, float]:
+    """Return the learning rates of the backbone's parameters as fractions of the schedule's.
+
+    Layer-wise decay as in Clark et al., ELECTRA, arXiv:2003.10555: the head has the full rate.
+    """
+    if config.backbone_lr_scale == config.layer_decay == 1:
+        return {}
+    layers = layer_indices(model.get_submodule("backbone"))
+    n_layers = max(layers.values()) + 1
+    return {
+        f"backbone.{name}": config.backbone_lr_scale * config.layer_decay ** (n_layers - layer)
+        for name, layer in layers.items()
+    }
 
 
 def _sgd(groups: list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:

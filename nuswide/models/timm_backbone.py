@@ -49,6 +49,14 @@ class TimmBackbone(nn.Module):
             parameter.requires_grad_(requires_grad and name not in self.unused)
         return self
 
+    def layer_indices(self) -> dict[str, int]:
+        """Return the layer of each parameter by timm's own grouping, counted from the images."""
+        from timm.models import group_parameters
+
+        network: Any = self.network
+        groups = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+        return {f"network.{name}": int(layer) for name, layer in groups.items()}
+
     def fit(self, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """Return a state dict with this version's names and embeddings of this network's size.
 

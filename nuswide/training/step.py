@@ -17,6 +17,7 @@ from nuswide.config import Config
 from nuswide.core import distributed
 from nuswide.data import transforms
 from nuswide.data.label_stats import TrainLabels
+from nuswide.models.backbones import norm_layers
 from nuswide.models.losses import Criterion, LabelCounts, create_criterion
 from nuswide.models.networks import TaggerNet
 from nuswide.models.optim import Ema, create_optimizer, learning_rate
@@ -189,16 +190,24 @@ def _counts(train: TrainLabels, device: torch.device) -> LabelCounts:
 
 
 def prepare_epoch(config: Config, state: State) -> None:
-    """Set the loss and the trained parameters of the current epoch: at first the head, then all."""
+    """Set the loss and the trained parameters of the current epoch: at first the head, then all.
+
+    What freeze names is never trained.
+    """
     state.criterion = create_criterion(config, state.counts, epoch=state.progress.epoch)
-    head_only = state.progress.epoch < config.head_epochs
+    head_only = config.freeze == "backbone" or state.progress.epoch < config.head_epochs
+    frozen = norm_layers(state.model.backbone) if config.freeze == "norms" else []
     state.model.train()
     if head_only:  # its weights cannot adapt to new statistics
         state.model.backbone.eval()
+    for layer in frozen:
+        layer.eval()
     if head_only == state.is_head_only:
         return
     state.is_head_only = head_only
     state.model.backbone.requires_grad_(not head_only)
+    for layer in frozen:
+        layer.requires_grad_(False)
     state.network = distributed.wrap(state.model, state.device)
     if _wants_compiling(config, state):
         state.network = _compile(config, state)
@@ -318,7 +327,8 @@ def train_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]
     seed = np.random.SeedSequence([config.seed, step, distributed.rank()])
     torch.manual_seed(int(seed.generate_state(1)[0]))
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step=step, steps_per_epoch=state.steps_per_epoch)
+        rate = learning_rate(config, step=step, steps_per_epoch=state.steps_per_epoch)
+        group["lr"] = rate * group.get("lr_scale", 1.0)  # checkpoints of version 0.2.0 have none
     counts: Tensor | None = None
     for n_taken, micro_batch in enumerate(micro_batches, start=1):
         is_last = n_taken == config.accumulate

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from nuswide.config import Config
+from nuswide.models.backbones import BACKBONES
 from nuswide.models.networks import create_model
 from nuswide.models.optim import OPTIMIZERS, SCHEDULES, Ema, create_optimizer, learning_rate
 
@@ -64,6 +65,32 @@ def test_every_optimizer_descends_and_decays_weights_alone(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("backbone", [*BACKBONES, "timm/test_vit", "timm/test_efficientnet"])
+def test_layers_of_a_backbone_decay_from_the_head_to_the_images(backbone: str) -> None:
+    config = Config(
+        backbone=backbone, image_size_px=64, lr=1.0, backbone_lr_scale=0.5, layer_decay=0.9
+    )
+    model = create_model(config, n_labels=2)
+    groups = create_optimizer(config, model).param_groups
+    scale_of = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scale_of) == len(list(model.parameters()))
+    assert {scale_of[id(p)] for p in model.head.parameters()} == {1.0}
+    scales = [scale_of[id(p)] for p in model.backbone.parameters()]
+    assert max(scales) == pytest.approx(0.45) and min(scales) == scales[0]
+    steps = np.log(np.array(sorted(set(scales))) / 0.5) / np.log(0.9)
+    np.testing.assert_allclose(steps, range(len(steps), 0, -1))
+    assert len(steps) >= 3
+
+
+def test_without_scales_the_groups_are_those_of_version_0_2_0() -> None:
+    model = create_model(Config(backbone="resnet18", image_size_px=32), n_labels=2)
+    matrices, vectors = create_optimizer(Config(weight_decay=0.1), model).param_groups
+    assert [p.ndim > 1 for p in matrices["params"]] and matrices["weight_decay"] == 0.1
+    assert [p.ndim <= 1 for p in vectors["params"]] and vectors["weight_decay"] == 0.0
+    expected = [p for p in model.parameters() if p.ndim > 1]
+    assert all(one is two for one, two in zip(matrices["params"], expected, strict=True))
 
 
 def test_the_average_follows_its_definition_and_its_memory_fits_the_epochs() -> None:

@@ -287,6 +287,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "averaged": {"optimizer": "adamw", "ema_epochs": 1.0, "schedule": "one_cycle", "mixup": 0.3},
     "by_parts": {"optimizer": "sgd", "accumulate": 2, "batch_size": 4, "clip_norm": 1.0},
+    "fine_tuned": {"freeze": "norms", "backbone_lr_scale": 0.5, "layer_decay": 0.8},
     "head_first": {"head_epochs": 1, "schedule": "cosine", "erase": 0.5, "feed": "blocks"},
     "repeated": {
         "sampling": "repeat_factor", "repeat_threshold": 0.9, "auto_augment": "randaugment",
@@ -416,6 +417,35 @@ def test_the_head_alone_is_trained_first(data: Dataset) -> None:
     _, state, _ = train(data, epochs=1, head_epochs=1)
     for name, value in state.model.state_dict().items():
         assert torch.equal(value, start[name]) == name.startswith("backbone."), name
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(data: Dataset) -> None:
+    start = create_model(CONFIG, n_labels=3).state_dict()
+    _, state, _ = train(data, epochs=2, freeze="backbone")
+    for name, value in state.model.state_dict().items():
+        assert torch.equal(value, start[name]) == name.startswith("backbone."), name
+
+
+def test_frozen_norms_keep_weights_and_statistics_while_all_else_is_trained(data: Dataset) -> None:
+    start = create_model(CONFIG, n_labels=3).state_dict()
+    _, state, _ = train(data, epochs=2, freeze="norms")
+    for name, value in state.model.state_dict().items():
+        is_norm = "bn" in name or "downsample.1." in name
+        assert torch.equal(value, start[name]) == is_norm, name
+
+
+def test_a_layer_learns_at_its_own_rate(data: Dataset) -> None:
+    fields = {"epochs": 1, "batch_size": 40, "optimizer": "sgd", "momentum": 0.0, "lr": 1e-3}
+    start = create_model(CONFIG, n_labels=3).state_dict()
+    _, plain, _ = train(data, **fields)
+    _, scaled, _ = train(data, **fields, backbone_lr_scale=0.5, layer_decay=0.8)
+    rates = {"head.linear.weight": 1.0, "backbone.layer4.1.conv2.weight": 0.5 * 0.8,
+             "backbone.layer4.0.conv1.weight": 0.5 * 0.8**2}  # fmt: skip
+    moved, full = scaled.model.state_dict(), plain.model.state_dict()
+    for name, rate in rates.items():
+        torch.testing.assert_close(
+            moved[name] - start[name], rate * (full[name] - start[name]), rtol=0.01, atol=1e-7
+        )
 
 
 def test_two_halves_of_a_step_give_the_gradient_of_the_whole(data: Dataset) -> None:
