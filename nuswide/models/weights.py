@@ -26,6 +26,7 @@ from nuswide.models.timm_backbone import TIMM, TimmBackbone, first_line
 StateDict = dict[str, Tensor]
 _WRAPPERS = ("state_dict", "model")  # what training programs call the network in their checkpoints
 _CHECKPOINT = {"progress", "best", "ema", "model"}  # of a checkpoint of ours
+_UNUSED = "num_batches_tracked"  # which torch before 0.4.1 did not save
 _CLASSIFIERS = ("fc", "classifier", "head")  # of torchvision and timm, which our heads replace
 
 
@@ -175,6 +176,8 @@ def _require_fitting(state: StateDict, own: StateDict, backbone: str, config: Co
     """Raise click.ClickException unless the backbone's tensors are all there, and no others."""
     wanted = {name: value for name, value in own.items() if name.startswith(backbone)}
     lost = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
+    if all(k.endswith(_UNUSED) for k in lost):
+        lost = []
     parts = {_part(name, backbone) for name in wanted} - set(_CLASSIFIERS)
     surplus = [k for k in state if k not in wanted and _part(k, backbone) in parts]
     if lost:

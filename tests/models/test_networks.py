@@ -310,6 +310,17 @@ def test_wrapped_and_prefixed_weights_are_found(
     assert same(part(model, "head"), part(build(**fields), "head"))
 
 
+def test_weights_without_the_counts_that_old_torch_did_not_save_are_loaded(
+    tmp_path: Path, theirs: Path
+) -> None:
+    state = torch.load(theirs, weights_only=True)
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    assert len(old) == len(state) - 20
+    torch.save(old, tmp_path / "old.pth")
+    own, expected = (build(weights=str(path)) for path in (tmp_path / "old.pth", theirs))
+    assert same(own.state_dict(), expected.state_dict())
+
+
 def test_our_own_weights_come_back_whole_from_under_a_prefix(tmp_path: Path, ours: Path) -> None:
     state = {f"module.{k}": v for k, v in load_file(ours).items()}
     torch.save({"state_dict": state}, tmp_path / "w.pth")
