@@ -283,6 +283,11 @@ def test_a_file_above_the_limit_is_rejected_unread(
         assert "bytes are above 10" in str(decode_file(source, Preprocessing(8)))
 
 
+def test_a_pipe_is_rejected_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert decode_file(str(tmp_path / "pipe.jpg"), Preprocessing(8)) == "not a regular file"
+
+
 def test_the_lossless_form_decodes_to_the_same_pixels(photos: Path) -> None:
     import base64
 

@@ -6,6 +6,7 @@ Files of a folder that are no images are skipped; images that cannot be decoded 
 import base64
 import io
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +26,8 @@ MAX_BYTES = 2**28  # a batch must fit in memory; larger files are rejected witho
 def decode_file(source: str | bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
     """Decode an image from its path or content as decode_image does, or return why it failed."""
     try:
+        if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
+            return "not a regular file"  # a pipe would block
         n_bytes = len(source) if isinstance(source, bytes) else os.stat(source).st_size
         if n_bytes > MAX_BYTES:
             return f"{n_bytes} bytes are above {MAX_BYTES}"
