@@ -1,6 +1,6 @@
-"""MLflow's errors as errors of the command line.
+"""MLflow's errors, and those of its database, as errors of the command line.
 
-Owns their conversion. Handles no error of other libraries.
+Owns their conversion.
 """
 
 import os
@@ -11,6 +11,8 @@ import click
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from nuswide.tracking.store import cannot_open
+
 _FILE_STORE = (
     "MLflow does not open file stores, such as an old ./mlruns, any more; set "
     "MLFLOW_TRACKING_URI=sqlite:///mlflow.db, and to keep the old runs first run `mlflow "
@@ -20,13 +22,18 @@ _FILE_STORE = (
 
 @contextmanager
 def mlflow_errors_in_one_line() -> Iterator[None]:
-    """Turn MLflow's exceptions into click.ClickException, with their first line."""
+    """Turn exceptions of MLflow and its database into click.ClickException, by their first line."""
     try:
         yield
     except MlflowException as error:
         if _is_refused_file_store(mlflow.get_tracking_uri()):
             raise click.ClickException(_FILE_STORE) from error
         raise click.ClickException(f"MLflow: {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        # By name, as a client of a tracking server need not have it.
+        if not type(error).__module__.startswith("sqlalchemy."):
+            raise
+        raise cannot_open(error) from error
 
 
 def _is_refused_file_store(uri: str) -> bool:

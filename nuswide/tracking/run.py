@@ -221,8 +221,7 @@ def start_run(
     active = _start(run_id)
     status = RunStatus.FAILED
     with scratch_folder() as scratch:
-        folder = (outbox or scratch) / active.info.run_id
-        own_outbox = Outbox(folder, active.info.run_id, keep_bytes=mark)
+        own_outbox = _open_outbox(outbox or scratch, active.info.run_id, mark)
         run = Run(active, own_outbox, is_extended=is_extended)
         try:
             _name(run, active, name)
@@ -244,6 +243,19 @@ def start_run(
                 click.echo(f"{failure}; {rest}", err=True)
         if failure:
             raise TrackingUnavailable(f"{failure}; {rest}")
+
+
+def _open_outbox(folder: Path, run_id: str, mark: int) -> Outbox:
+    """Open the outbox of the active run; end the run if that fails."""
+    try:
+        return Outbox(folder / run_id, run_id, keep_bytes=mark)
+    except BaseException as error:
+        mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+        if isinstance(error, OSError):
+            raise click.ClickException(
+                f"cannot write into {folder} ({error.strerror}); give another checkpoints=DIR"
+            ) from error
+        raise
 
 
 def _log_patch(run: Run) -> None:

@@ -44,9 +44,14 @@ def open_store() -> None:
 def _fail(error: Exception) -> NoReturn:
     if isinstance(error, MlflowException):
         raise error
-    raise click.ClickException(
+    raise cannot_open(error) from error
+
+
+def cannot_open(error: Exception) -> click.ClickException:
+    """Return a database's own error in one line."""
+    return click.ClickException(
         f"cannot open the tracking store ({str(error).splitlines()[0]}); check MLFLOW_TRACKING_URI"
-    ) from error
+    )
 
 
 def _lock(uri: str) -> AbstractContextManager[None]:

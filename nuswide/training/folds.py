@@ -100,7 +100,12 @@ def _train_fold(config: Config, parent: FoldsRun | None) -> None:
         return
     run_id, resume = begun
     distributed.say(f"\n{title}")
-    train_and_register(replace(config, resume=resume), name=title, run_id=run_id)
+    try:
+        train_and_register(replace(config, resume=resume), name=title, run_id=run_id)
+    except BaseException:
+        if parent:
+            parent.end_child(run_id)  # which is open if it failed before the training joined it
+        raise
     if parent:
         _record(parent, config)
         # MLflow has all that is kept of it.

@@ -2,6 +2,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import mlflow
 import numpy as np
 import pytest
@@ -38,6 +39,17 @@ def test_a_run_ends_as_what_happened() -> None:
         except (ValueError, KeyboardInterrupt):
             pass
         assert status(run.id) == expected
+
+
+def test_a_run_whose_folder_cannot_be_written_fails_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(click.ClickException, match="cannot write into .*; give another checkpoints"),
+        start_run("train", "x", outbox=tmp_path / "file"),
+    ):
+        pass
+    assert mlflow.active_run() is None
+    assert mlflow.search_runs(order_by=["start_time DESC"])["status"][0] == "FAILED"
 
 
 def test_an_experiment_that_another_run_creates_meanwhile_is_joined(

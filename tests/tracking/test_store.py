@@ -88,6 +88,16 @@ def test_a_store_that_cannot_be_opened_is_an_error_in_one_line(
     assert caught.value.message == expected
 
 
+def test_a_file_that_is_no_database_is_an_error_in_one_line_to_every_command(
+    uri: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mlflow.db").write_text("no database, but a text that is long enough to be told")
+    with pytest.raises(click.ClickException) as caught, mlflow_errors_in_one_line():
+        mlflow.MlflowClient().search_experiments()
+    expected = "cannot open the tracking store ((sqlite3.DatabaseError) file is not a database); "
+    assert caught.value.message == f"{expected}check MLFLOW_TRACKING_URI"
+
+
 def test_a_servers_store_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     monkeypatch.setattr(mlflow, "MlflowClient", None)

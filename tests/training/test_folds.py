@@ -42,13 +42,24 @@ def runs_of(workspace: Workspace) -> tuple[Run, dict[int, Run]]:
     """The one parent, and its children by fold."""
     mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
     runs = mlflow.MlflowClient().search_runs(["0"])
-    (parent,) = [run for run in runs if run.data.tags["nuswide.job"] == "folds"]
+    (parent,) = [run for run in runs if run.data.tags.get("nuswide.job") == "folds"]
     children = [run for run in runs if "folds.fold" in run.data.tags]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert len(runs) == 1 + len(children)
     found = {int(run.data.tags["folds.fold"]): run for run in children}
     assert len(found) == len(children)
     return parent, found
+
+
+def test_a_fold_that_fails_before_its_training_began_is_not_left_running(
+    tiny_data: Path, workspace: Workspace
+) -> None:
+    command = ("folds", "--folds", "46", "--data", str(tiny_data), *TINY)
+    done = workspace.in_process(*command, check=False)
+    assert "40 images are too few for folds=46" in done.stderr
+    parent, children = runs_of(workspace)
+    assert parent.info.status == "FAILED"
+    assert {run.info.status for run in children.values()} == {"KILLED"}
 
 
 @pytest.mark.slow
