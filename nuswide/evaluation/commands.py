@@ -74,7 +74,8 @@ def open_as_trained(
     """Open a data set as the model's training run did, so that val and test have the same images.
 
     The splits are those that the run recorded or, for other data, the data's own, with val carved
-    as in training unless `is_for_test`. skip_rejected: None for what training had.
+    as in training unless `is_for_test`. Test is never carved out of other data, which may have
+    images that the model was trained on. skip_rejected: None for what training had.
     """
     config = known_fields(tagger.config)
     skip = config["skip_rejected"] if skip_rejected is None else skip_rejected
@@ -89,11 +90,12 @@ def open_as_trained(
     if as_recorded is not None:
         return replace(whole, manifest=as_recorded)
     val_fraction = 0.0 if is_for_test else config["val_fraction"]
-    if recorded and val_fraction and not len(whole.manifest.indices("val")):
+    has_train, has_val = (len(whole.manifest.indices(split)) for split in ("train", "val"))
+    if recorded and val_fraction and has_train and not has_val:
         click.echo(f"{data} is not as the model was trained on it; val is drawn anew", err=True)
     carved = hold_out(
         whole.manifest,
-        test_fraction=config["test_fraction"],
+        test_fraction=0.0 if recorded else config["test_fraction"],
         val_fraction=val_fraction,
         seed=config["split_seed"],
         folds=0 if is_for_test else config["folds"],

@@ -77,6 +77,20 @@ def test_the_splits_that_the_run_recorded_are_read_and_not_searched_again(
     assert whole.manifest.digest == trained_on.digest
 
 
+def test_no_test_is_split_off_other_data_than_the_model_was_trained_on(
+    unsplit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have images of the model's train."""
+    manifest = load_manifest(str(unsplit)).take(np.arange(40))  # then 8 images were added
+    trained_on = hold_out(manifest, test_fraction=0.25, val_fraction=0.25, seed=0)
+    monkeypatch.setattr(reader, "fetch_text", lambda run, name: splits_csv(trained_on))
+    config = {"test_fraction": 0.25}
+    tagger = SimpleNamespace(config=config, preprocessing=Preprocessing(32))
+    cache = tmp_path / "cache"
+    whole = open_as_trained(VERSION, tagger, str(unsplit), cache, is_for_test=True)
+    assert not len(whole.of("test"))
+
+
 def test_no_val_is_split_off_for_test_nor_off_data_that_has_no_train(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
