@@ -7,6 +7,7 @@ Owns the file of a label map and what it makes of a manifest.
 """
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ import click
 import numpy as np
 
 from nuswide.config import unknown_name
+from nuswide.data.importers.files import checked_labels
 from nuswide.data.manifest import Manifest
 from nuswide.data.text_files import read_records
 
@@ -24,10 +26,14 @@ _SEPARATORS = re.compile(r"[;|,\t]|' '")
 
 
 def look_alikes(labels: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return groups of labels that differ in case, blanks, hyphens and underscores only."""
+    """Return groups of labels that differ in case, blanks, hyphens and underscores only.
+
+    A letter with an accent is the same as the letter and the accent.
+    """
     groups: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        groups[re.sub(r"[\s_-]+", "", label).casefold()].append(label)
+        composed = unicodedata.normalize("NFKC", label)
+        groups[re.sub(r"[\s_-]+", "", composed).casefold()].append(label)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
@@ -44,11 +50,10 @@ def read_label_map(path: Path, labels: Iterable[str]) -> dict[str, str]:
     """
     known = dict.fromkeys(labels)
     label_map: dict[str, str] = {}
-    for number, row in read_records(path):
+    for number, row in read_records(path, "from", "to"):
         where = f"{path}:{number}"
-        if "from" not in row or "to" not in row:
-            raise click.ClickException(f"{path} needs the header from,to")
         label, to = row["from"], row["to"].strip()
+        checked_labels(where, [to] if to else [])
         if label not in known:
             raise click.ClickException(f"{where}: {unknown_name('label', label, known)}")
         if label in label_map:

@@ -135,6 +135,11 @@ class Manifest:
         """Return whether save() has written to a folder."""
         return (folder / _META).is_file()
 
+    @staticmethod
+    def is_saved_as(path: Path) -> bool:
+        """Return whether a file is the table that save() has written, with indices of labels."""
+        return path.name == _SAMPLES and Manifest.is_saved_in(path.parent)
+
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
         """Read what save() wrote; raises ValueError if it was changed since."""

@@ -73,6 +73,8 @@ def _keep_one(manifest: Manifest, source: Path, out: Path, duplicates: str) -> M
     """Keep one sample of each image, or refuse those that occur more than once."""
     repeated = find_repeated(manifest)
     if not repeated:
+        if (out / _REPEATED).is_file():  # of an earlier attempt
+            (out / _REPEATED).unlink()
         return manifest
     _write_csv(out / _REPEATED, repeated_rows(repeated))
     said = f"{source}: {describe_repeated(repeated)}; {out / _REPEATED} lists them"

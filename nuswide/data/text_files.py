@@ -86,10 +86,15 @@ def read_table(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise click.ClickException(f"{path} is not valid CSV: {error}") from error
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line number and the cells by column name of each row of a CSV file."""
+def read_records(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the line number and the cells by column name of each row of a CSV file.
+
+    Raises click.ClickException if the header lacks one of the needed columns.
+    """
     rows = read_table(path)
     _, header = next(rows, (0, []))
+    if not set(needed) <= set(header):
+        raise click.ClickException(f"{path} needs the header {','.join(needed)}")
     for number, row in rows:
         yield number, dict(zip(header, row, strict=True))
 

@@ -24,6 +24,7 @@ from nuswide.reporting.table import Column, Table, make_table, to_csv
 from nuswide.reporting.table import to_html as table_html
 from nuswide.reporting.table import to_text as table_text
 
+_PAGE = "audit.html"
 _SHOWN_PAIRS, _SHOWN_EXAMPLES = 12, 3
 _MOST_ROWS = 5000  # of a table on the page; the CSV files have all
 
@@ -151,7 +152,8 @@ def look_alikes_table(audit: Audit) -> Table:
     rows = []
     for group in look_alikes(audit.manifest.labels):
         to = max(group, key=lambda label: counts[label])
-        rows += [(one, to.strip(), counts[one], counts[to]) for one in group if one != to]
+        name = to.strip()  # as a label map is read
+        rows += [(one, name, counts[one], counts[to]) for one in group if one != name]
     return make_table(("from", "to", "images", "images of to"), rows)
 
 
@@ -225,7 +227,8 @@ def _label_findings(audit: Audit) -> list[str]:
         shown = "; ".join(" and ".join(map(repr, group)) for group in alike[:_SHOWN_EXAMPLES])
         said.append(
             f"{len(alike)} groups of labels look alike, such as {shown}; if they mean the same, "
-            "`nuswide prepare --label_map look_alikes.csv` merges them."
+            "`nuswide prepare SOURCE OUT --label_map FILE` merges them, by the look_alikes.csv of "
+            "`nuswide audit`."
         )
     if odd := with_separators(labels):
         said.append(
@@ -334,9 +337,15 @@ def to_text(audit: Audit) -> str:
 
 
 def write_audit(audit: Audit, folder: Path) -> None:
-    """Write audit.html, a CSV file for each table and a PNG file for each plot."""
+    """Write audit.html, a CSV file for each table and a PNG file for each plot.
+
+    Those of an earlier audit are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "audit.html").write_text(to_html(audit), encoding="utf-8")
+    if (folder / _PAGE).exists():
+        for name in [*(f"{table}.csv" for table in _TITLES), *(f"{plot}.png" for plot in _ALTS)]:
+            (folder / name).unlink(missing_ok=True)
+    (folder / _PAGE).write_text(to_html(audit), encoding="utf-8")
     for name, table in tables(audit).items():
         (folder / f"{name}.csv").write_text(to_csv(table), encoding="utf-8")
     for name, image in audit.images.items():

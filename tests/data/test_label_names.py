@@ -29,6 +29,9 @@ def manifest_of(targets: list[list[int]], labels: tuple[str, ...]) -> Manifest:
 def test_labels_that_differ_in_case_blanks_or_hyphens_look_alike() -> None:
     assert look_alikes(LABELS) == [("Sky", "SKY", "sky "), ("dog_house", "dog house")]
     assert look_alikes(("sky", "skies", "été", "Éte")) == []
+    assert look_alikes(("\u00e9t\u00e9", "e\u0301te\u0301")) == [
+        ("\u00e9t\u00e9", "e\u0301te\u0301")
+    ]
 
 
 def test_separators_inside_labels_are_found() -> None:
@@ -72,6 +75,7 @@ def test_a_trailing_blank_in_a_label_can_be_mapped(tmp_path: Path) -> None:
     [
         (("skyy,sky",), "map.csv:2: unknown label 'skyy'; did you mean sky?"),
         (("sky,a", "sky,b"), "map.csv:3: 'sky' is there twice"),
+        (('sky,"a\nb"',), "label 'a\\nb' is not a plain line of text"),
     ],
 )
 def test_a_label_map_that_makes_no_sense_is_refused(
@@ -80,7 +84,11 @@ def test_a_label_map_that_makes_no_sense_is_refused(
     with pytest.raises(click.ClickException) as raised:
         read_label_map(write_map(tmp_path, *lines), ("sky",))
     assert reason in raised.value.message
-    (tmp_path / "map.csv").write_text("old,new\nsky,sea\n")
+
+
+@pytest.mark.parametrize("text", ["old,new\nsky,sea\n", "sky,sea\n", ""])
+def test_a_label_map_without_its_header_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "map.csv").write_text(text)
     with pytest.raises(click.ClickException, match="needs the header from,to"):
         read_label_map(tmp_path / "map.csv", ("sky",))
 

@@ -114,6 +114,9 @@ def test_images_that_occur_more_than_once_are_refused_and_all_listed(tmp_path: P
         "image,times,splits,labels", "a.jpg,2,train test,differ", "b.jpg,2,train,same",
     ]  # fmt: skip
     assert not Manifest.is_saved_in(tmp_path / "out")
+    (tmp_path / "t.csv").write_text("image,labels\na.jpg,sky\n")
+    prepare(tmp_path / "t.csv", tmp_path / "out")
+    assert not (tmp_path / "out/duplicates.csv").exists()
 
 
 @pytest.mark.parametrize(("duplicates", "sea"), [("first", 0), ("merge", 1)])
@@ -173,3 +176,16 @@ def test_a_column_of_groups_that_is_not_there_is_refused(
 ) -> None:
     (tmp_path / "t.csv").write_text("image,labels,patient\na.jpg,sky,p1\n")
     assert reason in error_of(tmp_path / "t.csv", tmp_path / "out", **options)
+
+
+def test_the_table_of_a_prepared_folder_is_not_read_as_a_source(tmp_path: Path) -> None:
+    """It has a CSV source's columns, but indices in place of labels."""
+    (tmp_path / "t.csv").write_text("image,labels,group\na.jpg,sky,g\n")
+    prepared, out = tmp_path / "prepared", tmp_path / "out"
+    prepare(tmp_path / "t.csv", prepared, group_column="group")
+    assert "is prepared already" in error_of(prepared, out, group_column="group")
+    assert "0 CSV files" in error_of(prepared, out, format="csv")
+    assert "0 CSV files" in error_of(prepared / "samples.csv", out, group_column="group")
+    (tmp_path / "u.csv").write_text("image,labels\na.jpg,sky\n")
+    prepare(tmp_path / "u.csv", tmp_path / "ungrouped")
+    assert "annotations" in error_of(tmp_path / "ungrouped/samples.csv", out)

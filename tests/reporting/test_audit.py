@@ -9,7 +9,7 @@ import pytest
 from conftest import REAL, needs_real
 
 from nuswide.data.dataset import Dataset
-from nuswide.data.label_names import read_label_map
+from nuswide.data.label_names import map_labels, read_label_map
 from nuswide.data.manifest import Manifest
 from nuswide.reporting.audit import (
     bias_table,
@@ -143,6 +143,23 @@ def test_labels_that_look_alike_or_are_absent_are_named(tmp_path: Path) -> None:
     write_audit(audit, tmp_path)
     label_map = read_label_map(tmp_path / "look_alikes.csv", audit.manifest.labels)
     assert label_map == {"Sky ": "sky"}
+
+
+def test_the_file_of_look_alikes_merges_all_also_if_the_commonest_ends_in_a_blank(
+    tmp_path: Path,
+) -> None:
+    audit = make_audit(manifest_of(np.array([[1, 0], [1, 0], [0, 1]]), ("sky ", "sky")))
+    write_audit(audit, tmp_path)
+    label_map = read_label_map(tmp_path / "look_alikes.csv", audit.manifest.labels)
+    assert map_labels(audit.manifest, label_map).labels == ("sky",)
+
+
+def test_no_table_of_an_earlier_audit_is_left(small: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "duplicates.csv").write_text("somebody's")
+    write_audit(make_audit(manifest_of(np.eye(2), ("sky", "Sky"))), tmp_path)
+    assert {"look_alikes.csv", "duplicates.csv"} <= {path.name for path in tmp_path.iterdir()}
+    write_audit(make_audit(small), tmp_path)
+    assert not {"look_alikes.csv", "duplicates.csv"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_images_that_were_left_out_are_listed(pictures: Dataset) -> None:

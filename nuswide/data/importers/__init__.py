@@ -76,6 +76,10 @@ def read_samples(source: Path, format: str = "auto", group_column: str | None = 
             f"there is no data folder {source}; name one with train.json and test.json or the like"
         )
     if group_column:
+        if Manifest.is_saved_in(source):
+            raise click.ClickException(
+                f"{source} is prepared already; give its source with the group_column"
+            )
         if format not in ("auto", "csv"):
             raise click.UsageError(f"group_column is a column of the format csv, not of {format}")
         return tables.read(source, group_column)

@@ -59,7 +59,9 @@ def _tables(source: Path, further: Collection[str] = ()) -> list[Path]:
         paths = [p for p in sorted(source.iterdir()) if has_suffix(p, ".csv")]
     else:
         paths = [source]
-    headers = {path: first_line(path).split(",") for path in paths}
+    headers = {
+        path: first_line(path).split(",") for path in paths if not Manifest.is_saved_as(path)
+    }
     return [
         path
         for path, header in headers.items()
