@@ -1,7 +1,8 @@
 """Networks of timm as backbones, which lose nothing but their pooling and classifier.
 
-backbone = create_timm(config)
-features = backbone(images)  # (N, 3, H, W) to (N, F, h, w)
+>>> backbone = create_timm(Config(backbone="timm/test_vit", image_size_px=64))
+>>> backbone(torch.zeros(2, 3, 64, 64)).shape
+torch.Size([2, 64, 4, 4])
 """
 
 import math
@@ -198,6 +199,7 @@ def _find_way(network: nn.Module, config: Config) -> str:
     raise click.ClickException(f"backbone={config.backbone} {reason}")
 
 
+@torch.enable_grad()
 def _unused(network: nn.Module, way: str, size_px: int) -> frozenset[str]:
     """Return the names of the parameters that the feature map does not depend on."""
     _WAYS[way](network, torch.zeros(1, 3, size_px, size_px)).sum().backward()
