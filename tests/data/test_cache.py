@@ -256,6 +256,7 @@ BUILD = textwrap.dedent("""
     import numpy as np
     from nuswide.data import cache, cache_build
     from nuswide.data.manifest import Manifest
+    from nuswide.tagger import Preprocessing
 
     folder, pause = Path(sys.argv[1]), float(sys.argv[2])
     names = tuple(sorted(p.name for p in (folder / "pictures").iterdir()))
@@ -264,11 +265,11 @@ BUILD = textwrap.dedent("""
                         np.array(["train"] * len(names)))
     decode, cache_build._SAVE_S = cache_build._decode_file, 0.05
 
-    def slow(path, size_px):
+    def slow(path, preprocessing):
         time.sleep(pause)
         with (folder / "decoded.txt").open("a") as log:
             log.write(path.name + chr(10))
-        return decode(path, size_px)
+        return decode(path, preprocessing)
 
     cache_build._decode_file = slow
     cache.open_cache(manifest, Preprocessing(32), folder=folder / "cache")
