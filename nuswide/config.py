@@ -330,7 +330,7 @@ def _check_uses_of_val(config: Config) -> None:
 
 
 def _check_start_size(start_px: int, full_px: int) -> None:
-    if start_px % 32 or start_px > full_px:
+    if start_px % 32 or start_px > full_px > 0:  # 0: not known yet
         raise ValueError(
             f"start_size_px={start_px} is no multiple of 32 up to image_size_px={full_px}; give "
             f"e.g. {max(32, full_px // 64 * 32)}, or 0 to use image_size_px throughout"

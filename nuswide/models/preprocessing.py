@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import torchvision
 from safetensors import SafetensorError, safe_open
 
-from nuswide.config import IMAGENET_MEAN, IMAGENET_STD, Config
+from nuswide.config import IMAGENET_MEAN, IMAGENET_STD, Config, with_defaults
 from nuswide.data.transforms import Normalization
 from nuswide.models.backbones import check_name
 from nuswide.models.timm_backbone import TIMM, timm_settings
@@ -31,18 +32,21 @@ def resolve_preprocessing(config: Config) -> tuple[Config, str]:
     """Return the config with values for `auto` and image_size_px=0, and where they come from.
 
     A value of the experiment takes precedence over the metadata of a file of weights, and that
-    over the backbone's pretrained weights. Raises click.UsageError for an unknown backbone,
-    click.ClickException if timm is missing.
+    over the backbone's pretrained weights. Raises click.UsageError for an unknown backbone, or if
+    the size is not one for the other fields, click.ClickException if timm is missing.
     """
     wanted = [name for name in _AUTOMATIC if getattr(config, name) == "auto"]
     if not wanted and config.image_size_px:
         return config, "the experiment"
     found, source = of_backbone(config.backbone), config.backbone
     if own := _of_file(Path(config.weights)):
-        found, source = {**found, **own}, config.weights
+        found, source = {**found, **own}, "the initial weights"
     if not config.image_size_px:
         wanted.append("image_size_px")
-    return replace(config, **{name: found[name] for name in wanted}), source
+    try:
+        return replace(config, **{name: found[name] for name in wanted}), source
+    except ValueError as error:
+        raise click.UsageError(f"with the preprocessing of {source}: {error}") from error
 
 
 def as_recorded(config: Config, recorded: Mapping[str, Any]) -> Config:
@@ -64,7 +68,7 @@ def normalization_of(config: Config) -> Normalization:
 
 def metadata_of(config: Config) -> str:
     """Return the preprocessing of a resolved config as metadata of its weights."""
-    return json.dumps({name: getattr(config, name) for name in _AUTOMATIC})
+    return json.dumps({name: getattr(config, name) for name in (*_AUTOMATIC, "image_size_px")})
 
 
 def of_backbone(backbone: str) -> dict[str, Any]:
@@ -89,13 +93,20 @@ def _values(constants: tuple[str, ...], interpolation: str, size_px: int) -> dic
     }  # fmt: skip
 
 
-def _of_file(path: Path) -> Mapping[str, str]:
-    """Return what a .safetensors file says of its preprocessing; nothing if it says nothing."""
+def _of_file(path: Path) -> Mapping[str, Any]:
+    """Return what a .safetensors file of ours says of its preprocessing; {} for any other file.
+
+    Those of version 0.2.0 say nothing, and have what was then everyone's.
+    """
     if not path.is_file():
         return {}
     try:
         with safe_open(path, "pt") as file:
-            own = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            metadata = file.metadata() or {}
+        own = json.loads(metadata.get(METADATA, "{}"))
     except (SafetensorError, OSError, ValueError):  # another form, or damaged: see load_weights
         return {}
-    return {name: str(own[name]) for name in _AUTOMATIC if name in own}
+    if "labels" not in metadata or not isinstance(own, dict):  # another program's
+        return {}
+    completed = with_defaults(own)
+    return {k: completed[k] for k in (*_AUTOMATIC, "image_size_px") if k in own or k in _AUTOMATIC}

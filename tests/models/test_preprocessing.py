@@ -33,6 +33,10 @@ def resolve(**fields: Any) -> Config:
     return resolve_preprocessing(Config(**fields))[0]
 
 
+def save_ours(path: Path, metadata: dict[str, str]) -> None:
+    save_file({"x": torch.zeros(1)}, path, metadata={"labels": "[]", **metadata})
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_torchvisions_backbones_were_trained_with_imagenets_constants(backbone: str) -> None:
     config = resolve(backbone=backbone, image_size_px=0)
@@ -55,16 +59,49 @@ def test_an_option_takes_precedence_over_the_file_of_weights_and_that_over_the_b
 ) -> None:
     path = tmp_path / "w.safetensors"
     trained = resolve(backbone="resnet18", mean="0.1,0.2,0.3", interpolation="bicubic")
-    save_file({"x": torch.zeros(1)}, path, metadata={METADATA: metadata_of(trained)})
+    save_ours(path, {METADATA: metadata_of(trained)})
     config, source = resolve_preprocessing(Config(backbone=LITE, weights=str(path)))
-    assert source == str(path)
+    assert source == "the initial weights"
     assert (config.mean, config.std, config.interpolation) == (
         "0.1,0.2,0.3", IMAGENET_STD, "bicubic"
     )  # fmt: skip
     config = resolve(backbone=LITE, weights=str(path), mean="0.9,0.9,0.9")
     assert (config.mean, config.std) == ("0.9,0.9,0.9", IMAGENET_STD)
-    save_file({"x": torch.zeros(1)}, path)
-    assert resolve(backbone=LITE, weights=str(path)).mean == "0.5,0.5,0.5"
+
+
+def test_the_size_of_pretrained_weights_of_ours_is_what_they_were_trained_at(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "w.safetensors"
+    trained = resolve(backbone="resnet18", image_size_px=96)
+    save_ours(path, {METADATA: metadata_of(trained)})
+    assert resolve(backbone="resnet18", weights=str(path), image_size_px=0).image_size_px == 96
+    assert resolve(backbone="resnet18", weights=str(path)).image_size_px == Config.image_size_px
+
+
+def test_weights_of_version_0_2_0_had_imagenets_constants_and_bilinear(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_ours(path, {})
+    config = resolve(backbone=LITE, weights=str(path), image_size_px=0)
+    assert (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (config.interpolation, config.image_size_px) == ("bilinear", 224)
+
+
+@pytest.mark.parametrize("stated", [None, "resize to 224", "5", '{"mean": [0.1, 0.2, 0.3]}'])
+def test_what_another_programs_file_of_weights_states_is_not_ours(
+    tmp_path: Path, stated: str | None
+) -> None:
+    path = tmp_path / "w.safetensors"
+    metadata = {METADATA: stated} if stated else None
+    save_file({"x": torch.zeros(1)}, path, metadata=metadata)
+    config, source = resolve_preprocessing(Config(backbone=LITE, weights=str(path)))
+    assert (config.mean, source) == ("0.5,0.5,0.5", LITE)
+
+
+def test_images_may_grow_to_the_pretrained_size_but_not_beyond() -> None:
+    assert resolve(backbone=LITE, image_size_px=0, start_size_px=192).image_size_px == 224
+    with pytest.raises(click.UsageError, match=f"of {LITE}: start_size_px=256 .* give e.g. 96"):
+        resolve(backbone=LITE, image_size_px=0, start_size_px=256)
 
 
 def test_a_resolved_config_stays_as_it_is() -> None:
