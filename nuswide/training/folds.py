@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import click
@@ -82,9 +82,16 @@ def _parent_run(config: Config, name: str) -> Iterator[FoldsRun | None]:
 
 
 def _key(config: Config) -> str:
-    """Return a digest of all that the runs of the folds have in common."""
+    """Return a digest of all that the runs of the folds have in common.
+
+    A field with its default has no part in it, so that the key outlasts new fields.
+    """
     ignored = may_differ("resume") | {"fold"}
-    same = {k: v for k, v in asdict(config).items() if k not in ignored}
+    same = {
+        f.name: value
+        for f in fields(Config)
+        if f.name not in ignored and (value := getattr(config, f.name)) != f.default
+    }
     same |= {"digest": read_manifest(config.data).digest, "processes": distributed.world_size()}
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 

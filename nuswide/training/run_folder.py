@@ -160,10 +160,9 @@ def exclusive_lock(folder: Path) -> AbstractContextManager[None]:
 
 
 def is_resumable(folder: Path) -> bool:
-    """Whether a run's state is on this machine and no process is training it."""
-    if not (folder / _ABOUT).exists():
-        return False
+    """Whether a run's state is on this machine, undamaged, and no process is training it."""
     try:
+        read_about(folder)
         with exclusive_lock(folder):
             return True
     except click.ClickException:

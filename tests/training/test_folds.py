@@ -1,6 +1,7 @@
 """Cross-validation: its runs, their mean metrics, and folds that are stopped and continued."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ def test_the_mean_and_the_sample_deviation_are_over_all_folds_or_undefined() -> 
 def test_fields_of_one_run_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(click.UsageError, match="leave out fold and resume"):
         train_folds(Config(folds=3, **changes), name="folds")
+
+
+@pytest.mark.parametrize(("name", "is_same"), [("patience_epochs", True), ("lr", False)])
+def test_folds_begun_before_a_field_existed_are_continued_if_it_has_its_default(
+    name: str, is_same: bool, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(data=str(tiny_data), folds=2, lr=0.5)
+    now = folds._key(config)
+    before = [f for f in fields(Config) if f.name != name]
+    monkeypatch.setattr(folds, "fields", lambda config: before)
+    assert (folds._key(config) == now) is is_same
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.training import run_folder
-from nuswide.training.run_folder import find, write_about
+from nuswide.training.run_folder import find, is_resumable, write_about
 
 MANIFEST = Manifest(
     Path(), ("a.jpg", "b.jpg"), ("sky",), np.eye(2, 1, dtype=np.uint8), np.array(["train"] * 2)
@@ -66,6 +66,15 @@ DAMAGED = [
     '{"name": "of another program"}',
     '{"config": 1, "same": 2}',
 ]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_the_run_of_a_damaged_folder_is_not_resumable(config: Config, text: str) -> None:
+    folder = Path(config.checkpoints) / "old"
+    assert is_resumable(folder)
+    (folder / "about.json").write_text(text)
+    assert not is_resumable(folder)
+    assert not is_resumable(folder.with_name("none"))
 
 
 @pytest.mark.parametrize("text", DAMAGED)
