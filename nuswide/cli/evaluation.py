@@ -44,6 +44,11 @@ def evaluate(
     """Evaluate a registered model, or another program's scores, on a split of a data set."""
     from nuswide.evaluation import commands
 
+    if not scores and (thresholds, threshold, threshold_goal) != ("fixed", 0.5, "f1"):
+        raise click.UsageError(
+            "thresholds, threshold and threshold_goal are for --scores: a model has its own "
+            "thresholds; leave them out"
+        )
     if scores:
         commands.evaluate_scores(
             scores, data, split, thresholds=thresholds, threshold=threshold, goal=threshold_goal

@@ -136,6 +136,11 @@ def evaluate_scores(
     or label, fitted on the data's own val split, for which the file must have scores, too. goal:
     what they are fitted to, as in Config.threshold_goal.
     """
+    if thresholds == "fixed" and goal != "f1":
+        raise click.UsageError(
+            f"threshold_goal={goal} is what thresholds are fitted to, and thresholds=fixed fits "
+            "none; give thresholds=label or global"
+        )
     saved = SavedScores.load(path)
     manifest = read_manifest(data)
     samples, val = manifest.of(split), manifest.of("val")

@@ -168,6 +168,20 @@ def test_a_diverging_run_ends_as_failed_and_names_the_step(tiny_data: Path) -> N
     assert runs[0].info.status == "FAILED"
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--thresholds", "label"], "for --scores: a model has its own"),
+        (["--threshold_goal", "precision:0.9"], "for --scores: a model has its own"),
+        (["--scores", "s.csv", "--threshold_goal", "f2"], "give thresholds=label or global"),
+    ],
+)
+def test_options_of_evaluate_that_would_do_nothing_are_refused(
+    options: list[str], words: str
+) -> None:
+    assert words in error_of("evaluate", *options)
+
+
 @pytest.mark.parametrize("model", ["models:/nobody@champion", "models:/nobody/3", "nobody"])
 @pytest.mark.parametrize("command", ["evaluate", "serve"])
 def test_a_model_that_does_not_exist_is_named(command: str, model: str) -> None:
