@@ -21,6 +21,7 @@ from nuswide.config import IMAGENET_MEAN, IMAGENET_STD, Config, with_defaults
 from nuswide.data.transforms import Normalization
 from nuswide.models.backbones import check_name
 from nuswide.models.timm_backbone import TIMM, timm_settings
+from nuswide.models.weights import checkpoint_fields
 from nuswide.tagger import Preprocessing
 from nuswide.values import read_channels
 
@@ -94,7 +95,7 @@ def _values(constants: tuple[str, ...], interpolation: str, size_px: int) -> dic
 
 
 def _of_file(path: Path) -> Mapping[str, Any]:
-    """Return what a .safetensors file of ours says of its preprocessing; {} for any other file.
+    """Return what weights or a checkpoint of ours say of their preprocessing; {} for other files.
 
     Those of version 0.2.0 say nothing, and have what was then everyone's.
     """
@@ -103,10 +104,12 @@ def _of_file(path: Path) -> Mapping[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        own = json.loads(metadata.get(METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError):  # another form, or damaged: see load_weights
+        own = json.loads(metadata.get(METADATA, "{}")) if "labels" in metadata else None
+    except SafetensorError:
+        own = checkpoint_fields(path)
+    except (OSError, ValueError):  # damaged: see load_weights
         return {}
-    if "labels" not in metadata or not isinstance(own, dict):  # another program's
+    if not isinstance(own, dict):  # another program's
         return {}
     completed = with_defaults(own)
     return {k: completed[k] for k in (*_AUTOMATIC, "image_size_px") if k in own or k in _AUTOMATIC}

@@ -53,6 +53,16 @@ def load_weights(model: nn.Module, config: Config, labels: Sequence[str] | None)
     model.load_state_dict(_fitting(state, own), strict=False)
 
 
+def checkpoint_fields(path: Path) -> dict[str, Any] | None:
+    """Return the experiment's fields in a checkpoint of ours; None for any other file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # many types, of another file, which load_weights refuses
+        return None
+    is_ours = isinstance(state, dict) and _CHECKPOINT <= state.keys()
+    return dict(state["config"]) if is_ours else None
+
+
 def weights_digest(model: nn.Module) -> str:
     """Return a digest of a network's parameters and buffers; 16 hex digits."""
     content = hashlib.sha256()

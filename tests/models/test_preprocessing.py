@@ -98,6 +98,16 @@ def test_what_another_programs_file_of_weights_states_is_not_ours(
     assert (config.mean, source) == ("0.5,0.5,0.5", LITE)
 
 
+def test_a_checkpoint_of_ours_has_the_preprocessing_of_its_run(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    state = {"progress": {}, "best": None, "ema": None, "model": {}}
+    torch.save({**state, "config": {"mean": "0.3,0.3,0.3", "image_size_px": 96}}, path)
+    config = resolve(backbone=LITE, weights=str(path), image_size_px=0)
+    assert (config.mean, config.std, config.image_size_px) == ("0.3,0.3,0.3", IMAGENET_STD, 96)
+    torch.save({"model": {"x": torch.zeros(1)}}, path)
+    assert resolve(backbone=LITE, weights=str(path)).mean == "0.5,0.5,0.5"
+
+
 def test_images_may_grow_to_the_pretrained_size_but_not_beyond() -> None:
     assert resolve(backbone=LITE, image_size_px=0, start_size_px=192).image_size_px == 224
     with pytest.raises(click.UsageError, match=f"of {LITE}: start_size_px=256 .* give e.g. 96"):
