@@ -45,6 +45,7 @@ _WHITESPACE = b" \t\n\v\f\r"
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, a value
 _LONGEST = 20  # aspect ratio above which crop leaves out the ends first, to bound its memory
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_FITS = frozenset({"squash", "crop", "pad"})
 log = logging.getLogger(__name__)
 
 
@@ -204,8 +205,22 @@ class Tagger:
 
 
 def preprocessing_of(settings: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing in a bundle's tagger.json; older ones have the size alone."""
-    return Preprocessing(settings["image_size_px"], **settings.get("preprocessing", {}))
+    """Return the preprocessing in a bundle's tagger.json; older ones have the size alone.
+
+    Raises TaggerError for one that this version does not know.
+    """
+    stated = settings.get("preprocessing", {})
+    try:
+        found = Preprocessing(settings["image_size_px"], **stated)
+        is_known = found.fit in _FITS and found.interpolation in _FILTERS and len(found.fill) == 3
+    except TypeError:
+        is_known = False
+    if not is_known:
+        raise TaggerError(
+            f"tagger.json states preprocessing that this version does not know: {stated}; update "
+            "nuswide"
+        )
+    return found
 
 
 def _per_label(value: Any, n_labels: int) -> NDArray[np.float64]:

@@ -670,3 +670,16 @@ def test_the_environment_sets_the_threads_of_the_served_model(
         model = TaggerModel()
         model.load_context(context)
         assert model.tagger.session.get_session_options().intra_op_num_threads == threads
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [{"fit": "stretch"}, {"interpolation": "lanczos"}, {"zoom": 2}, {"fill": [1, 2]}, {"fill": 1}],
+)
+def test_preprocessing_of_a_later_version_is_refused_rather_than_read_as_another(
+    stated: dict[str, Any],
+) -> None:
+    with pytest.raises(MlflowException, match="this version does not know: .*; update nuswide"):
+        tagger.preprocessing_of({"image_size_px": 32, "preprocessing": stated})
+    for known in (Preprocessing(32), Preprocessing(32, "pad", "bicubic", (1, 2, 3))):
+        assert tagger.preprocessing_of(known.as_settings()) == known
