@@ -98,7 +98,8 @@ def decode_image(
     except RangeError:
         raise
     except PICTURE_ERRORS as error:
-        raise ValueError(f"not a readable picture: {error}") from error
+        reason = str(error).partition(" <_io.")[0]  # without the address of a Python object
+        raise ValueError(f"not a readable picture: {reason}") from error
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 

@@ -207,6 +207,11 @@ def test_pixels_of_an_unknown_range_are_refused_not_clipped(
         predict(model, [base64_of(content)])
 
 
+def test_why_an_image_cannot_be_decoded_is_the_same_each_time() -> None:
+    with pytest.raises(ValueError, match="not a readable picture: cannot identify image file$"):
+        decode_image(io.BytesIO(b"x"), 8)
+
+
 def bare_tiff(bits: int, photometric: int, pixels: bytes) -> io.BytesIO:
     """A grey TIFF of two pixels in one row, uncompressed."""
     tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 122, 277: 1, 278: 1,

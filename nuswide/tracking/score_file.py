@@ -113,7 +113,7 @@ def _indices(wanted: Sequence[str], found: Sequence[str], kind: str) -> list[int
 def _is_npz(path: Path) -> bool:
     """Return whether a file is npz, by content, so that a CSV may have any name."""
     with path.open("rb") as file:
-        return path.suffix.lower() == ".npz" or file.read(2) == b"PK"
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

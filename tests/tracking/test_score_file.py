@@ -85,9 +85,11 @@ def test_a_csv_in_another_form_is_told_in_one_line(tmp_path: Path, text: str, re
 
 def test_an_npz_that_is_none_or_holds_objects_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.npz"
-    path.write_bytes(b"no archive")
-    with pytest.raises(click.ClickException, match="cannot read"):
-        SavedScores.load(path)
+    for content in (b"no archive", b"PK no archive", b"\x80\x04N."):
+        path.write_bytes(content)
+        with pytest.raises(click.ClickException, match="cannot read|not a UTF-8") as caught:
+            SavedScores.load(path)
+        assert "pickle" not in caught.value.message  # numpy advises to execute it
     np.savez(path, images=np.array(["a"]), labels=np.array(["b"]))
     with pytest.raises(click.ClickException, match="scores"):
         SavedScores.load(path)

@@ -36,7 +36,7 @@ def decode_file(source: str | bytes, preprocessing: Preprocessing) -> NDArray[np
     except OSError as error:
         return str(error.strerror)
     except ValueError as error:
-        return reason_of(error, source)
+        return " ".join(str(error).split())  # in one line
 
 
 def is_image(name: str, content: bytes | None = None) -> bool:
@@ -53,12 +53,6 @@ def is_image(name: str, content: bytes | None = None) -> bool:
             return True
     except PICTURE_ERRORS:
         return False
-
-
-def reason_of(error: ValueError, source: str | bytes) -> str:
-    """Return why an image is rejected, in one line and without addresses of Python objects."""
-    text = " ".join(str(error).split())
-    return text.partition(" <_io.")[0] if isinstance(source, bytes) else text
 
 
 def as_lossless(image: NDArray[np.uint8]) -> str:
