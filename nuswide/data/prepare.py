@@ -52,10 +52,7 @@ def prepare(
     if Manifest.is_saved_in(out):
         raise click.ClickException(f"{out} holds a prepared data set already; name another folder")
     manifest = _keep_one(read_samples(source, format, group_column), source, out, duplicates)
-    if label_map:
-        manifest = map_labels(manifest, read_label_map(label_map, manifest.labels))
-    if split_file:
-        manifest = replace(manifest, splits=read_splits(split_file, manifest.names))
+    manifest = _with_files(manifest, label_map, split_file)
     _report_groups(manifest)
     manifest = apply_protocol(
         manifest, protocol, labels=labels, unlabelled=unlabelled, order=order, seed=seed
@@ -86,6 +83,15 @@ def _keep_one(manifest: Manifest, source: Path, out: Path, duplicates: str) -> M
     }
     click.echo(f"{said}; {kept[duplicates]}", err=True)
     return keep_one(manifest, repeated, merge=duplicates == "merge")
+
+
+def _with_files(manifest: Manifest, label_map: Path | None, split_file: Path | None) -> Manifest:
+    """Take the names of labels and the splits from files, where they are given."""
+    if label_map:
+        manifest = map_labels(manifest, read_label_map(label_map, manifest.labels))
+    if split_file:
+        manifest = replace(manifest, splits=read_splits(split_file, manifest.names))
+    return manifest
 
 
 def _report_groups(manifest: Manifest) -> None:
