@@ -74,28 +74,11 @@ def train_and_register(
     start = time.perf_counter()
     registry.check_name(config.registered_model)
     with distributed.process_group(choose_device(config.device)):
-        config = with_numbered_weights(config)
-        manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
-        _require_enough(config, manifest)
-        with weights_here(config) as local:
-            recorded = run_folder.recorded_fields(config) if distributed.is_main() else None
-            local = as_recorded(local, distributed.broadcast(recorded))
-            local, source = resolve_preprocessing(local)
-            config = replace(local, weights=config.weights)
-            # Created first, so that mistakes are found before the images are decoded.
-            network = create_network(local, manifest)
-            if distributed.is_main():
-                open_store()  # for the same reason
-                export.require_exportable(network, config)
-            data = open_data(config, manifest)
-            _require_enough(config, data.manifest)  # now that rejected images are left out, too
-            model = create_network(local, data.manifest)  # now that val is split off from train
+        config, data, model = _open(with_numbered_weights(config))
         found = _choose(config, data, run_id)
         with _begin(config, data, name, found, is_managed=run_id is not None) as (run, folder):
             resumed = found[1] if found else None
             run.set_tags({**(tags or {}), **({} if resumed else digests(data, model))})
-            if distributed.is_main():
-                click.echo(f"{_preprocessing_text(config)}, of {source}")
             run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
             with CheckpointWriter(folder / LAST) as writer:
                 best, state = fit(config, model, data, run, writer, resumed, after_epoch)
@@ -108,6 +91,28 @@ def train_and_register(
                 seconds = time.perf_counter() - start
                 _record_outcome(config, data, run, state, evaluations, logged, chosen, seconds)
             return run.id if distributed.is_main() else None
+
+
+def _open(config: Config) -> tuple[Config, Dataset, TaggerNet]:
+    """Open the data and build the network; return them after the config as it is recorded.
+
+    Whatever can fail without images comes first, since decoding them takes long.
+    """
+    manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
+    _require_enough(config, manifest)
+    with weights_here(config) as local:
+        recorded = run_folder.recorded_fields(config) if distributed.is_main() else None
+        local = as_recorded(local, distributed.broadcast(recorded))
+        local, source = resolve_preprocessing(local)
+        config = replace(local, weights=config.weights)
+        network = create_network(local, manifest)
+        if distributed.is_main():
+            open_store()
+            export.require_exportable(network, config)
+            click.echo(f"{_preprocessing_text(config)}, of {source}")
+        data = open_data(config, manifest)
+        _require_enough(config, data.manifest)  # now that rejected images are left out, too
+        return config, data, create_network(local, data.manifest)  # val is split off now
 
 
 def _choice(
