@@ -111,12 +111,21 @@ class Manifest:
             content.update(row)
         return content.hexdigest()[:16]
 
+    @cached_property
+    def full_digest(self) -> str:
+        """`digest`, followed by one of the groups if there are any: what val is carved by."""
+        if self.groups is None:
+            return self.digest
+        names = (PurePosixPath(name).name for name in self.names)
+        rows = sorted(f"{n}\0{group}" for n, group in zip(names, self.groups, strict=True))
+        return f"{self.digest} {hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
+
     def save(self, folder: Path) -> None:
         """Write manifest.json and samples.csv; the latter refers to labels by their indices."""
         meta = {
             "root": str(self.root), "protocol": self.protocol, "unlabelled": self.unlabelled,
             "rejected": self.rejected, "digest": self.digest, "labels": self.labels,
-            "label_map": dict(self.label_map),
+            "full_digest": self.full_digest, "label_map": dict(self.label_map),
         }  # fmt: skip
         has_groups = self.groups is not None
         with (folder / _SAMPLES).open("w", encoding="utf-8", newline="") as file:
@@ -158,7 +167,7 @@ class Manifest:
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(f"{folder / _META} or {_SAMPLES} is damaged ({error})") from error
-        if manifest.digest != meta["digest"]:
+        if manifest.full_digest != meta.get("full_digest", meta["digest"]):  # since version 0.3.0
             raise ValueError(f"{folder / _SAMPLES} was changed after it was written")
         return manifest
 

@@ -92,23 +92,26 @@ def _key(config: Config) -> str:
         for f in fields(Config)
         if f.name not in ignored and (value := getattr(config, f.name)) != f.default
     }
-    same |= {"digest": read_manifest(config.data).digest, "processes": distributed.world_size()}
+    digest = read_manifest(config.data).full_digest
+    same |= {"digest": digest, "processes": distributed.world_size()}
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _train_fold(config: Config, parent: FoldsRun | None) -> None:
     """Train a fold unless its run is finished. parent: None if not the main process."""
     title = f"fold {config.fold + 1} of {config.folds}"
-    begun: tuple[str, str] | None = distributed.broadcast(
+    begun: tuple[str, str, dict[str, str]] | None = distributed.broadcast(
         _begin_fold(parent, config, title) if parent else None
     )
     if begun is None:
         distributed.say(f"{title} is trained already")
         return
-    run_id, resume = begun
+    run_id, resume, earlier = begun
     distributed.say(f"\n{title}")
     try:
-        train_and_register(replace(config, resume=resume), name=title, run_id=run_id)
+        train_and_register(
+            replace(config, resume=resume), name=title, run_id=run_id, same_images=earlier
+        )
     except BaseException:
         if parent:
             parent.end_child(run_id)  # which is open if it failed before the training joined it
@@ -119,18 +122,24 @@ def _train_fold(config: Config, parent: FoldsRun | None) -> None:
         shutil.rmtree(Path(config.checkpoints) / run_id, ignore_errors=True)
 
 
-def _begin_fold(parent: FoldsRun, config: Config, title: str) -> tuple[str, str] | None:
-    """Return the run to train the fold in, and the value of `resume`; None if it is finished."""
+def _begin_fold(
+    parent: FoldsRun, config: Config, title: str
+) -> tuple[str, str, dict[str, str]] | None:
+    """Return the run to train the fold in, the value of `resume`, and an earlier fold's tags.
+
+    None if the fold is finished. The tags are empty if no other fold is.
+    """
     before = parent.latest().get(config.fold)
     if before and before.info.status == "FINISHED":
         return None
     parent.set_status("RUNNING")
+    earlier = next((dict(run.data.tags) for run in _finished(parent).values()), {})
     if before:
         run_id = before.info.run_id
         if run_folder.is_resumable(Path(config.checkpoints) / run_id):
-            return run_id, run_id
+            return run_id, run_id, earlier
         parent.end_child(run_id)
-    return parent.begin_fold(config.fold, title), "none"
+    return parent.begin_fold(config.fold, title), "none", earlier
 
 
 def _finished(parent: FoldsRun) -> dict[int, RecordedRun]:

@@ -45,6 +45,7 @@ from nuswide.training.starting_point import (
     create_network,
     digests,
     open_data,
+    require_same_images,
     weights_here,
     with_numbered_weights,
 )
@@ -63,18 +64,21 @@ def train_and_register(
     name: str,
     tags: Mapping[str, str] | None = None,
     run_id: str | None = None,
+    same_images: Mapping[str, str] | None = None,
     after_epoch: AfterEpoch | None = None,
 ) -> str | None:
     """Train in one MLflow run, evaluate the chosen weights, and register them.
 
     With several processes, all train, and the main one records. tags: further ones of the run.
-    run_id: of a run created for this training, used unless one is resumed. after_epoch: ends the
-    run as KILLED by raising EndedEarly. Returns the run's ID, None except in the main process.
+    run_id: of a run created for this training, used unless one is resumed. same_images: tags of a
+    run on the same images. after_epoch: ends the run as KILLED by raising EndedEarly. Returns the
+    run's ID, None except in the main process.
     """
     start = time.perf_counter()
     registry.check_name(config.registered_model)
     with distributed.process_group(choose_device(config.device)):
         config, data, model = _open(with_numbered_weights(config))
+        require_same_images(data, same_images or {})
         found = _choose(config, data, run_id)
         with _begin(config, data, name, found, is_managed=run_id is not None) as (run, folder):
             resumed = found[1] if found else None
@@ -129,8 +133,7 @@ def _choice(
 def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:
     """Return the run to resume with its state, or the run created for this training."""
     found = run_folder.find(config, data) if distributed.is_main() else None
-    made = (run_id, None) if run_id else None
-    chosen: Found | None = distributed.broadcast(found or made)
+    chosen: Found | None = distributed.broadcast(found or ((run_id, None) if run_id else None))
     return chosen
 
 

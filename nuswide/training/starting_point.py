@@ -3,10 +3,12 @@
 Owns opening and building them as the config says. Never trains.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import click
 
 from nuswide.config import Config
 from nuswide.core import distributed
@@ -27,6 +29,20 @@ def starting_point(config: Config) -> dict[str, str]:
         manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
         data = open_data(local, manifest)
         return digests(data, create_network(local, data.manifest))
+
+
+def require_same_images(data: Dataset, tags: Mapping[str, str]) -> None:
+    """Refuse images that have changed since an earlier run. tags: those of digests(), of that run.
+
+    The tags of a run of an earlier version lack the digest, and none is compared.
+    """
+    before = tags.get("data.images_digest", data.images_digest)
+    if before != data.images_digest:
+        raise click.ClickException(
+            "image files have changed since earlier folds were trained, and the mean of all would "
+            f"mix both (digest {before}, now {data.images_digest}); restore the files, or delete "
+            "the run of the folds in MLflow to train all of them again"
+        )
 
 
 def digests(data: Dataset, model: TaggerNet) -> dict[str, str]:

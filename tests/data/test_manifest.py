@@ -48,6 +48,20 @@ def test_a_saved_manifest_that_was_changed_is_refused(tmp_path: Path, old: str, 
         Manifest.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["image,split,labels,unknown,group", "0.jpg,train,0,,p1", "1.jpg,train,1,,p2"],
+        ["image,split,labels,unknown", "0.jpg,train,0,", "1.jpg,train,1,"],
+    ],
+)
+def test_a_changed_group_is_refused(tmp_path: Path, lines: list[str]) -> None:
+    replace(make_manifest(np.eye(2)), groups=np.array(["p1", "p1"])).save(tmp_path)
+    (tmp_path / "samples.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="was changed"):
+        Manifest.load(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["", "{", "image,split\n", "image,split,labels,unknown\na,b\n"])
 @pytest.mark.parametrize("name", ["manifest.json", "samples.csv"])
 def test_a_damaged_manifest_is_a_value_error(tmp_path: Path, name: str, damage: str) -> None:
@@ -62,6 +76,17 @@ def test_digest_takes_no_notice_of_order_or_folders() -> None:
     reordered = manifest.take(np.array([2, 3, 0, 1])).take_labels(manifest.labels[::-1])
     moved = replace(reordered, names=tuple(f"flickr/{name}" for name in reordered.names))
     assert moved.digest == manifest.digest
+
+
+def test_the_full_digest_is_the_digest_and_one_of_the_groups() -> None:
+    manifest = make_manifest(np.eye(4))
+    assert manifest.full_digest == manifest.digest
+    grouped = replace(manifest, groups=np.array(["p1", "p1", "p2", "p2"]))
+    regrouped = replace(manifest, groups=np.array(["p1", "p2", "p1", "p2"]))
+    assert manifest.digest == grouped.digest == regrouped.digest
+    digests = {m.full_digest for m in (manifest, grouped, regrouped)}
+    assert len(digests) == 3
+    assert grouped.take(np.array([2, 3, 0, 1])).full_digest == grouped.full_digest
 
 
 def test_taking_samples_or_labels_takes_what_is_known_of_them_along() -> None:

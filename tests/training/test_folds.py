@@ -13,6 +13,7 @@ from conftest import Workspace
 from mlflow.entities import Run
 
 from nuswide.config import Config
+from nuswide.data.prepare import prepare
 from nuswide.training import folds
 from nuswide.training.folds import mean_and_deviation, train_folds
 
@@ -44,6 +45,17 @@ def test_folds_begun_before_a_field_existed_are_continued_if_it_has_its_default(
     assert (folds._key(config) == now) is is_same
 
 
+def test_folds_of_other_groups_are_others(tmp_path: Path) -> None:
+    keys = set()
+    for groups in ("xxyy", "xyxy"):
+        rows = [f"{i}.jpg,sky,{group}" for i, group in enumerate(groups)]
+        (tmp_path / "t.csv").write_text("\n".join(["image,labels,scene", *rows]))
+        out = tmp_path / groups
+        prepare(tmp_path / "t.csv", out, group_column="scene")
+        keys.add(folds._key(Config(data=str(out), folds=2)))
+    assert len(keys) == 2
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
     yield Workspace(tmp_path)
@@ -72,6 +84,29 @@ def test_a_fold_that_fails_before_its_training_began_is_not_left_running(
     parent, children = runs_of(workspace)
     assert parent.info.status == "FAILED"
     assert {run.info.status for run in children.values()} == {"KILLED"}
+
+
+def test_images_that_changed_between_two_folds_are_refused(
+    tiny_data: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = folds.train_and_register
+
+    def finish_first(config: Config, *, run_id: str, **rest: Any) -> str | None:
+        if config.fold:
+            return train(config, run_id=run_id, **rest)
+        client = mlflow.MlflowClient()
+        client.set_tag(run_id, "data.images_digest", "0" * 16)  # of other files
+        client.set_terminated(run_id)
+        return run_id
+
+    monkeypatch.setattr(folds, "train_and_register", finish_first)
+    command = ("folds", "--folds", "2", "--data", str(tiny_data), *TINY)
+    done = workspace.in_process(*command, check=False)
+    assert "image files have changed since earlier folds were trained" in done.stderr
+    assert "delete the run of the folds in MLflow" in done.stderr
+    parent, children = runs_of(workspace)
+    assert parent.info.status == "FAILED" and "val/map/mean" not in parent.data.metrics
+    assert [children[fold].info.status for fold in (0, 1)] == ["FINISHED", "KILLED"]
 
 
 @pytest.mark.slow

@@ -104,9 +104,9 @@ class Worker:
         self._is_waiting = self._is_given_up = False
         with store.exclusive_lock():
             config = plan.config(plan.corner)
-            digest = load_manifest(config.data, skip_rejected=config.skip_rejected).digest
+            manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
             self.study = store.open_study(create_pruner(plan))
-            self.plan = agree(self.study, plan, digest)
+            self.plan = agree(self.study, plan, manifest.full_digest)
             attrs = self.study.user_attrs
             self.parent = SweepRun.join(attrs["key"], attrs.get("run"), store.name)
             self.study.set_user_attr("run", self.parent.id)
