@@ -84,5 +84,14 @@ def map_labels(manifest: Manifest, label_map: Mapping[str, str]) -> Manifest:
         labels=tuple(sources),
         targets=np.column_stack(targets or [np.empty((n, 0), np.uint8)]),
         known=known,
-        label_map=dict(label_map),
+        label_map=_composed(manifest.label_map, label_map),
     )
+
+
+def _composed(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str]:
+    """Return what two label maps make of the labels before the first.
+
+    A label that only the second has may have been there before the first, beside those that the
+    first renamed to it.
+    """
+    return dict(then) | {label: then.get(to, to) for label, to in first.items()}

@@ -65,6 +65,25 @@ def test_a_label_map_is_recorded_with_the_data(tmp_path: Path) -> None:
     assert loaded.label_map == {"Sky": "sky", "junk": ""} and loaded.digest == prepared.digest
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "both"),
+    [
+        (["Sky,sky", "junk,"], ["sky,air"], {"Sky": "air", "junk": "", "sky": "air"}),
+        (["Sky,sky"], ["sky,"], {"Sky": "", "sky": ""}),
+        (["Sky,sea", "sea,Sky"], ["Sky,air"], {"Sky": "sea", "sea": "air"}),
+    ],
+)
+def test_the_label_maps_of_two_preparations_are_recorded_as_one(
+    tmp_path: Path, first: list[str], then: list[str], both: dict[str, str]
+) -> None:
+    (tmp_path / "t.csv").write_text("image,labels\na.jpg,Sky\nb.jpg,sky;junk\nc.jpg,sea\n")
+    prepare(tmp_path / "t.csv", tmp_path / "A", label_map=write_map(tmp_path, *first))
+    prepare(tmp_path / "A", tmp_path / "B", label_map=write_map(tmp_path, *then))
+    assert read_annotations(tmp_path / "B").label_map == both
+    prepare(tmp_path / "B", tmp_path / "C")
+    assert read_annotations(tmp_path / "C").label_map == both
+
+
 def test_a_trailing_blank_in_a_label_can_be_mapped(tmp_path: Path) -> None:
     label_map = read_label_map(write_map(tmp_path, "cat ,cat"), ("cat", "cat "))
     assert label_map == {"cat ": "cat"}
