@@ -156,7 +156,7 @@ def test_a_column_of_groups_is_kept_with_the_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "t.csv").write_text(
-        "image,labels,split,patient\na.jpg,sky,train,p1\nb.jpg,sea,test,p1\nc.jpg,sky,train,\n"
+        "image,labels,split,patient\na.jpg,sky,train,p1\nb.jpg,sea,test,p1 \nc.jpg,sky,train, \n"
     )
     prepare(tmp_path / "t.csv", tmp_path / "out", group_column="patient")
     groups = Manifest.load(tmp_path / "out").groups
@@ -167,11 +167,18 @@ def test_a_column_of_groups_is_kept_with_the_samples(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"group_column": "scene"}, "0 CSV files with the header image,labels,scene"),
+        (
+            {"group_column": "scene"},
+            "column 'patient', which is not one of image, labels, split, unk",
+        ),
+        ({"group_column": ""}, "group_column is empty"),
+        ({"group_column": " "}, "group_column is empty"),
+        ({}, "t.csv has a column 'patient', which is not one of"),
+        ({"format": "csv"}, "use `nuswide prepare --group_column patient`"),
         ({"group_column": "patient", "format": "coco"}, "a column of the format csv, not of coco"),
     ],
 )
-def test_a_column_of_groups_that_is_not_there_is_refused(
+def test_a_column_of_groups_that_is_not_there_or_not_named_is_refused(
     tmp_path: Path, options: dict[str, str], reason: str
 ) -> None:
     (tmp_path / "t.csv").write_text("image,labels,patient\na.jpg,sky,p1\n")

@@ -75,7 +75,11 @@ def read_samples(source: Path, format: str = "auto", group_column: str | None = 
         raise click.ClickException(
             f"there is no data folder {source}; name one with train.json and test.json or the like"
         )
-    if group_column:
+    if group_column is not None:
+        if not group_column.strip():
+            raise click.UsageError(
+                "group_column is empty; give the name of a column, or leave it out"
+            )
         if Manifest.is_saved_in(source):
             raise click.ClickException(
                 f"{source} is prepared already; give its source with the group_column"
@@ -93,6 +97,7 @@ def read_samples(source: Path, format: str = "auto", group_column: str | None = 
     for importer in IMPORTERS.values():
         if importer.detects(source):
             return importer.read(source)
+    tables.refuse_surplus(source)
     known = "; ".join(f"{name}: {importer.looks}" for name, importer in IMPORTERS.items())
     raise click.ClickException(
         f"{source} has no train.json or small_train.json, nor other annotations; put one there "

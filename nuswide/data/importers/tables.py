@@ -5,6 +5,7 @@ the image was not annotated; they are neither positive nor negative. Without the
 images are train. A further column may name groups of images, which stay in one split.
 """
 
+import shlex
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from nuswide.data.importers.files import checked_labels, checked_name, make_mani
 from nuswide.data.manifest import SPLITS, Manifest, first_duplicate
 from nuswide.data.text_files import first_line, has_suffix, read_records
 
-_NEEDED, _ALLOWED = {"image", "labels"}, {"image", "labels", "split", "unknown"}
+_KNOWN = "image, labels, split, unknown"
+_NEEDED, _ALLOWED = {"image", "labels"}, set(_KNOWN.split(", "))
 
 
 def detects(source: Path) -> bool:
@@ -31,6 +33,8 @@ def read(source: Path, group_column: str | None = None) -> Manifest:
     """
     further = {group_column} if group_column else set()
     tables = _tables(source, further)
+    if not tables:
+        refuse_surplus(source, further)
     if len(tables) != 1:
         header = ",".join(["image", "labels", *further])
         raise click.ClickException(
@@ -47,27 +51,44 @@ def read(source: Path, group_column: str | None = None) -> Manifest:
             )
         present.append(_split_labels(row["labels"]))
         unknown.append(_split_labels(row.get("unknown", "")))
-        groups.append(row.get(group_column or "", "") or names[-1])
+        groups.append(row.get(group_column or "", "").strip() or names[-1])
     labels = sorted({label for cells in (*present, *unknown) for label in cells})
     checked_labels(str(tables[0]), labels)
     manifest = make_manifest(source, names, splits, labels, present, unknown)
     return replace(manifest, groups=np.array(groups)) if group_column else manifest
 
 
+def refuse_surplus(source: Path, further: Collection[str] = ()) -> None:
+    """Raise click.ClickException if a table has a column that is not known.
+
+    further: columns that are known besides the usual ones.
+    """
+    for path, header in _headers(source).items():
+        others = [column for column in header if column not in _ALLOWED.union(further)]
+        if _NEEDED <= set(header) and others:
+            raise click.ClickException(
+                f"{path} has a column {others[0]!r}, which is not one of {_KNOWN}; remove it, or, "
+                "if it names groups of images such as scenes, use "
+                f"`nuswide prepare --group_column {shlex.quote(others[0])}`"
+            )
+
+
 def _tables(source: Path, further: Collection[str] = ()) -> list[Path]:
+    return [
+        path
+        for path, header in _headers(source).items()
+        if _NEEDED.union(further) <= set(header) <= _ALLOWED.union(further)
+        and first_duplicate(header) is None
+    ]
+
+
+def _headers(source: Path) -> dict[Path, list[str]]:
+    """Return the column names of each table that may be a source, by path."""
     if source.is_dir():
         paths = [p for p in sorted(source.iterdir()) if has_suffix(p, ".csv")]
     else:
         paths = [source]
-    headers = {
-        path: first_line(path).split(",") for path in paths if not Manifest.is_saved_as(path)
-    }
-    return [
-        path
-        for path, header in headers.items()
-        if _NEEDED.union(further) <= set(header) <= _ALLOWED.union(further)
-        and first_duplicate(header) is None
-    ]
+    return {path: first_line(path).split(",") for path in paths if not Manifest.is_saved_as(path)}
 
 
 def _split_labels(cell: str) -> list[str]:
