@@ -4,18 +4,20 @@ Owns the folder's about.json and lock. Never trains.
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nuswide.config import Config, may_differ, with_defaults
+from nuswide.config import Config, known_fields, may_differ, with_defaults
 from nuswide.core import distributed, files
 from nuswide.data.dataset import Dataset
 from nuswide.tracking.run import fetch_checkpoint, is_open
 from nuswide.training.checkpoint import LAST, State, load
+from nuswide.values import convert
 
 _ABOUT = "about.json"
 
@@ -51,6 +53,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         if not all(isinstance(about[key], dict) for key in ("config", "same")):
             raise TypeError("it is not of a run")
+        _check_types(about["same"])
+        _check_types(about["config"])
+        Config(**known_fields(about["config"]))  # checks the ranges
         _ = about["recorded"], about["launch"]
     except FileNotFoundError as error:
         raise click.ClickException(
@@ -62,6 +67,14 @@ def read_about(folder: Path) -> dict[str, Any]:
             f"{folder / _ABOUT} cannot be read ({type(error).__name__}: {error})"
         ) from error
     return about
+
+
+def _check_types(recorded: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value that is not of its field's type; unknown fields are ignored."""
+    for f in fields(Config):
+        value = recorded.get(f.name, f.default)
+        if convert(f.name, value, f.type) != value:
+            raise ValueError(f"{f.name}={value!r} has another type")
 
 
 def recorded_fields(config: Config) -> dict[str, Any]:

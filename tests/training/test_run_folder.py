@@ -13,7 +13,8 @@ from nuswide.config import Config
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.training import run_folder
-from nuswide.training.run_folder import find, is_resumable, write_about
+from nuswide.training.pipeline import upload_run
+from nuswide.training.run_folder import find, is_resumable, recorded_fields, write_about
 
 MANIFEST = Manifest(
     Path(), ("a.jpg", "b.jpg"), ("sky",), np.eye(2, 1, dtype=np.uint8), np.array(["train"] * 2)
@@ -91,6 +92,32 @@ def test_a_damaged_or_foreign_folder_is_passed_over_and_named(
     assert not capsys.readouterr().out
     with pytest.raises(click.ClickException, match=r"foreign/about\.json cannot be read"):
         find(replace(config, resume="foreign"), DATA)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "reason"),
+    [
+        ("config", {"mean": 5}, "mean=5 has another type"),
+        ("config", {"mean": "5"}, "mean='5' is not auto or three numbers"),
+        ("config", {"lr": "fast"}, "lr='fast' is not a number"),
+        ("config", {"backbone": None}, "backbone=None is not text"),
+        ("config", {"epochs": True}, "epochs=True is not a whole number"),
+        ("same", {"epochs": "35"}, "epochs='35' has another type"),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_in_one_line(
+    config: Config, part: str, field: dict[str, object], reason: str
+) -> None:
+    folder = Path(config.checkpoints) / "old"
+    about = json.loads((folder / "about.json").read_text())
+    about[part] |= field
+    (folder / "about.json").write_text(json.dumps(about))
+    for use in (recorded_fields, lambda config: find(config, DATA)):
+        with pytest.raises(click.ClickException, match=r"about\.json cannot be read \(") as raised:
+            use(replace(config, resume="old"))
+        assert reason in raised.value.message and "\n" not in raised.value.message
+    with pytest.raises(click.ClickException, match=r"about\.json cannot be read"):
+        upload_run("old", Path(config.checkpoints))
 
 
 def test_a_run_whose_checkpoint_is_damaged_is_passed_over_unless_it_is_named(
