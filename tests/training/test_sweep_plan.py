@@ -62,6 +62,14 @@ def test_a_shipped_sweep_loads_and_gives_its_command(path: Path) -> None:
         ({"search": {"lr": {**LR, "points": 3}}}, "points of lr are for sampler: grid"),
         ({"search": {"lr": LR}, "sampler": "grid"}, "a grid needs points"),
         ({"search": {"loss": {"low": 0, "high": 1}}}, "loss is no number"),
+        (
+            {"search": {"image_size_px": {"low": 0, "high": 64}}},
+            "cannot be all of 0 to 64: image_size_px=1 must be 0 or at least 32; give a list",
+        ),
+        (
+            {"search": {"start_size_px": {"low": 32, "high": 128}}},
+            "cannot be all of 32 to 128: start_size_px=33 is no multiple of 32",
+        ),
         ({"search": {"loss": ["bce", "assl"]}}, "unknown loss 'assl'; did you mean asl"),
         ({"search": {"head": ["linear", "linear"]}}, "head has a value twice"),
         ({"search": {"head": ["linear", "gcn"]}, "trials": 3}, "trials=3, but there are 2"),

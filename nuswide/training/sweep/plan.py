@@ -200,7 +200,15 @@ def _read_dimension(name: str, what: Any, base: Mapping[str, Any], sampler: str)
     if known[name].type not in (int, float):
         raise click.UsageError(f"{name} is no number and has no range; give a list of values")
     low, high = typed(what["low"]), typed(what["high"])
-    return _read_range(name, float(low), float(high), what, known[name].type is int, sampler)
+    read = _read_range(name, float(low), float(high), what, known[name].type is int, sampler)
+    if read.is_whole:
+        try:  # the number beside low, which is of those that only some fields take, such as 0
+            typed(int(read.low) + 1)
+        except click.UsageError as error:
+            raise click.UsageError(
+                f"{name} cannot be all of {read}: {error.message}; give a list of values"
+            ) from error
+    return read
 
 
 def _read_range(
