@@ -11,7 +11,10 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     """Convert a value from YAML or the command line to the type of its field.
 
     Texts are converted too, because YAML reads `1e-4` as one. A bool or a fraction is not an int.
+    Channels may be a list.
     """
+    if name in ("mean", "std") and isinstance(value, list):
+        value = ",".join(map(str, value))
     converter: Callable[[Any], Any] = _CONVERTERS.get(kind, _text)
     try:
         return converter(value)
@@ -43,15 +46,18 @@ _CONVERTERS: dict[Any, Callable[[Any], Any]] = {
 def read_channels(name: str, value: str) -> tuple[float, float, float]:
     """Read a number for each of red, green and blue, as in `0.485,0.456,0.406`.
 
-    Raises ValueError, as for a mean outside of [0, 1] or a standard deviation of 0.
+    Raises ValueError, as for a mean outside of [0, 1] or a standard deviation below 0.001, by which
+    normalized images could overflow.
     """
     try:
         red, green, blue = (float(part) for part in value.split(","))
     except ValueError:
         red = green = blue = float("nan")
-    if not all(0 <= channel <= 1 and (name == "mean" or channel) for channel in (red, green, blue)):
+    low = 0.001 if name == "std" else 0
+    if not all(low <= channel <= 1 for channel in (red, green, blue)):
         raise ValueError(
-            f"{name}={value!r} is not auto or three numbers from 0 to 1, as in 0.485,0.456,0.406"
+            f"{name}={value!r} is not auto or three numbers from {low} to 1, as in "
+            "0.485,0.456,0.406"
         )
     return red, green, blue
 

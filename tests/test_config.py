@@ -222,6 +222,14 @@ def test_a_contradiction_names_both_fields(overrides: dict[str, Any], named: lis
     assert all(name in message for name in named)
 
 
+def test_channels_may_be_a_list(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "mean: [0.5, 0.5, 0]\nstd: [0.001, 1, 1]\n"), {})
+    assert (config.mean, config.std) == ("0.5,0.5,0", "0.001,1,1")
+    message = error_of({}, write(tmp_path, "mean: [0.5, 0.5]\n"))
+    assert "mean='0.5,0.5' is not auto or three numbers from 0 to 1, as in 0.485" in message
+    assert "epochs=[5] is not a whole number" in error_of({}, write(tmp_path, "epochs: [5]\n"))
+
+
 def test_contradictions_are_judged_on_the_whole(tmp_path: Path) -> None:
     path = write(tmp_path, "val_fraction: 0\n")
     assert "select_on" in error_of({}, path)

@@ -127,7 +127,14 @@ def test_records_without_these_fields_were_imagenets_and_bilinear() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("mean", "0.5"), ("mean", "a,b,c"), ("mean", "0,0,1.1"), ("std", "0,1,1"), ("std", "nan,1,1")],
+    [
+        ("mean", "0.5"),
+        ("mean", "a,b,c"),
+        ("mean", "0,0,1.1"),
+        ("std", "0,1,1"),
+        ("std", "1e-40,1,1"),
+        ("std", "nan,1,1"),
+    ],
 )
 def test_constants_that_are_none_are_refused(name: str, value: str) -> None:
     with pytest.raises(click.UsageError, match=f"{name}='{value}' is not auto or three numbers"):
