@@ -361,13 +361,16 @@ def known_fields(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: completed[f.name] for f in fields(Config)}
 
 
-def load_config(experiment: Path | None, overrides: Mapping[str, Any]) -> Config:
+def load_config(
+    experiment: Path | None, overrides: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Config:
     """Read an experiment file, let `overrides` take precedence, and check the result.
 
-    Raises click.UsageError naming the field, the value and what is allowed.
+    defaults: in place of those of the fields, for what neither file nor `overrides` has. Raises
+    click.UsageError naming the field, the value and what is allowed.
     """
     own = build_on(read_yaml(experiment), experiment) if experiment else {}
-    values = {**own, **overrides}
+    values = {**(defaults or {}), **own, **overrides}
     known = {f.name: f for f in fields(Config)}
     for name in values:
         if name not in known:

@@ -8,6 +8,8 @@ import click
 from nuswide.cli.options import PATH, config_options, extra, given_of, one_line_errors, option
 from nuswide.config import Config, load_config
 
+_FOLDS = 5  # by default
+
 
 @click.command()
 @option("--experiment", type=PATH, help="A file of experiments/.")
@@ -35,10 +37,10 @@ def folds(experiment: Path | None, **overrides: str | None) -> None:
     The folds divide the images of train and val; each is val in a run of its own. Run the same
     command again to continue folds that were stopped. No model is registered.
     """
-    config = load_config(experiment, given_of(overrides))
+    config = load_config(experiment, given_of(overrides), {"folds": _FOLDS})
     from nuswide.training.folds import train_folds
 
-    config = replace(config, folds=config.folds or 5)
+    config = replace(config, folds=config.folds or _FOLDS)  # a recorded config.yaml has 0
     title = experiment.stem if experiment else "train"
     train_folds(config, name=f"{config.folds} folds of {title}")
 

@@ -281,6 +281,29 @@ def test_audit_writes_a_page_and_caches_are_listed_and_removed(
     assert "no caches in data/cache" in workspace.in_process("cache").stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "n_folds"),
+    [
+        ([], 5),
+        (["--val_fraction", "0"], 5),
+        (["--experiment", "e.yaml", "--val_fraction", "0"], 3),
+        (["--experiment", "e.yaml", "--folds", "2"], 2),
+        (["--folds", "0"], 5),
+    ],
+)
+def test_folds_are_five_unless_the_file_or_an_option_says_otherwise(
+    given: list[str], n_folds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "e.yaml").write_text("folds: 3\n")
+    monkeypatch.chdir(tmp_path)
+    begun: list[int] = []
+    monkeypatch.setattr(
+        "nuswide.training.folds.train_folds", lambda config, name: begun.append(config.folds)
+    )
+    done = CliRunner().invoke(main, ["folds", *given], catch_exceptions=False)
+    assert done.exit_code == 0 and begun == [n_folds]
+
+
 def test_annotations_without_pictures_are_audited_if_told(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,labels,split\na.jpg,sky,train\nb.jpg,sea,test\n")
     done = Workspace(tmp_path).in_process("audit", "--data", ".", "--pictures", "false")
