@@ -25,6 +25,7 @@ from nuswide.tracking.score_file import FILE, SavedScores
 WEIGHTS = "weights/weights.safetensors"  # in a training run's artifacts
 SPLITS_FILE = "data/splits.csv"
 LABEL_COUNTS = "data/label_distribution.json"
+DEFAULT_EXPERIMENT = "0"  # MLflow's ID
 WEIGHTS_TAG = "weights_sha256"  # of a version
 
 
@@ -52,6 +53,13 @@ def find_experiment(name: str) -> str | None:
     """Return the ID of an MLflow experiment; None if there is none of that name."""
     experiment = mlflow.MlflowClient().get_experiment_by_name(name)
     return str(experiment.experiment_id) if experiment else None
+
+
+def experiment_name(experiment_id: str) -> str:
+    """Return the name of an MLflow experiment; empty for the default one."""
+    if experiment_id == DEFAULT_EXPERIMENT:
+        return ""
+    return str(mlflow.MlflowClient().get_experiment(experiment_id).name)
 
 
 def experiment_names() -> list[str]:

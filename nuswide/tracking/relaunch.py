@@ -9,28 +9,44 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT, MLFLOW_PROJECT_ENV
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_PROJECT_ENTRY_POINT,
+    MLFLOW_PROJECT_ENV,
+    MLFLOW_SOURCE_NAME,
+)
 
-from nuswide.tracking.reader import find_run
+from nuswide.tracking.reader import experiment_name, find_run
 
 
 @dataclass(frozen=True)
 class Launcher:
     """The `mlflow run` that started this process.
 
-    params: as given or by default, quoted for a shell, as MLflow records them.
+    params: as given or by default, quoted for a shell, as MLflow records them. project: its folder
+    or URI. version: its commit, if MLflow has fetched it. experiment: name of the MLflow
+    experiment, empty for the default one.
     """
 
     entry_point: str
     env_manager: str
     params: Mapping[str, str]
+    project: str = "."
+    version: str = ""
+    experiment: str = ""
 
     def command(self, **changes: str) -> str:
         """Return its command line, with changed or further params."""
-        entry = "" if self.entry_point == "main" else f"-e {self.entry_point} "
-        params = {**self.params, **changes}
-        given = " ".join(f"-P {name}={value}" for name, value in params.items())
-        return f"mlflow run . {entry}--env-manager {self.env_manager} {given}"
+        options = {
+            "-v": self.version,
+            "--experiment-name": self.experiment,
+            "-e": "" if self.entry_point == "main" else self.entry_point,
+            "--env-manager": self.env_manager,
+        }
+        words = ["mlflow", "run", shlex.quote(self.project)]
+        words += [f"{k} {shlex.quote(value)}" for k, value in options.items() if value]
+        words += [f"-P {name}={value}" for name, value in {**self.params, **changes}.items()]
+        return " ".join(words)
 
 
 def find_launcher() -> Launcher | None:
@@ -44,8 +60,23 @@ def find_launcher() -> Launcher | None:
     tags = run.data.tags
     if MLFLOW_PROJECT_ENTRY_POINT not in tags:  # a variable that the user has set
         return None
-    env_manager = tags.get(MLFLOW_PROJECT_ENV, "local")
-    return Launcher(tags[MLFLOW_PROJECT_ENTRY_POINT], env_manager, run.data.params)
+    project = _readable(tags.get(MLFLOW_SOURCE_NAME, "."))
+    return Launcher(
+        tags[MLFLOW_PROJECT_ENTRY_POINT],
+        tags.get(MLFLOW_PROJECT_ENV, "local"),
+        run.data.params,
+        project,
+        "" if os.path.exists(project) else tags.get(MLFLOW_GIT_COMMIT, ""),
+        experiment_name(run.info.experiment_id),
+    )
+
+
+def _readable(source: str) -> str:
+    """Return a local folder as its path; MLflow records `file://REPOSITORY#FOLDER`."""
+    repository, _, folder = source.partition("#")
+    if not repository.startswith("file://"):
+        return source
+    return os.path.join(repository.removeprefix("file://"), folder).rstrip("/")
 
 
 def same_command(launcher: Launcher | None) -> str:

@@ -22,10 +22,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     mlflow.set_tracking_uri(None)
 
 
-def begin(monkeypatch: pytest.MonkeyPatch, tags: dict[str, str], **params: str) -> str:
+def begin(
+    monkeypatch: pytest.MonkeyPatch, tags: dict[str, str], experiment: str = "0", **params: str
+) -> str:
     """Begin a run as `mlflow run` does, which records params quoted for a shell."""
     client = mlflow.MlflowClient()
-    run_id = str(client.create_run("0", tags=tags).info.run_id)
+    run_id = str(client.create_run(experiment, tags=tags).info.run_id)
     for name, value in params.items():
         client.log_param(run_id, name, shlex.quote(value))
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
@@ -71,6 +73,33 @@ def test_another_entry_point_is_started_again_as_it_was(
     expected = f"mlflow run . -e {entry} --env-manager local -P {param}=X"
     assert same_command(find_launcher()) == expected
     assert way_on("ID", find_launcher()) == f"repeat with\n  {expected}"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("file://{folder}#a b", ["{folder}/a b"]),
+        ("file://{folder}", ["{folder}"]),
+        ("{folder}", ["{folder}"]),
+        ("https://host/x.git#sub", ["https://host/x.git#sub", "-v", "c0ffee"]),
+    ],
+)
+def test_the_command_works_in_any_folder_and_keeps_the_experiment(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, source: str, expected: list[str]
+) -> None:
+    folder = workspace.folder.resolve()
+    (folder / "a b").mkdir(exist_ok=True)
+    name = f"my experiment {source}"
+    experiment = mlflow.MlflowClient().create_experiment(name)
+    tags = {
+        "mlflow.source.name": source.format(folder=folder),
+        "mlflow.source.git.commit": "c0ffee",
+    }
+    begin(monkeypatch, PROJECT | tags, experiment=experiment, lr="1")
+    assert shlex.split(same_command(find_launcher())) == [
+        "mlflow", "run", *(word.format(folder=folder) for word in expected),
+        "--experiment-name", name, "--env-manager", "uv", "-P", "lr=1",
+    ]  # fmt: skip
 
 
 def test_a_run_id_that_the_user_has_set_is_no_mlflow_run(
