@@ -32,8 +32,8 @@ from nuswide.config import Config
 from nuswide.evaluation.evaluate import Decision, torch_score
 from nuswide.evaluation.model_card import without_labels
 from nuswide.models.networks import Scorer, TaggerNet
-from nuswide.models.preprocessing import METADATA
 from nuswide.models.timm_backbone import TIMM, first_line
+from nuswide.models.weights import METADATA
 from nuswide.tagger import Tagger
 from nuswide.tracking.reader import WEIGHTS_TAG, file_digest
 from nuswide.tracking.registry import model_id_of
@@ -162,15 +162,18 @@ def _widen_groups(network: nn.Module) -> nn.Module:
 
 
 def write_weights(
-    path: Path, model: TaggerNet, labels: Sequence[str], preprocessing: str = "{}"
+    path: Path,
+    model: TaggerNet,
+    labels: Sequence[str],
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the network's weights for fine-tuning, as safetensors; return the file's SHA-256.
 
     preprocessing: see preprocessing.metadata_of.
     """
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
-    metadata = {"labels": json.dumps(list(labels)), METADATA: preprocessing}
-    save_file(tensors, path, metadata=metadata)
+    metadata = json.dumps({"labels": list(labels), "preprocessing": dict(preprocessing or {})})
+    save_file(tensors, path, metadata={METADATA: metadata})
     return file_digest(path)
 
 

@@ -7,7 +7,6 @@ Owns where it comes from: the experiment, the file of weights, or the backbone.
     ((224, 'squash', 'bicubic'), 'swin_t')
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +14,16 @@ from typing import Any
 
 import click
 import torchvision
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from nuswide.config import IMAGENET_MEAN, IMAGENET_STD, Config, with_defaults
 from nuswide.data.transforms import Normalization
 from nuswide.models.backbones import check_name
 from nuswide.models.timm_backbone import TIMM, timm_settings
-from nuswide.models.weights import checkpoint_fields
+from nuswide.models.weights import checkpoint_fields, read_metadata
 from nuswide.tagger import Preprocessing
 from nuswide.values import read_channels
 
-METADATA = "preprocessing"  # key in the metadata of a .safetensors file
 _AUTOMATIC = ("interpolation", "mean", "std")
 
 
@@ -67,9 +65,9 @@ def normalization_of(config: Config) -> Normalization:
     return Normalization(read_channels("mean", config.mean), read_channels("std", config.std))
 
 
-def metadata_of(config: Config) -> str:
+def metadata_of(config: Config) -> dict[str, Any]:
     """Return the preprocessing of a resolved config as metadata of its weights."""
-    return json.dumps({name: getattr(config, name) for name in (*_AUTOMATIC, "image_size_px")})
+    return {name: getattr(config, name) for name in (*_AUTOMATIC, "image_size_px")}
 
 
 def of_backbone(backbone: str) -> dict[str, Any]:
@@ -102,9 +100,8 @@ def _of_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        own = json.loads(metadata.get(METADATA, "{}")) if "labels" in metadata else None
+        metadata = read_metadata(path)
+        own = metadata.get("preprocessing", {}) if "labels" in metadata else None
     except SafetensorError:
         own = checkpoint_fields(path)
     except (OSError, ValueError):  # damaged: see load_weights

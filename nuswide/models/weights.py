@@ -24,6 +24,8 @@ from nuswide.config import Config
 from nuswide.models.timm_backbone import TIMM, TimmBackbone, first_line
 
 StateDict = dict[str, Tensor]
+# The only key, because safetensors writes several in any order, and the digest names a version.
+METADATA = "nuswide"
 _WRAPPERS = ("state_dict", "model")  # what training programs call the network in their checkpoints
 _CHECKPOINT = {"progress", "best", "ema", "model"}  # of a checkpoint of ours
 _UNUSED = "num_batches_tracked"  # which torch before 0.4.1 did not save
@@ -51,6 +53,18 @@ def load_weights(model: nn.Module, config: Config, labels: Sequence[str] | None)
         state = model.backbone.fit(state, prefix)
     _require_fitting(state, own, prefix, config)
     model.load_state_dict(_fitting(state, own), strict=False)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the labels and preprocessing that a .safetensors file of ours states; {} for others.
+
+    Version 0.2.0 stated the labels alone. Raises SafetensorError for a file of another format.
+    """
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if METADATA in metadata:
+        return dict(json.loads(metadata[METADATA]))
+    return {"labels": json.loads(metadata["labels"])} if "labels" in metadata else {}
 
 
 def checkpoint_fields(path: Path) -> dict[str, Any] | None:
@@ -134,10 +148,9 @@ def _is_state_dict(content: Any) -> bool:
 
 def _read_safetensors(path: Path, labels: Sequence[str] | None) -> StateDict:
     """Read a file, without its head if it names other labels."""
-    with safe_open(path, "pt") as file:
-        own = (file.metadata() or {}).get("labels")
+    own = read_metadata(path).get("labels")
     state: StateDict = load_file(path)
-    if own and labels is not None and json.loads(own) != list(labels):
+    if own and labels is not None and own != list(labels):
         return {k: v for k, v in state.items() if k.startswith("backbone.")}
     return state
 

@@ -161,6 +161,9 @@ def test_an_export_whose_scores_differ_is_refused(
 def test_written_weights_start_another_model(model: TaggerNet, tmp_path: Path) -> None:
     digest = write_weights(tmp_path / "w.safetensors", model, ["a", "b", "c"])
     assert digest == file_digest(tmp_path / "w.safetensors")
+    stated = {"mean": "0.5,0.5,0.5", "std": "0.2,0.2,0.2"}
+    files = [write_weights(tmp_path / f"{i}", model, ["a"], stated) for i in range(9)]
+    assert len(set(files)) == 1  # the digest is known again after a resumed run
     config = Config(backbone="resnet18", weights=str(tmp_path / "w.safetensors"), seed=9)
     again = create_model(config, n_labels=3).state_dict()
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())

@@ -1,6 +1,7 @@
 """Networks get images as their pretrained weights did: constants, interpolation, fit and size."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from nuswide.data.transforms import augment, draw
 from nuswide.models.backbones import BACKBONES
 from nuswide.models.networks import create_model
 from nuswide.models.preprocessing import (
-    METADATA,
     metadata_of,
     normalization_of,
     of_backbone,
     preprocessing_of,
     resolve_preprocessing,
 )
+from nuswide.models.weights import METADATA
 from nuswide.tagger import Preprocessing, decode_image
 
 timm = pytest.importorskip("timm")
@@ -33,8 +34,9 @@ def resolve(**fields: Any) -> Config:
     return resolve_preprocessing(Config(**fields))[0]
 
 
-def save_ours(path: Path, metadata: dict[str, str]) -> None:
-    save_file({"x": torch.zeros(1)}, path, metadata={"labels": "[]", **metadata})
+def save_ours(path: Path, preprocessing: dict[str, Any]) -> None:
+    own = json.dumps({"labels": [], "preprocessing": preprocessing})
+    save_file({"x": torch.zeros(1)}, path, metadata={METADATA: own})
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -59,7 +61,7 @@ def test_an_option_takes_precedence_over_the_file_of_weights_and_that_over_the_b
 ) -> None:
     path = tmp_path / "w.safetensors"
     trained = resolve(backbone="resnet18", mean="0.1,0.2,0.3", interpolation="bicubic")
-    save_ours(path, {METADATA: metadata_of(trained)})
+    save_ours(path, metadata_of(trained))
     config, source = resolve_preprocessing(Config(backbone=LITE, weights=str(path)))
     assert source == "the initial weights"
     assert (config.mean, config.std, config.interpolation) == (
@@ -74,14 +76,14 @@ def test_the_size_of_pretrained_weights_of_ours_is_what_they_were_trained_at(
 ) -> None:
     path = tmp_path / "w.safetensors"
     trained = resolve(backbone="resnet18", image_size_px=96)
-    save_ours(path, {METADATA: metadata_of(trained)})
+    save_ours(path, metadata_of(trained))
     assert resolve(backbone="resnet18", weights=str(path), image_size_px=0).image_size_px == 96
     assert resolve(backbone="resnet18", weights=str(path)).image_size_px == Config.image_size_px
 
 
 def test_weights_of_version_0_2_0_had_imagenets_constants_and_bilinear(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    save_ours(path, {})
+    save_file({"x": torch.zeros(1)}, path, metadata={"labels": "[]"})
     config = resolve(backbone=LITE, weights=str(path), image_size_px=0)
     assert (config.mean, config.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert (config.interpolation, config.image_size_px) == ("bilinear", 224)
@@ -92,7 +94,7 @@ def test_what_another_programs_file_of_weights_states_is_not_ours(
     tmp_path: Path, stated: str | None
 ) -> None:
     path = tmp_path / "w.safetensors"
-    metadata = {METADATA: stated} if stated else None
+    metadata = {"preprocessing": stated} if stated else None
     save_file({"x": torch.zeros(1)}, path, metadata=metadata)
     config, source = resolve_preprocessing(Config(backbone=LITE, weights=str(path)))
     assert (config.mean, source) == ("0.5,0.5,0.5", LITE)
