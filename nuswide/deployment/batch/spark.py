@@ -28,7 +28,7 @@ from nuswide.deployment.batch.decode import MAX_BYTES, as_lossless
 from nuswide.deployment.batch.image_list import ImageList, list_images, read_chunks, writable
 from nuswide.deployment.batch.parts import REJECTED, SKIPPED, describe_job
 from nuswide.deployment.batch.request import ResolvedModel, TagOptions, TagSummary
-from nuswide.tagger import preprocessing_of
+from nuswide.tagger import Preprocessing, preprocessing_of
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -56,11 +56,7 @@ def tag_on_spark(
             f"{model.uri} is not an MLflow model, which Spark needs; give models:/NAME@ALIAS or "
             "the folder that contains MLmodel"
         )
-    if "://" not in out:
-        out = os.path.abspath(out)
-        if os.path.exists(out):
-            raise click.ClickException(f"{out} already exists; remove it or choose another --out")
-        out = f"file://{out}"
+    out = _new_folder(out)
     with _session(master) as spark, tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
         # Executors fetch the code when they start, so the archive must stay until the end.
@@ -82,6 +78,16 @@ def tag_on_spark(
     return TagSummary(
         place, count, rejected, f"{place}/{REJECTED}", skipped, f"{place}/{SKIPPED}", count, seconds
     )
+
+
+def _new_folder(out: str) -> str:
+    """Return the address of a folder; raises click.ClickException if a local one exists."""
+    if "://" in out:
+        return out
+    out = os.path.abspath(out)
+    if os.path.exists(out):
+        raise click.ClickException(f"{out} already exists; remove it or choose another --out")
+    return f"file://{out}"
 
 
 @contextmanager
@@ -130,27 +136,42 @@ def _read(
     content is null where the executors open the path; refused is the reason not to open it, or
     _NO_IMAGE.
     """
-    from pyspark.sql import functions as F
-
-    nothing = {"content": F.lit(None).cast("binary"), "refused": F.lit(None).cast("string")}
     if _is_table(source):
-        name = source.removeprefix(_TABLE)
-        table = spark.table(name) if name != source else spark.read.parquet(source)
-        missing = [name for name in ("path", *keep) if name not in table.columns]
-        if missing:
-            raise click.ClickException(
-                f"{source} has no column {missing[0]}; it has {', '.join(table.columns)}"
-            )
-        table = table.withColumn("refused", nothing["refused"])
-        if "content" not in table.columns:
-            table = table.withColumn("content", nothing["content"])
-        return table.select("path", "content", "refused", *keep), None
+        return _read_table(spark, source, keep), None
     if keep:
         raise click.ClickException(
             f"{source} is not a table; --partition_by takes columns of a table"
         )
     if "://" in source:
         return _read_files(spark, source), None
+    return _read_list(spark, source, scratch)
+
+
+def _is_table(source: str) -> bool:
+    return source.startswith(_TABLE) or source.rstrip("/").endswith(".parquet")
+
+
+def _read_table(spark: "SparkSession", source: str, keep: Sequence[str]) -> "DataFrame":
+    """Read a table of Spark or a Parquet file, with or without a column content."""
+    from pyspark.sql import functions as F
+
+    name = source.removeprefix(_TABLE)
+    table = spark.table(name) if name != source else spark.read.parquet(source)
+    missing = [name for name in ("path", *keep) if name not in table.columns]
+    if missing:
+        raise click.ClickException(
+            f"{source} has no column {missing[0]}; it has {', '.join(table.columns)}"
+        )
+    table = table.withColumn("refused", F.lit(None).cast("string"))
+    if "content" not in table.columns:
+        table = table.withColumn("content", F.lit(None).cast("binary"))
+    return table.select("path", "content", "refused", *keep)
+
+
+def _read_list(spark: "SparkSession", source: str, scratch: Path) -> "tuple[DataFrame, ImageList]":
+    """List the images of a local source; the executors open their paths."""
+    from pyspark.sql import functions as F
+
     skipped = scratch / "skipped.csv"
     listing = list_images(source, scratch / "images", skipped)
     tables = [
@@ -167,10 +188,6 @@ def _read(
     paths = paths.repartition(4 * spark.sparkContext.defaultParallelism)
     content = F.when(F.col("refused").isNotNull(), F.lit(b""))
     return paths.withColumn("content", content), listing
-
-
-def _is_table(source: str) -> bool:
-    return source.startswith(_TABLE) or source.rstrip("/").endswith(".parquet")
 
 
 def _read_files(spark: "SparkSession", folder: str) -> "DataFrame":
@@ -202,7 +219,26 @@ def _tagged(
     from pyspark.sql import functions as F
 
     settings = json.loads((model.bundle / "tagger.json").read_text("utf-8"))
-    preprocessing = preprocessing_of(settings)
+    decoder = _decoder(preprocessing_of(settings), skips=skips)
+    tagger = mlflow.pyfunc.spark_udf(
+        spark,
+        str(model.bundle.parent.parent),
+        result_type="labels array<string>, scores array<double>",
+        env_manager="local",
+        params={"threshold": 0.0},
+    )
+    blank = F.lit(as_lossless(np.zeros((3, 8, 8), np.uint8)))
+    decoded = images.select("path", "refused", *keep, decoder("path", "content").alias("decoded"))
+    image = F.coalesce("decoded.image", blank).alias("image")
+    reason = F.coalesce("refused", "decoded.reason").alias("reason")
+    scored = decoded.select("path", *keep, reason, tagger(F.struct(image)).alias("t"))
+    scores = F.col("t.scores").cast("array<float>").alias("scores")
+    return scored.select("path", *keep, "reason", F.col("t.labels").alias("labels"), scores)
+
+
+def _decoder(preprocessing: Preprocessing, *, skips: bool) -> Any:
+    """Return the function of Spark from path and content to an image, or the reason why not."""
+    from pyspark.sql import functions as F
 
     def decode(path: pd.Series, content: pd.Series) -> pd.DataFrame:
         # Runs on the executors, to which this package is sent; nested, so that it is pickled whole.
@@ -218,23 +254,8 @@ def _tagged(
         return pd.DataFrame(rows, columns=["image", "reason"], dtype=object)
 
     # The stubs lack functions that map several columns to several columns.
-    decoder: Any = F.pandas_udf(decode, "image string, reason string")  # type: ignore[call-overload]
-    tagger = mlflow.pyfunc.spark_udf(
-        spark,
-        str(model.bundle.parent.parent),
-        result_type="labels array<string>, scores array<double>",
-        env_manager="local",
-        params={"threshold": 0.0},
-    )
-    blank = F.lit(as_lossless(np.zeros((3, 8, 8), np.uint8)))
-    decoded = images.select(
-        "path", "refused", *keep, decoder.asNondeterministic()("path", "content").alias("decoded")
-    )
-    image = F.coalesce("decoded.image", blank).alias("image")
-    reason = F.coalesce("refused", "decoded.reason").alias("reason")
-    scored = decoded.select("path", *keep, reason, tagger(F.struct(image)).alias("t"))
-    scores = F.col("t.scores").cast("array<float>").alias("scores")
-    return scored.select("path", *keep, "reason", F.col("t.labels").alias("labels"), scores)
+    udf: Any = F.pandas_udf(decode, "image string, reason string")  # type: ignore[call-overload]
+    return udf.asNondeterministic()
 
 
 def _count(rows: "DataFrame") -> tuple[int, int, int, str]:
