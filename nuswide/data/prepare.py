@@ -57,8 +57,7 @@ def prepare(
     manifest = apply_protocol(
         manifest, protocol, labels=labels, unlabelled=unlabelled, order=order, seed=seed
     )
-    if not manifest.targets.any():
-        raise click.ClickException(f"{source}: no image is left that has a label; keep more labels")
+    _require_labels(manifest, source)
     manifest = replace(manifest, root=(images or manifest.root).resolve())
     with _writing(out):
         manifest.save(out)
@@ -92,6 +91,11 @@ def _with_files(manifest: Manifest, label_map: Path | None, split_file: Path | N
     if split_file:
         manifest = replace(manifest, splits=read_splits(split_file, manifest.names))
     return manifest
+
+
+def _require_labels(manifest: Manifest, source: Path) -> None:
+    if not manifest.targets.any():
+        raise click.ClickException(f"{source}: no image is left that has a label; keep more labels")
 
 
 def _report_groups(manifest: Manifest) -> None:

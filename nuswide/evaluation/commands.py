@@ -10,7 +10,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from nuswide.config import known_fields, load_config
+from nuswide.config import Config, known_fields, load_config
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.data.manifest import Manifest
 from nuswide.data.splits import hold_out, with_splits
@@ -143,10 +143,10 @@ def evaluate_scores(
         )
     saved = SavedScores.load(path)
     manifest = read_manifest(data)
-    samples, val = manifest.of(split), manifest.of("val")
+    samples = manifest.of(split)
     if not len(samples):
         raise click.ClickException(f"{data} has no {split} images; give another split")
-    if thresholds != "fixed" and not len(val):
+    if thresholds != "fixed" and not len(manifest.indices("val")):
         raise click.ClickException(
             f"thresholds={thresholds} is fitted on val, and {data} has no val split; "
             "give thresholds=fixed, or prepare the data with a --split_file"
@@ -154,12 +154,7 @@ def evaluate_scores(
     config = load_config(
         None, {"thresholds": thresholds, "threshold": threshold, "threshold_goal": goal}
     )
-    fitted_on = manifest.take(np.arange(0)) if thresholds == "fixed" else val
-    decision = fit_decision(config, fitted_on, saved.for_samples(fitted_on))
-    positives = manifest.of("train").positives
-    evaluation = Evaluation(
-        split, samples, saved.for_samples(samples), decision.thresholds, positives
-    )
+    evaluation = _evaluate_saved(saved, manifest, split, config)
     with start_run("evaluate", f"{path.stem} on {split}") as run:
         run.log_params({
             "scores": path, "data": data, "split": split, "thresholds": thresholds,
@@ -168,6 +163,16 @@ def evaluate_scores(
         run.log_dataset(samples, split)
         evaluation.record(run, step=0)
         _conclude(run, path.name, data, evaluation)
+
+
+def _evaluate_saved(
+    saved: SavedScores, manifest: Manifest, split: str, config: Config
+) -> Evaluation:
+    """Evaluate scores on a split, with thresholds that are fitted on val unless they are fixed."""
+    fitted_on = manifest.take(np.arange(0)) if config.thresholds == "fixed" else manifest.of("val")
+    decision = fit_decision(config, fitted_on, saved.for_samples(fitted_on))
+    samples, positives = manifest.of(split), manifest.of("train").positives
+    return Evaluation(split, samples, saved.for_samples(samples), decision.thresholds, positives)
 
 
 def _conclude(run: Run, name: str, data: str, evaluation: Evaluation) -> None:
