@@ -21,6 +21,7 @@ from conftest import Workspace, run_id_of
 from safetensors.torch import load_file
 
 from nuswide.config import Config
+from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import Manifest
 from nuswide.training import run_folder
 
@@ -186,7 +187,8 @@ def test_more_epochs_go_on_with_a_run_unless_what_is_past_would_have_been_otherw
 ) -> None:
     config = replace(Config(epochs=3), **{k: v for k, v in changes.items() if k != "epochs"})
     names, targets = ("a", "b"), np.zeros((2, 1), np.uint8)
-    data = Manifest(Path(), names, ("cat",), targets, np.array(["train", "test"]))
+    manifest = Manifest(Path(), names, ("cat",), targets, np.array(["train", "test"]))
+    data = Dataset(manifest, np.zeros((2, 3, 1, 1), np.uint8), np.arange(2))
     before, now = (run_folder.describe(c, data) for c in (config, replace(config, **changes)))
     assert [said.split()[0] for said in run_folder._differences(before, now)] == differs
 
