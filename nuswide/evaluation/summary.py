@@ -113,8 +113,8 @@ def unreached(config: Config, labels: Sequence[str], thresholds: NDArray[np.floa
         return ""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return (
-        f"{len(names)} of {len(labels)} labels have {config.threshold_goal} at no threshold on val "
-        f"and are not predicted: {', '.join(names[:_NAMED])}{more}. "
+        f"{len(names)} of {len(labels)} labels reach {config.threshold_goal} at no threshold on "
+        f"val and are not predicted: {', '.join(names[:_NAMED])}{more}. "
     )
 
 

@@ -133,7 +133,7 @@ def bias_table(audit: Audit) -> Table:
 
 
 def duplicates_table(audit: Audit) -> Table:
-    """Return the pairs of pictures that are equal or nearly so."""
+    """Return the pairs of images that are equal or nearly so."""
     manifest = audit.manifest
     rows = [
         (
@@ -209,12 +209,12 @@ def findings(audit: Audit) -> list[str]:
             "chance."
         )
     if audit.pairs is None:
-        said.append("Its pictures were not looked at, so that nothing is said of duplicates.")
+        said.append("Its images were not looked at, so duplicates were not searched for.")
     else:
         exact = sum(pair.is_exact for pair in audit.pairs)
         across = sum(_is_across(audit, pair) for pair in audit.pairs)
         said.append(
-            f"{exact} pairs of pictures are equal and {len(audit.pairs) - exact} nearly so; "
+            f"{exact} pairs of images are equal and {len(audit.pairs) - exact} nearly so; "
             f"{across} of these lie across splits, where they flatter every metric on test."
         )
     return said

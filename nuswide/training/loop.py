@@ -91,7 +91,7 @@ def fit(
             loop.checkpoint(is_last=True)
             raise
     if state.progress.epoch < config.epochs:
-        distributed.say(f"no better mAP on val in {config.patience_epochs} epochs: training stops")
+        distributed.say("no better mAP on val within patience_epochs: training stops")
     if state.best is None:
         state.best = Best(_copy_weights(state.evaluated), state.progress.steps, float("nan"))
     return state.best, state

@@ -272,7 +272,7 @@ def test_audit_writes_a_page_and_caches_are_listed_and_removed(
 ) -> None:
     workspace = Workspace(tmp_path)
     said = workspace.in_process("audit", "--data", str(tiny_data), "--out", "out").stdout
-    assert "pairs of pictures" in said and (tmp_path / "out/audit.html").is_file()
+    assert "pairs of images" in said and (tmp_path / "out/audit.html").is_file()
     listed = workspace.in_process("cache").stdout
     assert "48 images,   64 px" in listed and "complete" in listed
     assert workspace.in_process("cache", "--remove", "no such", check=False).returncode == 1

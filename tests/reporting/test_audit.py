@@ -121,7 +121,7 @@ def test_duplicates_across_splits_are_told_with_their_labels(pictures: Dataset) 
     audit = make_audit(pictures.manifest, pictures)
     (row,) = tables(audit)["duplicates"].texts()
     assert row == ("1.jpg", "train", "4.jpg", "test", "exact", "0", "differ")
-    assert "1 pairs of pictures are equal and 0 nearly so; 1 of these lie across" in to_text(audit)
+    assert "1 pairs of images are equal and 0 nearly so; 1 of these lie across" in to_text(audit)
 
 
 def test_without_pictures_nothing_is_said_of_duplicates(small: Manifest) -> None:

@@ -13,7 +13,7 @@ from nuswide.reporting.table import to_html as table_html
 
 _MOST_ROWS = 500  # of a table; a page of thousands would be slow to open and to sort
 _PICTURES = (
-    "Images are shown as the model sees them, resized to its square input. Each group shows an "
+    "Images are shown as the model sees them, in its square input. Each group shows an "
     "image once, and a label at most twice if there are many. Some of the mistakes are errors of "
     "the labels, not of the model."
 )
