@@ -113,7 +113,7 @@ def _open(config: Config) -> tuple[Config, Dataset, TaggerNet]:
         if distributed.is_main():
             open_store()
             export.require_exportable(network, config)
-            click.echo(f"{_preprocessing_text(config)}, of {source}")
+            click.echo(f"{_preprocessing_text(config)} (auto: from {source})")
         data = open_data(config, manifest)
         _require_enough(config, data.manifest)  # now that rejected images are left out, too
         return config, data, create_network(local, data.manifest)  # val is split off now
