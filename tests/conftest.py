@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,21 +73,27 @@ class Workspace:
     def nuswide(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "nuswide", *arguments, check=check)
 
+    @contextmanager
+    def tracked(self) -> Iterator["Workspace"]:
+        """Have this process use the workspace's store as well."""
+        import mlflow
+
+        before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+        mlflow.set_tracking_uri(self.env["MLFLOW_TRACKING_URI"])
+        try:
+            yield self
+        finally:
+            mlflow.set_tracking_uri(before)
+
     def in_process(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `nuswide` in this process, which saves the import of torch and mlflow."""
-        import mlflow
         from click.testing import CliRunner
 
         from nuswide.cli import main
 
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.env["MLFLOW_TRACKING_URI"])
-        try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(self.folder)
-                result = CliRunner().invoke(main, arguments)
-        finally:
-            mlflow.set_tracking_uri(before)
+        with self.tracked(), pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            result = CliRunner().invoke(main, arguments)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         if check and result.exit_code:
@@ -152,10 +160,7 @@ def register_untrained(folder: Path, **fields: Any) -> Registered:
     from nuswide.models.networks import create_model
     from nuswide.models.preprocessing import preprocessing_of, resolve_preprocessing
 
-    workspace = Workspace(folder)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    try:
+    with Workspace(folder).tracked() as workspace:
         config = Config(backbone="resnet18", image_size_px=32, **fields)
         config, _ = resolve_preprocessing(config)
         model = create_model(config, n_labels=5)
@@ -169,8 +174,6 @@ def register_untrained(folder: Path, **fields: Any) -> Registered:
             logged = log_bundle(bundle, images[0], "small", run.info.run_id, "A card.")
         try_for_champion("small", str(logged.version))
         downloaded = mlflow.artifacts.download_artifacts("models:/small@champion")
-    finally:
-        mlflow.set_tracking_uri(before)
     return Registered(workspace, f"models:/small/{logged.version}", Path(downloaded), bundle)
 
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import REAL, needs_real
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_manifest import make_manifest
 
 from nuswide.data.importers import read_article_json
 from nuswide.data.manifest import Manifest
@@ -21,17 +22,6 @@ from nuswide.data.splits import (
     splits_csv,
     with_splits,
 )
-
-
-def make_manifest(targets: np.ndarray, n_test: int = 0) -> Manifest:
-    n, n_labels = targets.shape
-    return Manifest(
-        root=Path("photos"),
-        names=tuple(f"{i}.jpg" for i in range(n)),
-        labels=tuple(f"label {c}" for c in range(n_labels)),
-        targets=targets.astype(np.uint8),
-        splits=np.array(["train"] * (n - n_test) + ["test"] * n_test, dtype="U5"),
-    )
 
 
 def long_tailed(n: int, n_labels: int, seed: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 import copy
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,14 +175,20 @@ def test_the_served_model_asks_for_few_packages() -> None:
     assert set(export._REQUIREMENTS) == {"mlflow", "numpy", "onnxruntime", "pandas", "pillow"}
 
 
+@contextmanager
+def own_store(folder: Path) -> Iterator[tuple[mlflow.MlflowClient, str]]:
+    """Use a store of its own; yields a client, and the ID of an experiment there."""
+    with Workspace(folder).tracked():
+        experiment = mlflow.create_experiment("export", (folder / "artifacts").as_uri())
+        yield mlflow.MlflowClient(), experiment
+
+
 def test_a_version_that_was_cut_off_before_its_description_gets_it_on_resuming(
     model: TaggerNet, tmp_path: Path
 ) -> None:
     write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = mlflow.create_experiment("cut off", (tmp_path / "artifacts").as_uri())
-    client, card = mlflow.MlflowClient(), "What it is.\n\n## Labels\n\nsky"
-    try:
+    card = "What it is.\n\n## Labels\n\nsky"
+    with own_store(tmp_path) as (client, experiment):
         with mlflow.start_run(experiment_id=experiment) as run:
             arguments = (tmp_path / "bundle", IMAGES[0], "cut", run.info.run_id, card, "digest")
             version = log_bundle(*arguments).version
@@ -189,18 +197,14 @@ def test_a_version_that_was_cut_off_before_its_description_gets_it_on_resuming(
                 client.update_model_version("cut", str(version), before)
                 assert log_bundle(*arguments).version == version
                 assert client.get_model_version("cut", str(version)).description == after
-    finally:
-        mlflow.set_tracking_uri(None)
 
 
 def test_a_run_registers_one_version_of_its_weights_however_often_it_is_resumed(
     model: TaggerNet, tmp_path: Path
 ) -> None:
     write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = mlflow.create_experiment("resumed", (tmp_path / "artifacts").as_uri())
-    client, name = mlflow.MlflowClient(), "o'brien"  # a quote would end a text in a filter
-    try:
+    name = "o'brien"  # a quote would end a text in a filter
+    with own_store(tmp_path) as (client, experiment):
         with mlflow.start_run(experiment_id=experiment) as run:
             arguments = (tmp_path / "bundle", IMAGES[0], name, run.info.run_id, "A card.")
             first = log_bundle(*arguments, "one").version
@@ -215,8 +219,6 @@ def test_a_run_registers_one_version_of_its_weights_however_often_it_is_resumed(
             assert log_bundle(*arguments, "two").version == second != first
         assert len(client.get_registered_model(name).latest_versions) == 1
         assert str(find_version(f"models:/{name}/latest").version) == second
-    finally:
-        mlflow.set_tracking_uri(None)
 
 
 # Networks that cannot be exported

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -26,7 +27,6 @@ from nuswide.models.preprocessing import (
 from nuswide.models.weights import METADATA
 from nuswide.tagger import Preprocessing, decode_image
 
-timm = pytest.importorskip("timm")
 LITE = "timm/tf_efficientnet_lite0"  # trained with mean and deviation of 0.5, bicubic
 
 

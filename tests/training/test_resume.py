@@ -36,10 +36,8 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    workspace = Workspace(tmp_path_factory.mktemp("resume"))
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    yield workspace
-    mlflow.set_tracking_uri(None)
+    with Workspace(tmp_path_factory.mktemp("resume")).tracked() as workspace:
+        yield workspace
 
 
 def command(data: Path, **changes: str) -> list[str]:

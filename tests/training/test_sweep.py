@@ -34,11 +34,9 @@ _PATIENCE_S = 1800
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    workspace = Workspace(tmp_path)
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    mlflow.search_experiments()
-    yield workspace
-    mlflow.set_tracking_uri(None)
+    with Workspace(tmp_path).tracked() as workspace:
+        mlflow.search_experiments()
+        yield workspace
 
 
 def write(workspace: Workspace, data: Path, experiment: dict[str, Any], **content: Any) -> None:
