@@ -74,15 +74,20 @@ class Workspace:
         return self.run(sys.executable, "-m", "nuswide", *arguments, check=check)
 
     @contextmanager
-    def tracked(self) -> Iterator["Workspace"]:
-        """Have this process use the workspace's store as well."""
+    def tracked(self, experiment: str | None = None) -> Iterator["Workspace"]:
+        """Have this process use the workspace's store as well, and a new experiment in it."""
         import mlflow
 
         before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
         mlflow.set_tracking_uri(self.env["MLFLOW_TRACKING_URI"])
+        if experiment:
+            mlflow.create_experiment(experiment, (self.folder / "artifacts").as_uri())
+            mlflow.set_experiment(experiment)
         try:
             yield self
         finally:
+            if experiment:
+                mlflow.set_experiment("Default")  # which the next store has, too
             mlflow.set_tracking_uri(before)
 
     def in_process(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -160,7 +165,7 @@ def register_untrained(folder: Path, **fields: Any) -> Registered:
     from nuswide.models.networks import create_model
     from nuswide.models.preprocessing import preprocessing_of, resolve_preprocessing
 
-    with Workspace(folder).tracked() as workspace:
+    with Workspace(folder).tracked("small") as workspace:
         config = Config(backbone="resnet18", image_size_px=32, **fields)
         config, _ = resolve_preprocessing(config)
         model = create_model(config, n_labels=5)
@@ -169,8 +174,7 @@ def register_untrained(folder: Path, **fields: Any) -> Registered:
         decision = Decision(np.array([0.4, 0.45, 0.5, 0.55, 0.6], dtype=np.float32))
         settings = {"labels": labels, **preprocessing_of(config).as_settings(), "config": {}}
         write_bundle(bundle, model, settings, decision, images)
-        experiment = mlflow.create_experiment("small", str(workspace.folder / "artifacts"))
-        with mlflow.start_run(experiment_id=experiment) as run:
+        with mlflow.start_run() as run:
             logged = log_bundle(bundle, images[0], "small", run.info.run_id, "A card.")
         try_for_champion("small", str(logged.version))
         downloaded = mlflow.artifacts.download_artifacts("models:/small@champion")

@@ -79,11 +79,9 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Earlier]:
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         connection.executescript((folder / "mlflow.sql").read_text())
     workspace.mlflow("db", "upgrade", workspace.env["MLFLOW_TRACKING_URI"])
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    with pytest.MonkeyPatch.context() as patch:
+    with workspace.tracked(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield Earlier(folder, mlflow.get_run(ONE_EPOCH).data.metrics)
-    mlflow.set_tracking_uri(None)
 
 
 def nuswide(*arguments: str) -> str:

@@ -52,10 +52,7 @@ def test_the_worked_examples_are_trained_with_and_recorded(tmp_path: Path, tiny_
     command = [sys.executable, "-m", "nuswide", "train"]
     command += [x for name, value in fields.items() for x in (f"--{name}", value)]
     done = workspace.run("env", f"PYTHONPATH={tmp_path}", *command)
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    try:
+    with workspace.tracked():
         run = mlflow.get_run(run_id_of(done))
-    finally:
-        mlflow.set_tracking_uri(None)
     assert 0 <= run.data.metrics["test/samples/jaccard"] <= 1
     assert run.data.params["head"] == "mean_max"

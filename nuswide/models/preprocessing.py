@@ -109,4 +109,6 @@ def _of_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(own, dict):  # another program's
         return {}
     completed = with_defaults(own)
-    return {k: completed[k] for k in (*_AUTOMATIC, "image_size_px") if k in own or k in _AUTOMATIC}
+    names = [k for k in (*_AUTOMATIC, "image_size_px") if k in own or k in _AUTOMATIC]
+    # A checkpoint of `fit` alone may hold a config that was not resolved: the backbone's values.
+    return {k: completed[k] for k in names if completed[k] not in ("auto", 0)}

@@ -26,10 +26,8 @@ Tamper = Callable[[Path], object]
 
 @pytest.fixture(autouse=True, scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("tracking")
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    yield
-    mlflow.set_tracking_uri(None)
+    with Workspace(tmp_path_factory.mktemp("tracking")).tracked():
+        yield
 
 
 @pytest.fixture

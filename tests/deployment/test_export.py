@@ -1,7 +1,5 @@
 import copy
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,21 +173,14 @@ def test_the_served_model_asks_for_few_packages() -> None:
     assert set(export._REQUIREMENTS) == {"mlflow", "numpy", "onnxruntime", "pandas", "pillow"}
 
 
-@contextmanager
-def own_store(folder: Path) -> Iterator[tuple[mlflow.MlflowClient, str]]:
-    """Use a store of its own; yields a client, and the ID of an experiment there."""
-    with Workspace(folder).tracked():
-        experiment = mlflow.create_experiment("export", (folder / "artifacts").as_uri())
-        yield mlflow.MlflowClient(), experiment
-
-
 def test_a_version_that_was_cut_off_before_its_description_gets_it_on_resuming(
     model: TaggerNet, tmp_path: Path
 ) -> None:
     write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
     card = "What it is.\n\n## Labels\n\nsky"
-    with own_store(tmp_path) as (client, experiment):
-        with mlflow.start_run(experiment_id=experiment) as run:
+    with Workspace(tmp_path).tracked("export"):
+        client = mlflow.MlflowClient()
+        with mlflow.start_run() as run:
             arguments = (tmp_path / "bundle", IMAGES[0], "cut", run.info.run_id, card, "digest")
             version = log_bundle(*arguments).version
             assert client.get_model_version("cut", str(version)).description == "What it is."
@@ -204,8 +195,9 @@ def test_a_run_registers_one_version_of_its_weights_however_often_it_is_resumed(
 ) -> None:
     write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
     name = "o'brien"  # a quote would end a text in a filter
-    with own_store(tmp_path) as (client, experiment):
-        with mlflow.start_run(experiment_id=experiment) as run:
+    with Workspace(tmp_path).tracked("export"):
+        client = mlflow.MlflowClient()
+        with mlflow.start_run() as run:
             arguments = (tmp_path / "bundle", IMAGES[0], name, run.info.run_id, "A card.")
             first = log_bundle(*arguments, "one").version
         assert mlflow.get_run(run.info.run_id).info.end_time  # which it keeps when it is resumed

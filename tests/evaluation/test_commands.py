@@ -139,8 +139,7 @@ def test_data_without_a_split_is_trained_on_and_evaluated_with_the_splits_of_the
     refused = workspace.in_process("train", *options, check=False)
     assert refused.returncode == 1 and "give test_fraction=0.2" in refused.stderr
     done = workspace.in_process("train", *options, "--test_fraction", "0.25")
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    try:
+    with workspace.tracked():
         trained = mlflow.get_run(run_id_of(done))
         assert trained.data.tags["data.protocol"] == "source, test_fraction=0.25 by seed 0"
         recorded = reader.fetch_splits(trained.info.run_id)
@@ -157,5 +156,3 @@ def test_data_without_a_split_is_trained_on_and_evaluated_with_the_splits_of_the
             assert (
                 again.data.tags[f"data.{split}_digest"] == trained.data.tags[f"data.{split}_digest"]
             )
-    finally:
-        mlflow.set_tracking_uri(None)

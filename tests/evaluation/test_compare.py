@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import Workspace
 
 from nuswide.cli import main
 from nuswide.evaluation.compare import plots, report, tables
@@ -60,22 +61,23 @@ def record(
 @pytest.fixture(scope="module")
 def ids(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Runs by a short name: three seeds each of two recipes, one like the first, and others."""
-    folder = tmp_path_factory.mktemp("tracking")
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    mlflow.create_experiment("all", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("all")
-    found = {}
-    for seed in range(3):
-        found[f"good {seed}"] = record(folder, 2.0, name="train head=csra", seed=seed, head="csra")
-        found[f"poor {seed}"] = record(
-            folder, 1.0, name="train head=linear", seed=seed, val=0.4, head="linear"
+    with Workspace(tmp_path_factory.mktemp("tracking")).tracked("all") as workspace:
+        found = {}
+        for seed in range(3):
+            found[f"good {seed}"] = record(
+                workspace.folder, 2.0, name="train head=csra", seed=seed, head="csra"
+            )
+            found[f"poor {seed}"] = record(
+                workspace.folder, 1.0, name="train head=linear", seed=seed, val=0.4, head="linear"
+            )
+        found["same"] = record(
+            workspace.folder, 2.02, name="mine", seed=9, val=0.45, head="csra", lr="1e-4"
         )
-    found["same"] = record(folder, 2.02, name="mine", seed=9, val=0.45, head="csra", lr="1e-4")
-    found["old"] = record(folder, 3.0, name="old", keep=False, head="max")
-    found["elsewhere"] = record(folder, 1.0, name="other data", digest="other", head="max")
-    yield found
-    mlflow.set_experiment("Default")  # which the next file of this process has, too
-    mlflow.set_tracking_uri(None)
+        found["old"] = record(workspace.folder, 3.0, name="old", keep=False, head="max")
+        found["elsewhere"] = record(
+            workspace.folder, 1.0, name="other data", digest="other", head="max"
+        )
+        yield found
 
 
 def compared(*runs: str, baseline: str | None = None, **options: bool) -> Comparison:

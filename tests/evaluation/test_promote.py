@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import Workspace
 
 from nuswide.cli import main
 from nuswide.evaluation.promote import Rule, Verdict, decide, promote, roll_back, try_for_champion
@@ -20,13 +21,8 @@ IMAGES, LABELS = 300, 6
 
 @pytest.fixture(scope="module", autouse=True)
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("tracking")
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    mlflow.create_experiment("val", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("val")
-    yield
-    mlflow.set_experiment("Default")  # which the next file of this process has, too
-    mlflow.set_tracking_uri(None)
+    with Workspace(tmp_path_factory.mktemp("tracking")).tracked("val"):
+        yield
 
 
 def scores_of(quality: float, *, seed: int = 0) -> SavedScores:

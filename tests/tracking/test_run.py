@@ -6,6 +6,7 @@ import click
 import mlflow
 import numpy as np
 import pytest
+from conftest import Workspace
 
 from nuswide.data.manifest import Manifest
 from nuswide.tracking import run as run_module
@@ -16,13 +17,8 @@ from nuswide.tracking.run import TrackingUnavailable, start_run
 
 @pytest.fixture(scope="module", autouse=True)
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("tracking")
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    mlflow.create_experiment("here", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("here")
-    yield
-    mlflow.set_experiment("Default")  # which the next file of this process has, too
-    mlflow.set_tracking_uri(None)
+    with Workspace(tmp_path_factory.mktemp("tracking")).tracked("here"):
+        yield
 
 
 def status(run_id: str) -> str:

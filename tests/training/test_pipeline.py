@@ -41,9 +41,8 @@ CHAMPION = "models:/nuswide-tagger@champion"
 
 @pytest.fixture(autouse=True)
 def tracking(trained: Trained) -> Iterator[None]:
-    mlflow.set_tracking_uri(trained.workspace.env["MLFLOW_TRACKING_URI"])
-    yield
-    mlflow.set_tracking_uri(None)
+    with trained.workspace.tracked():
+        yield
 
 
 @pytest.fixture

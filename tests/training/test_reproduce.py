@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -17,8 +18,9 @@ NAN = float("nan")
 
 
 @pytest.fixture(autouse=True)
-def tracking(trained: Trained) -> None:
-    mlflow.set_tracking_uri(trained.workspace.env["MLFLOW_TRACKING_URI"])
+def tracking(trained: Trained) -> Iterator[None]:
+    with trained.workspace.tracked():
+        yield
 
 
 def test_a_run_trained_again_on_the_same_machine_is_identical(trained: Trained) -> None:

@@ -141,24 +141,22 @@ PLAN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Iterator[Swept]:
+def swept(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Swept:
     workspace = Workspace(tmp_path_factory.mktemp("swept"))
     write(workspace, tiny_data, {"epochs": 4}, **PLAN, search=SEARCH)
     output = workspace.nuswide("sweep", "tiny.yaml").stdout
-    mlflow.set_tracking_uri(workspace.env["MLFLOW_TRACKING_URI"])
-    parent, children = all_runs()
-    child_of = {run.data.tags["sweep.state"]: run for (run,) in children.values()}
-    best = artifact(parent, "best.yaml")
-    yield Swept(workspace, tiny_data, output, parent, child_of, best)
-    mlflow.set_tracking_uri(None)
+    with workspace.tracked():
+        parent, children = all_runs()
+        child_of = {run.data.tags["sweep.state"]: run for (run,) in children.values()}
+        best = artifact(parent, "best.yaml")
+    return Swept(workspace, tiny_data, output, parent, child_of, best)
 
 
 @pytest.fixture
 def tracked(swept: Swept) -> Iterator[Swept]:
     """The same, with its tracking store as this process's."""
-    mlflow.set_tracking_uri(swept.workspace.env["MLFLOW_TRACKING_URI"])
-    yield swept
-    mlflow.set_tracking_uri(None)
+    with swept.workspace.tracked():
+        yield swept
 
 
 def test_a_sweep_leaves_a_parent_with_a_child_for_each_trial(tracked: Swept) -> None:
