@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from nuswide.cli.options import PATH, cache_option, data_option, option
+from nuswide.core.wording import counted
 
 
 @click.command()
@@ -47,8 +48,8 @@ def prepare(source: Path, out: Path, **options: Any) -> None:
     manifest = prepare(source, out, **options)
     sizes = ", ".join(f"{len(manifest.indices(s)):,} {s}" for s in ("train", "val", "test"))
     click.echo(
-        f"{out} holds {sizes} images with {len(manifest.labels)} labels, protocol "
-        f"{manifest.protocol}, digest {manifest.digest}; train on them with --data {out}"
+        f"{out} holds {sizes} images with {counted(len(manifest.labels), 'label')}, "
+        f"protocol {manifest.protocol}, digest {manifest.digest}; train on them with --data {out}"
     )
 
 
@@ -95,7 +96,7 @@ def download(url: str, folder: Path, sha256: str | None, size_bytes: int | None)
     from nuswide.data.download import download
 
     n_files = download(url, folder, sha256=sha256, size_bytes=size_bytes)
-    click.echo(f"{n_files} files are in {folder}")
+    click.echo(f"{counted(n_files, 'file is', 'files are')} in {folder}")
 
 
 @click.command()

@@ -14,6 +14,7 @@ from nuswide.cli.options import (
     settings_options,
     switch,
 )
+from nuswide.core.wording import counted
 from nuswide.deployment.serve.settings import Settings
 
 
@@ -97,6 +98,6 @@ def tag(model: str, source: str, out: str, engine: str, strict: bool, **options:
     click.echo(str(summary))
     if strict and (summary.rejected or summary.skipped):
         raise click.ClickException(
-            f"--strict was given; {summary.rejected} images were rejected and {summary.skipped} "
-            "files skipped"
+            f"--strict was given; {counted(summary.rejected, 'image was', 'images were')} rejected "
+            f"and {counted(summary.skipped, 'file')} skipped"
         )

@@ -22,6 +22,7 @@ import click
 import numpy as np
 
 from nuswide.core.files import exclusive_lock, temporary_path
+from nuswide.core.wording import counted
 from nuswide.data.cache_build import (
     ABOUT,
     IMAGES,
@@ -76,7 +77,7 @@ def open_cache(
     if cache.rejected and not skip_rejected:
         shown = "; ".join(f"{manifest.names[row]}: {why}" for row, why in cache.rejected[:3])
         raise click.ClickException(
-            f"{len(cache.rejected)} of {len(manifest)} images cannot be decoded: {shown}"
+            f"{len(cache.rejected)} of {counted(len(manifest), 'image')} cannot be decoded: {shown}"
             f"{' ...' if len(cache.rejected) > 3 else ''}; {path / REJECTED} lists them; repair "
             "them, or give skip_rejected=true to leave them out"
         )

@@ -6,6 +6,7 @@ Owns the search for image files. Opens none of them.
 import os
 from pathlib import Path
 
+from nuswide.core.wording import counted
 from nuswide.data.manifest import Manifest
 
 _SHOWN = 5
@@ -30,8 +31,9 @@ def describe_missing(manifest: Manifest, missing: list[str]) -> str:
     manifest: as read, with the root of its source.
     """
     more = " ..." if len(missing) > _SHOWN else ""
+    of_all = f"of {len(manifest):,} images"
     return (
-        f"{len(missing)} of {len(manifest)} images are missing: "
+        f"{counted(len(missing), f'{of_all} is', f'{of_all} are')} missing: "
         f"{', '.join(map(repr, missing[:_SHOWN]))}{more}; put them into "
         f"{manifest.root / 'images'} or {manifest.root}"
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from nuswide.core.wording import counted
 from nuswide.data.manifest import Manifest
 
 _SHOWN = 5
@@ -64,7 +65,7 @@ def describe_repeated(repeated: Sequence[Repeated]) -> str:
     labels = sum(one.labels_differ for one in repeated)
     splits = sum(len(one.splits) > 1 for one in repeated)
     more = " ..." if len(repeated) > _SHOWN else ""
-    number = "1 image occurs" if len(repeated) == 1 else f"{len(repeated)} images occur"
+    number = counted(len(repeated), "image occurs", "images occur")
     return (
         f"{number} more than once, {labels} of them with other labels and "
         f"{splits} in several splits: {', '.join(map(str, repeated[:_SHOWN]))}{more}"

@@ -18,6 +18,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from nuswide.core.wording import counted
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.data.stratify import stratify
 from nuswide.data.text_files import read_records
@@ -136,6 +137,7 @@ def read_splits(path: Path, names: tuple[str, ...]) -> NDArray[np.str_]:
     missing = [name for name in names if name not in splits]
     if missing:
         raise click.ClickException(
-            f"{path} has no split for {len(missing)} images, {missing[0]!r} first; add them"
+            f"{path} has no split for {counted(len(missing), 'image')}, {missing[0]!r} first; "
+            "add what is missing"
         )
     return np.array([splits[name] for name in names])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from nuswide import metrics
 from nuswide.config import Config
+from nuswide.core.wording import counted
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.evaluation.evaluate import Evaluation
 from nuswide.reporting.table import make_table, to_markdown
@@ -50,8 +51,8 @@ def _about(config: Config, manifest: Manifest, choice: str) -> str:
     start = f", started from {config.weights}" if config.weights != "none" else ""
     return (
         f"A tagger of photographs: {config.backbone} with the head {config.head} at "
-        f"{config.image_size_px} px{start}. It scores each of {len(manifest.labels)} labels from 0 "
-        f"to 1 and predicts those at or above their thresholds. {choice.strip()}"
+        f"{config.image_size_px} px{start}. It scores {counted(len(manifest.labels), 'label')} "
+        f"from 0 to 1 and predicts those at or above their thresholds. {choice.strip()}"
     )
 
 
@@ -70,7 +71,7 @@ def _metrics(evaluations: Sequence[Evaluation]) -> str:
         [name, *(f"{f[name]:.3f}{_bounds(i.get(name))}" for f, i in pairs)]
         for name in metrics.HEADLINE
     )
-    sizes = (f"{e.split}, {len(e.samples)} images" for e in evaluations)
+    sizes = (f"{e.split}, {counted(len(e.samples), 'image')}" for e in evaluations)
     averaged = (
         (e.split, metrics.labels_averaged(e.metrics, len(e.samples.labels))) for e in evaluations
     )

@@ -17,6 +17,7 @@ from itertools import chain
 
 import click
 
+from nuswide.core.wording import counted
 from nuswide.metrics.bootstrap import HEADLINE, Difference, paired, resample
 from nuswide.tracking import reader, registry
 from nuswide.tracking.reader import RecordedRun
@@ -72,8 +73,9 @@ class Verdict:
         if math.isnan(low):
             interval = "with too few positives for an interval"
         return (
-            f"{self.rule.figure} {value:+.4f} {interval}, on {self.n_images} val images; "
-            f"rule {self.rule.rule}, margin {self.rule.margin:g}"
+            f"{self.rule.figure} {value:+.4f} {interval}, on "
+            f"{counted(self.n_images, 'val image')}; rule {self.rule.rule}, "
+            f"margin {self.rule.margin:g}"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuswide.config import Config
+from nuswide.core.wording import counted
 from nuswide.data.dataset import Dataset
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.evaluation.evaluate import SUMMARY, Evaluation, baseline_key
@@ -92,7 +93,7 @@ def choice(config: Config, best_steps: int, best_map: float, *, steps: int, epoc
     """
     if config.select_on == "last" or math.isnan(best_map):
         undefined = f", as mAP on {config.select_on} is undefined" * (config.select_on != "last")
-        return f"The weights are those after the last of {steps} steps{undefined}. "
+        return f"The weights are those after the last of {counted(steps, 'step')}{undefined}. "
     honesty = ", so its test metrics are too good" if config.select_on == "test" else ""
     early = ""
     if epochs < config.epochs:
@@ -101,7 +102,7 @@ def choice(config: Config, best_steps: int, best_map: float, *, steps: int, epoc
             f"{config.patience_epochs} of them without a better mAP on val. "
         )
     return (
-        f"{early}The weights are those after {best_steps} of {steps} steps, "
+        f"{early}The weights are those after {best_steps} of {counted(steps, 'step')}, "
         f"chosen by mAP on {config.select_on}{honesty}. "
     )
 
@@ -113,8 +114,8 @@ def unreached(config: Config, labels: Sequence[str], thresholds: NDArray[np.floa
         return ""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return (
-        f"{len(names)} of {len(labels)} labels reach {config.threshold_goal} at no threshold on "
-        f"val and are not predicted: {', '.join(names[:_NAMED])}{more}. "
+        f"Not predicted, as no threshold on val reaches {config.threshold_goal}: {len(names)} "
+        f"of {counted(len(labels), 'label')}, {', '.join(names[:_NAMED])}{more}. "
     )
 
 
@@ -128,9 +129,9 @@ def note(
         f"**On test: {headline(test)}** "
         f"(always the same labels: {bound['map']:.3f} and {bound['micro/f1']:.3f})", "",
         outcome, "", to_markdown(_table(rows)), "",
-        f"Data: {sizes} images, {len(manifest.labels)} labels, protocol {manifest.protocol}, "
-        f"images without a label: {manifest.unlabelled}, unreadable images left out: "
-        f"{manifest.rejected}, digest `{manifest.digest}`. "
+        f"Data: {sizes} images, {counted(len(manifest.labels), 'label')}, "
+        f"protocol {manifest.protocol}, images without a label: {manifest.unlabelled}, "
+        f"unreadable images left out: {manifest.rejected}, digest `{manifest.digest}`. "
         f"Trained at {cost['train/images_per_s']:.0f} images/s for {cost['train/seconds']:.0f} s. "
         "95 % intervals are over images, not over seeds. "
         "The last point of a val or test curve is the value of the chosen weights.",

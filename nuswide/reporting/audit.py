@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from nuswide.core.wording import counted
 from nuswide.data.dataset import Dataset
 from nuswide.data.duplicates import DuplicatePair, find_duplicates
 from nuswide.data.label_names import look_alikes, with_separators
@@ -187,17 +188,17 @@ def findings(audit: Audit) -> list[str]:
     """Return the main findings, a sentence each."""
     n = len(audit.manifest)
     bare = int((~audit.manifest.targets.any(axis=1)).sum())
-    said = [f"{bare:,} of {n:,} images have no label ({bare / n:.1%})."]
+    bare_images = counted(bare, f"of {n:,} images has", f"of {n:,} images have")
+    said = [f"{bare_images} no label ({bare / n:.1%})."]
     if audit.pictures and (n_rejected := len(audit.pictures.rejected)):
-        said.append(
-            f"{n_rejected:,} further images are missing or cannot be decoded, and are left out; "
-            "rejected.csv lists them."
-        )
+        left_out = counted(n_rejected, "further image", "further images")
+        said.append(f"Left out: {left_out}, missing or not decodable, listed in rejected.csv.")
     said += _label_findings(audit)
     if audit.gaps:
         worst = max(audit.gaps, key=lambda gap: gap.missing / math.sqrt(gap.images))
         said.append(
-            f"{len(audit.gaps)} implications have gaps, such as {worst.label} without "
+            f"{counted(len(audit.gaps), 'implication has', 'implications have')} gaps, such as "
+            f"{worst.label} without "
             f"{worst.implied} in {worst.missing:,} of {worst.images:,} images "
             f"({worst.missing / worst.images:.0%})."
         )
@@ -214,8 +215,9 @@ def findings(audit: Audit) -> list[str]:
         exact = sum(pair.is_exact for pair in audit.pairs)
         across = sum(_is_across(audit, pair) for pair in audit.pairs)
         said.append(
-            f"{exact} pairs of images are equal and {len(audit.pairs) - exact} nearly so; "
-            f"{across} of these lie across splits, where they flatter every metric on test."
+            f"{counted(exact, 'pair of images is', 'pairs of images are')} equal and "
+            f"{len(audit.pairs) - exact} nearly so; {across} of these across splits, which "
+            "flatters every metric on test."
         )
     return said
 
@@ -226,19 +228,21 @@ def _label_findings(audit: Audit) -> list[str]:
     if alike := look_alikes(labels):
         shown = "; ".join(" and ".join(map(repr, group)) for group in alike[:_SHOWN_EXAMPLES])
         said.append(
-            f"{len(alike)} groups of labels look alike, such as {shown}; if they mean the same, "
+            f"{counted(len(alike), 'group of labels looks', 'groups of labels look')} alike, such "
+            f"as {shown}; if they mean the same, "
             "`nuswide prepare SOURCE OUT --label_map FILE` merges them, by the look_alikes.csv of "
             "`nuswide audit`."
         )
     if odd := with_separators(labels):
         said.append(
-            f"{len(odd)} labels contain a separator, such as {odd[0]!r}: several labels may have "
-            "been read as one."
+            f"{counted(len(odd), 'label contains', 'labels contain')} a separator, such as "
+            f"{odd[0]!r}: several labels may have been read as one."
         )
     if absent := absent_table(audit).rows:
+        of_all = f"of {len(labels)} labels"
         said.append(
-            f"{len(absent)} of {len(labels)} labels have no image in some split, such as "
-            f"{absent[0][0]!r} in {absent[0][1].replace(' ', ' and ')}."
+            f"{counted(len(absent), f'{of_all} has', f'{of_all} have')} no image in some split, "
+            f"such as {absent[0][0]!r} in {absent[0][1].replace(' ', ' and ')}."
         )
     return said
 
@@ -317,8 +321,8 @@ def to_html(audit: Audit) -> str:
     manifest, drawn = audit.manifest, audit.images
     parts = [
         html.paragraph(
-            f"{len(manifest):,} images, {len(manifest.labels)} labels, protocol "
-            f"{manifest.protocol}, digest {manifest.digest}."
+            f"{counted(len(manifest), 'image')}, {counted(len(manifest.labels), 'label')}, "
+            f"protocol {manifest.protocol}, digest {manifest.digest}."
         ),
         *map(html.paragraph, findings(audit)),
     ]

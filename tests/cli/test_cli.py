@@ -76,7 +76,7 @@ def take_all_labels(content: dict) -> None:
         (lambda d: (d / "train.json").unlink(), ["train.json", "put one there"]),
         (lambda d: (d / "test.json").write_text("{"), ["test.json", "not valid JSON"]),
         (lambda d: (d / "test.json").write_text("[]"), ["test.json", '"samples"']),
-        (lambda d: first_picture(d).unlink(), ["1 of 48 images are missing"]),
+        (lambda d: first_picture(d).unlink(), ["1 of 48 images is missing"]),
         (lambda d: first_picture(d).write_bytes(b"no picture"), ["decoded", "skip_rejected=true"]),
         (
             lambda d: rewrite(

@@ -99,7 +99,7 @@ def test_pictures_are_found_beside_the_annotations_or_in_images(tmp_path: Path) 
 def test_missing_pictures_are_counted_and_named(tmp_path: Path) -> None:
     write_annotations(tmp_path, n_train=4)
     (tmp_path / "train2.png").unlink()
-    with pytest.raises(click.ClickException, match=r"^1 of 6 images are missing: 'train2\.png'"):
+    with pytest.raises(click.ClickException, match=r"^1 of 6 images is missing: 'train2\.png'"):
         load_manifest(str(tmp_path))
 
 

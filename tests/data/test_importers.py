@@ -251,14 +251,14 @@ def test_no_pictures_at_all_are_counted(tmp_path: Path) -> None:
 
 def test_a_missing_first_picture_counts_as_one(tmp_path: Path) -> None:
     (make_folder(tmp_path) / "images" / "a.jpg").unlink()
-    assert "1 of 3 images are missing: 'a.jpg'; put" in error_of(tmp_path)
+    assert "1 of 3 images is missing: 'a.jpg'; put" in error_of(tmp_path)
 
 
 def test_a_folder_in_a_pictures_place_is_a_missing_picture(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / "images" / "b.jpg").unlink()
     (tmp_path / "images" / "b.jpg").mkdir()
-    assert "1 of 3 images are missing" in error_of(tmp_path)
+    assert "1 of 3 images is missing" in error_of(tmp_path)
 
 
 def test_a_data_set_without_any_label_is_refused(tmp_path: Path) -> None:
@@ -270,5 +270,5 @@ def test_a_data_set_without_any_label_is_refused(tmp_path: Path) -> None:
 def test_a_file_name_too_long_for_the_disk_is_a_missing_picture(tmp_path: Path) -> None:
     long_name = {"image_name": "x" * 5000, "image_labels": ["sea"]}
     make_folder(tmp_path, test=content([long_name]))
-    with pytest.raises(click.ClickException, match="1 of 3 images are missing"):
+    with pytest.raises(click.ClickException, match="1 of 3 images is missing"):
         load_manifest(str(tmp_path))

@@ -114,7 +114,7 @@ SKY = "Groundtruth/AllLabels/Labels_sky.txt"
     ("file", "spoil", "words"),
     [
         (SKY, drop_last, ["Labels_sky.txt has 9 lines, but the image list 10"]),
-        ("ImageList/Imagelist.txt", drop_last, ["1 images are in Imagelist.txt or in the train"]),
+        ("ImageList/Imagelist.txt", drop_last, ["1 image is in Imagelist.txt or in the train"]),
         (SKY, spoil_number, ["Labels_sky.txt:2 must be 0 or 1"]),
         (SKY, join_numbers, ["Labels_sky.txt:1 must be 0 or 1"]),
         (SKY, flip_first, ["differ in 1 entries, first in sky of actor/0000_9000.jpg"]),

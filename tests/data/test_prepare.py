@@ -64,7 +64,7 @@ def test_a_split_file_that_overlaps_lacks_or_misspells_is_refused(
     other = "test" if splits[first] == "train" else "train"
     for change, word in (
         (text + f"{first},{other}\n", f"{first} is in {splits[first]} and in {other}"),
-        (text.replace(f"{first},{splits[first]}\n", ""), f"no split for 1 images, '{first}' first"),
+        (text.replace(f"{first},{splits[first]}\n", ""), f"no split for 1 image, '{first}' first"),
         (text.replace(",test", ",tset"), "one of train, val, test"),
         ("", "no split for"),
     ):

@@ -259,8 +259,8 @@ def test_skipped_files_are_counted_and_listed_and_strict_sees_them(
     out = tmp_path / "out"
     command = ["tag", str(registered.bundle), str(tmp_path / "photos"), "--out", str(out)]
     done = CliRunner().invoke(main, [*command, "--workers", "1", "--strict"])
-    assert "1 images; none was rejected; 1 other files are listed in" in done.output
-    assert done.exit_code == 1 and "0 images were rejected and 1 files skipped" in done.output
+    assert "1 image; none was rejected; 1 other file is listed in" in done.output
+    assert done.exit_code == 1 and "0 images were rejected and 1 file skipped" in done.output
     assert (out / "_skipped.csv").read_text() == f"path\n{tmp_path}/photos/x.heic\n"
 
 

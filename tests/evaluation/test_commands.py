@@ -125,7 +125,7 @@ def test_a_model_is_evaluated_on_a_set_that_has_test_images_only(
     for name in manifest.names[1:]:
         (data / "images" / name).symlink_to(manifest.root / name)
     refused = registered.workspace.in_process(*evaluate, check=False)
-    assert "1 of 12 images are missing" in refused.stderr
+    assert "1 of 12 images is missing" in refused.stderr
     registered.workspace.in_process(*evaluate, "--skip_rejected", "true")
 
 

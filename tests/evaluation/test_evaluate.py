@@ -145,8 +145,9 @@ def test_the_goal_of_thresholds_is_the_configs_and_who_misses_it_is_named(data: 
     table = precision_recall_f1(Predictions(val.targets, evaluation.scores, thresholds))
     assert table["micro/precision"] >= 0.75
     said = unreached(config, val.labels, np.array([0.5, 1, 1], dtype=np.float32))
-    assert said.startswith("2 of 3 labels reach precision:0.75 at no threshold on val")
-    assert said.endswith("not predicted: b, c. ")
+    assert said == (
+        "Not predicted, as no threshold on val reaches precision:0.75: 2 of 3 labels, b, c. "
+    )
     assert unreached(Config(), val.labels, np.ones(3, dtype=np.float32)) == ""
 
 

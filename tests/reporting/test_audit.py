@@ -121,7 +121,7 @@ def test_duplicates_across_splits_are_told_with_their_labels(pictures: Dataset) 
     audit = make_audit(pictures.manifest, pictures)
     (row,) = tables(audit)["duplicates"].texts()
     assert row == ("1.jpg", "train", "4.jpg", "test", "exact", "0", "differ")
-    assert "1 pairs of images are equal and 0 nearly so; 1 of these lie across" in to_text(audit)
+    assert "1 pair of images is equal and 0 nearly so; 1 of these across splits" in to_text(audit)
 
 
 def test_without_pictures_nothing_is_said_of_duplicates(small: Manifest) -> None:
@@ -137,8 +137,8 @@ def test_labels_that_look_alike_or_are_absent_are_named(tmp_path: Path) -> None:
         ("Sky ", "test"), ("a|b", "train"), ("sea", "test"),
     ]  # fmt: skip
     said = to_text(audit)
-    assert "1 groups of labels look alike, such as 'sky' and 'Sky '" in said
-    assert "1 labels contain a separator, such as 'a|b'" in said
+    assert "1 group of labels looks alike, such as 'sky' and 'Sky '" in said
+    assert "1 label contains a separator, such as 'a|b'" in said
     assert "3 of 4 labels have no image in some split, such as 'Sky ' in test" in said
     write_audit(audit, tmp_path)
     label_map = read_label_map(tmp_path / "look_alikes.csv", audit.manifest.labels)
@@ -166,7 +166,7 @@ def test_images_that_were_left_out_are_listed(pictures: Dataset) -> None:
     rejected = (("lost.jpg", "No such file or directory"), ("bad.jpg", "truncated"))
     audit = make_audit(pictures.manifest, replace(pictures, rejected=rejected))
     assert tables(audit)["rejected"].texts() == list(rejected)
-    assert "2 further images are missing or cannot be decoded" in to_text(audit)
+    assert "Left out: 2 further images, missing or not decodable" in to_text(audit)
 
 
 def test_the_page_is_whole_escaped_and_asks_no_network(pictures: Dataset) -> None:

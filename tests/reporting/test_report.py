@@ -134,7 +134,7 @@ def test_unknown_entries_are_no_mistake_no_suspect_and_in_no_caption() -> None:
     (hit,) = report.galleries["best_hits"]
     assert not any("sand" in line for line in hit.lines) and "sand" not in hit.alt
     assert not report.tables["confusions"].rows
-    assert "1 of 4 entries are unknown: no metric counts them." in report.findings
+    assert "1 of 4 entries is unknown and in no metric." in report.findings
     assert sum(report.tables["calibration"]["entries"]) == 3
 
 
@@ -388,8 +388,16 @@ def test_edges_make_a_page(targets: Any, scores: Any) -> None:
     assert page.count("<h2") == (11 if rising else 10)
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page)
     missing = int((~np.array(targets, dtype=bool).any(axis=0)).sum())
-    said = [f for f in report.findings if f"{missing} of {len(labels)} labels have no image" in f]
+    have = "has" if missing == 1 else "have"
+    said = [f for f in report.findings if f"{missing} of {len(labels)} labels {have} no image" in f]
     assert len(said) == (missing > 0)
+
+
+def test_one_of_a_kind_is_named_in_the_singular() -> None:
+    report = make_report(inputs_of(data_of([[1]], ("sea",)), [[0.9]]))
+    assert report.findings[0] == "1 image of test, 1 label."
+    means = "1 label with 20 to 100 images in train: mean AP 1.00"
+    assert any(means in plot.caption for plot in report.plots.values())
 
 
 def test_many_images_are_sampled_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

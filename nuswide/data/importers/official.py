@@ -14,6 +14,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from nuswide.core.wording import counted
 from nuswide.data.importers.files import checked_labels, checked_name, manifest_of
 from nuswide.data.manifest import Manifest
 from nuswide.data.text_files import find_file, read_bytes, read_lines
@@ -100,7 +101,8 @@ def _read_list(path: Path) -> list[str]:
     lines = enumerate(read_lines(path), 1)
     names = [checked_name(f"{path}:{n}", _slashes(line.strip())) for n, line in lines]
     if len(set(names)) < len(names):
-        raise click.ClickException(f"{path} has {len(names) - len(set(names))} duplicate lines")
+        surplus = counted(len(names) - len(set(names)), "duplicate line")
+        raise click.ClickException(f"{path} has {surplus}")
     return names
 
 
@@ -154,8 +156,8 @@ def _check_order(
     odd = set(names) ^ (set(train) | set(test))
     if odd:
         raise click.ClickException(
-            f"{source}: {len(odd):,} images are in Imagelist.txt or in the train and test lists, "
-            f"but not in both, {min(odd)} first; they do not belong together"
+            f"{source}: {counted(len(odd), 'image is', 'images are')} in Imagelist.txt or in the "
+            f"train and test lists, but not in both, {min(odd)} first; they do not belong together"
         )
     row_of = {name: i for i, name in enumerate(names)}
     for part, listed in (("Train", train), ("Test", test)):

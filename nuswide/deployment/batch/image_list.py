@@ -19,6 +19,7 @@ from typing import IO, TypeVar
 
 import click
 
+from nuswide.core.wording import counted
 from nuswide.data.dataset import SAMPLE, load_manifest
 from nuswide.data.importers import IMPORTERS
 from nuswide.data.manifest import Manifest
@@ -102,7 +103,8 @@ class _Skipping:
         self.count = 0
 
     def __str__(self) -> str:
-        return f", but {self.count:,} files of other kinds" if self.count else ""
+        found = counted(self.count, "file of another kind", "files of other kinds")
+        return f", but {found}" if self.count else ""
 
     def images(self, paths: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the images among the paths."""

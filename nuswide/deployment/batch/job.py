@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from nuswide.core.machine import available_cores
+from nuswide.core.wording import counted
 from nuswide.deployment.batch.image_list import list_images
 from nuswide.deployment.batch.local import tag_locally
 from nuswide.deployment.batch.parts import (
@@ -63,8 +64,8 @@ def _tag_locally(
         parts.begin()
         done = sum(map(parts.size, parts.done))
         click.echo(
-            f"tagging {listing.count:,} images of the {listing.kind} {source} with {model.uri}"
-            + (f"; {done:,} are done" if done else ""),
+            f"tagging {counted(listing.count, 'image')} of the {listing.kind} {source} with "
+            f"{model.uri}" + (f"; {counted(done, 'is done', 'are done')}" if done else ""),
             err=True,
         )
         start = time.perf_counter()

@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 from numpy.typing import NDArray
 
+from nuswide.core.wording import counted
 from nuswide.tagger import Tagger
 from nuswide.tracking.registry import address_of, find_version
 
@@ -43,14 +44,17 @@ class TagSummary:
 
     def __str__(self) -> str:
         rejected = (
-            f"{self.rejected:,} were rejected and are listed in {self.rejected_file}"
+            f"{counted(self.rejected, 'was rejected and is', 'were rejected and are')} listed in "
+            f"{self.rejected_file}"
             if self.rejected
             else "none was rejected"
         )
         if self.skipped:
-            rejected += f"; {self.skipped:,} other files are listed in {self.skipped_file}"
+            others = counted(self.skipped, "other file is", "other files are")
+            rejected += f"; {others} listed in {self.skipped_file}"
         speed = f", {self.scored / self.seconds:.1f} images/s" if self.scored else ""
-        return f"{self.out} contains the tags of {self.images:,} images; {rejected}{speed}"
+        images = counted(self.images, "image")
+        return f"{self.out} contains the tags of {images}; {rejected}{speed}"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
+from nuswide.core.wording import counted
 from nuswide.deployment.serve.errors import HTTPError
 from nuswide.tagger import BadRequest, check_params
 
@@ -70,7 +71,7 @@ def read_request(body: bytes, content_type: str, query: bytes, *, max_images: in
     if not images:
         raise HTTPError(400, "the request contains no image")
     if len(images) > max_images:
-        raise HTTPError(413, f"a request may contain at most {max_images} images")
+        raise HTTPError(413, f"a request may contain at most {counted(max_images, 'image')}")
     try:
         check_params(params)
     except BadRequest as error:
@@ -141,7 +142,7 @@ def _read_form(
 
     def on_file(file: File) -> None:
         if len(files) > max_images:
-            raise HTTPError(413, f"a request may contain at most {max_images} images")
+            raise HTTPError(413, f"a request may contain at most {counted(max_images, 'image')}")
         file.file_object.seek(0)
         files.append(file.file_object.read())
 

@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from nuswide.config import Config, may_differ, with_defaults
+from nuswide.core.wording import counted
 from nuswide.tracking import reader, registry
 from nuswide.tracking.reader import RecordedRun
 from nuswide.tracking.run import JOB_TAG
@@ -89,9 +90,9 @@ def find_entrants(runs: str, *, pool_seeds: bool) -> list[Entrant]:
     if len(entrants) < 2:
         pooled = f", seeds of one recipe ({len(found)})" if len(found) > 1 else ""
         raise click.ClickException(
-            f"runs={runs} names {len(entrants)} finished run(s) with metrics on test{pooled}, and "
-            "a comparison needs two; give ID,ID or the name of an MLflow experiment with two"
-            + (", or pool_seeds=false to compare the seeds" if pooled else "")
+            f"runs={runs} names {counted(len(entrants), 'finished run')} with metrics on "
+            f"test{pooled}, and a comparison needs two; give ID,ID or the name of an MLflow "
+            "experiment with two" + (", or pool_seeds=false to compare the seeds" if pooled else "")
         )
     return _with_names(entrants)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nuswide.core.wording import counted
 from nuswide.evaluation.compare.entrants import COSTS, Entrant, as_number
 from nuswide.evaluation.compare.paired import ALPHA, COMPARED, Compared, Comparison, Estimate
 from nuswide.evaluation.evaluate import SUMMARY, baseline_key
@@ -203,8 +204,8 @@ def introduction(comparison: Comparison) -> str:
         else ""
     )
     return (
-        f"On {comparison.n_images:,} test images, {n_labels} labels. {averaged}Baseline: "
-        f"{comparison.baseline} ({comparison.why_baseline})."
+        f"On {counted(comparison.n_images, 'test image')}, {counted(n_labels, 'label')}. "
+        f"{averaged}Baseline: {comparison.baseline} ({comparison.why_baseline})."
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from nuswide.core.wording import counted
 from nuswide.metrics import Metrics, Predictions, label_average_precision
 from nuswide.reporting import plots
 from nuswide.reporting.report import galleries as pictures
@@ -112,13 +113,15 @@ def findings(sample: Sample, metrics: Metrics, tables: dict[str, Table]) -> list
     """Return the main findings, a sentence each."""
     inputs = sample.inputs
     n_images, n_labels = inputs.scores.shape
-    said = [f"{n_images:,} images of {inputs.split}, {n_labels:,} labels."]
+    images = counted(n_images, f"image of {inputs.split}", f"images of {inputs.split}")
+    said = [f"{images}, {counted(n_labels, 'label')}."]
     said += _sampling(sample) + _standing(inputs, metrics) + _cut(tables["thresholds"])
     said += _labels(tables["per_label"], inputs.split)
     if inputs.data.manifest.known is not None:
         unknown = int((~inputs.data.manifest.known).sum())
+        of_all = f"of {n_images * n_labels:,} entries"
         said.append(
-            f"{unknown:,} of {n_images * n_labels:,} entries are unknown: no metric counts them."
+            f"{counted(unknown, f'{of_all} is', f'{of_all} are')} unknown and in no metric."
         )
     return said
 
@@ -164,8 +167,9 @@ def _labels(table: Table, split: str) -> list[str]:
             f"best is {names[best]} (AP {high:.3f}), the worst {names[worst]} (AP {low:.3f})."
         )
     if missing := table["ap"].count(None):
+        of_all = f"of {len(table['ap']):,} labels"
         said.append(
-            f"{missing:,} of {len(table['ap']):,} labels have no image in {split}: they have no "
-            "AP, are left out of mAP, and count 0 in macro-F1."
+            f"{counted(missing, f'{of_all} has', f'{of_all} have')} no image in {split}: no AP, no "
+            "part in mAP, and 0 in macro-F1."
         )
     return said

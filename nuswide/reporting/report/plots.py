@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nuswide.core.wording import counted
 from nuswide.metrics import Predictions
 from nuswide.metrics.predictions import Bools, Curve, Ints, Scores
 from nuswide.metrics.ranking import FEW, MANY, average_precision
@@ -96,7 +97,8 @@ def _by_frequency(table: Table) -> Plot:
     many, few = positives > MANY, positives < FEW
     groups = {f"fewer than {FEW}": few, f"{FEW} to {MANY}": ~few & ~many, f"over {MANY}": many}
     means = "; ".join(
-        f"{chosen.sum()} labels with {name} images in train: mean AP {precision[chosen].mean():.2f}"
+        f"{counted(chosen.sum(), 'label')} with {name} images in train: "
+        f"mean AP {precision[chosen].mean():.2f}"
         for name, chosen in groups.items()
         if chosen.any()
     )
@@ -230,7 +232,7 @@ def _confusion(labels: tuple[str, ...], found: Confusions) -> Plot | None:
     return Plot(
         plots.co_confusion(missed, wrong, images, found.missed_images[rows]),
         f"Heat map of {len(missed)} missed by {len(wrong)} wrongly predicted labels. Most "
-        f"frequent: {wrong[c]} where {missed[r]} is missed, in {images[r, c]} images.",
+        f"frequent: {wrong[c]} where {missed[r]} is missed, in {counted(images[r, c], 'image')}.",
         "Of the images in which the row's label is true but missed, how many have the column's "
         "label wrongly predicted. The number in a cell counts images, its shade is their share of "
         "the row; a label that is wrong everywhere makes a dark column. Shown are the rows and "

@@ -10,6 +10,7 @@ import optuna
 import yaml
 from PIL import Image
 
+from nuswide.core.wording import counted
 from nuswide.reporting import plots
 from nuswide.tracking.sweep_run import SweepRun
 from nuswide.training.sweep.plan import Dimension, Plan
@@ -92,9 +93,10 @@ def best_yaml(plan: Plan, best: Trial, trials: Sequence[Trial], name: str) -> st
     """Return the best trial as the text of an experiment file."""
     n_complete = len([trial for trial in trials if trial.state == "complete"])
     header = (
-        f"# The best of {n_complete} complete trials of the sweep {name}: trial {best.index + 1}, "
-        f"run {best.run}.\n# mAP {best.value:.4f} on val. It was chosen by this "
-        f"value, which is therefore optimistic.\n#\n#   mlflow run . -P experiment=best.yaml\n#\n"
+        f"# The best of {counted(n_complete, 'complete trial')} of the sweep {name}: "
+        f"trial {best.index + 1}, run {best.run}.\n# mAP {best.value:.4f} on val. "
+        "It was chosen by this value, which is therefore optimistic.\n#\n"
+        "#   mlflow run . -P experiment=best.yaml\n#\n"
         f"# Written {time.strftime('%Y-%m-%d')}.\n"
     )
     return header + yaml.safe_dump(plan.changed(best.params), sort_keys=False)

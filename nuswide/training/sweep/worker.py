@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from nuswide.config import Config
 from nuswide.core import distributed
+from nuswide.core.wording import counted
 from nuswide.data.dataset import load_manifest
 from nuswide.tracking.relaunch import find_launcher, same_command
 from nuswide.tracking.run import EndedEarly
@@ -113,10 +114,11 @@ class Worker:
             record_plan(self.parent, self.plan, str(store))
             self.parent.adopt_launcher("sweep worker", f"A worker of the sweep {self.parent.id}.")
             take_stock(self.study)
-            done = len([trial for trial in read_trials(self.study) if trial.is_done])
+            n_done = len([trial for trial in read_trials(self.study) if trial.is_done])
+        done = f"; {counted(n_done, 'is done', 'are done')}" if n_done else ""
         click.echo(
-            f"sweep {store.name}: {self.plan.trials} trials by {self.plan.sampler}, pruner "
-            f"{self.plan.pruner}, in {store}{f'; {done} are done' if done else ''}\n"
+            f"sweep {store.name}: {counted(self.plan.trials, 'trial')} by {self.plan.sampler}, "
+            f"pruner {self.plan.pruner}, in {store}{done}\n"
             f"run {self.parent.id}\n{self.parent.address}"
         )
 
