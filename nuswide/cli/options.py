@@ -16,6 +16,8 @@ import click
 from nuswide.config import Config
 from nuswide.deployment.serve.settings import Settings
 
+Command = Callable[..., None]
+
 CHAMPION = "models:/nuswide-tagger@champion"
 PATH = click.Path(path_type=Path)
 
@@ -30,7 +32,7 @@ cache_option = option(
 )
 
 
-def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+def one_line_errors(command: Command) -> Command:
     """Report MLflow's exceptions, which are the user's or the server's errors, in one line.
 
     SIGTERM becomes an interrupt, so that a run that it stops ends as KILLED.
@@ -47,15 +49,22 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for each config field, under the field's own name."""
-    for f in reversed(fields(Config)):
-        text = f"{f.metadata['help']}  [{f.default}]"
-        command = click.option(f"--{f.name}", default=None, metavar="VALUE", help=text)(command)
-    return command
+def config_options(*left_out: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds an option for each config field, under the field's own name."""
+
+    def add_options(command: Command) -> Command:
+        for f in reversed(fields(Config)):
+            text = f"{f.metadata['help']}  [{f.default}]"
+            if f.name not in left_out:
+                command = click.option(f"--{f.name}", default=None, metavar="VALUE", help=text)(
+                    command
+                )
+        return command
+
+    return add_options
 
 
-def settings_options(command: Callable[..., None]) -> Callable[..., None]:
+def settings_options(command: Command) -> Command:
     """Add an option for each setting of the server, under the field's own name."""
     for f in reversed(fields(Settings)):
         text = f.metadata["help"]

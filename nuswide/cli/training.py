@@ -1,5 +1,6 @@
 """The commands that train, and those on training runs: train, folds, sweep, upload, reproduce."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _FOLDS = 5  # by default
 
 @click.command()
 @option("--experiment", type=PATH, help="A file of experiments/.")
-@config_options
+@config_options()
 @one_line_errors
 def train(experiment: Path | None, **overrides: str | None) -> None:
     """Train a tagger, record the run and register the model."""
@@ -21,15 +22,18 @@ def train(experiment: Path | None, **overrides: str | None) -> None:
     config = load_config(experiment, given)
     from nuswide.training.pipeline import train_and_register
 
+    train_and_register(config, name=_title(experiment, given))
+
+
+def _title(experiment: Path | None, given: Mapping[str, str]) -> str:
+    """Return the name of a run: its experiment, and what was given on top of it."""
     changes = (f"{key}={Path(value).name}" for key, value in given.items())
-    train_and_register(
-        config, name=" ".join([experiment.stem if experiment else "train", *changes])
-    )
+    return " ".join([experiment.stem if experiment else "train", *changes])
 
 
 @click.command()
 @option("--experiment", type=PATH, help="A file of experiments/.")
-@config_options
+@config_options("fold", "resume")
 @one_line_errors
 def folds(experiment: Path | None, **overrides: str | None) -> None:
     """Train once for each of --folds N, 5 by default, and record the mean metrics.
@@ -37,12 +41,14 @@ def folds(experiment: Path | None, **overrides: str | None) -> None:
     The folds divide the images of train and val; each is val in a run of its own. Run the same
     command again to continue folds that were stopped. No model is registered.
     """
-    config = load_config(experiment, given_of(overrides), {"folds": _FOLDS})
+    given = given_of(overrides)
+    config = load_config(experiment, given, {"folds": _FOLDS})
     from nuswide.training.folds import train_folds
 
     config = replace(config, folds=config.folds or _FOLDS)  # a recorded config.yaml has 0
-    title = experiment.stem if experiment else "train"
-    train_folds(config, name=f"{config.folds} folds of {title}")
+    title = _title(experiment, {k: v for k, v in given.items() if k not in ("data", "folds")})
+    data = Path(config.data).resolve().name
+    train_folds(config, name=f"{config.folds} folds of {data}: {title}")
 
 
 @click.command()
@@ -55,7 +61,7 @@ def folds(experiment: Path | None, **overrides: str | None) -> None:
     "[a file beside the tracking store]",
 )
 @option("--name", metavar="STUDY", help="Name of the study.  [the file's]")
-@config_options
+@config_options("resume")
 @one_line_errors
 def sweep(
     file: Path, trials: int | None, storage: str | None, name: str | None, **overrides: str | None

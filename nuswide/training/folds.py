@@ -21,7 +21,7 @@ from nuswide.core import distributed, files
 from nuswide.data.dataset import read_manifest
 from nuswide.evaluation.evaluate import SUMMARY
 from nuswide.metrics import HEADLINE
-from nuswide.reporting.table import Column, Table, make_table, to_markdown, to_text
+from nuswide.reporting.table import Column, Table, format_value, make_table, to_markdown, to_text
 from nuswide.tracking.folds_run import FoldsRun
 from nuswide.tracking.reader import RecordedRun
 from nuswide.tracking.relaunch import find_launcher, same_command
@@ -99,7 +99,7 @@ def _key(config: Config) -> str:
 
 def _train_fold(config: Config, parent: FoldsRun | None) -> None:
     """Train a fold unless its run is finished. parent: None if not the main process."""
-    title = f"fold {config.fold + 1} of {config.folds}"
+    title = f"fold={config.fold} of folds={config.folds}"  # which is numbered from 0
     begun: tuple[str, str, dict[str, str]] | None = distributed.broadcast(
         _begin_fold(parent, config, title) if parent else None
     )
@@ -167,13 +167,32 @@ def _record(parent: FoldsRun, config: Config) -> None:
         columns | {key: [own.get(key) for own in metrics.values()] for key in _METRICS},
         "folds.json",
     )
-    parent.set_note(to_markdown(_table(metrics)))
+    parent.set_note(note(metrics, n_folds=config.folds))
     if len(runs) < config.folds:
         return
     for key in _METRICS:
         for name, value in zip(("mean", "std"), mean_and_deviation(metrics, key), strict=True):
             if np.isfinite(value):
                 parent.log_metric(f"{key}/{name}", value, step=0)
+
+
+def note(metrics: Mapping[int, Mapping[str, float]], *, n_folds: int) -> str:
+    """Write the description of the parent run. MLflow's page shows its first lines.
+
+    metrics: by fold, of those that are finished.
+    """
+    n_done = len(metrics)
+    of_which = f"{n_folds} folds" if n_done == n_folds else f"{n_done} of {n_folds} folds so far"
+    lines = [f"**Mean ± standard deviation of {of_which}**"]
+    for split in ("val", "test"):
+        means = (_mean_text(metrics, split, name) for name in SUMMARY)
+        lines.append(f"**On {split}: {'  '.join(means)}**")
+    return "\n\n".join([*lines, to_markdown(_table(metrics))])
+
+
+def _mean_text(metrics: Mapping[int, Mapping[str, float]], split: str, name: str) -> str:
+    both = mean_and_deviation(metrics, f"{split}/{name}")
+    return f"{name} {' ± '.join(format_value(value, '.3f') for value in both)}"
 
 
 def _table(metrics: Mapping[int, Mapping[str, float]]) -> Table:

@@ -214,9 +214,22 @@ def test_a_tracking_server_that_is_away_is_named(
     assert result.exit_code == 1 and "127.0.0.1" in result.stderr.splitlines()[-1]
 
 
-def test_every_config_field_is_an_option_of_train() -> None:
-    options = {option.name for option in main.commands["train"].params}
-    assert {f.name for f in fields(Config)} | {"experiment"} == options
+@pytest.mark.parametrize(
+    ("command", "own", "refused"),
+    [
+        ("train", {"experiment"}, set()),
+        ("folds", {"experiment"}, {"fold", "resume"}),
+        ("sweep", {"file", "trials", "storage", "name"}, {"resume"}),
+    ],
+)
+def test_every_config_field_that_a_command_takes_is_an_option_of_it(
+    command: str, own: set[str], refused: set[str]
+) -> None:
+    options = {option.name for option in main.commands[command].params}
+    assert {f.name for f in fields(Config)} - refused | own == options
+    for field in refused:
+        done = CliRunner().invoke(main, [command, f"--{field}", "1"])
+        assert done.exit_code == 2 and "No such option" in done.stderr
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from nuswide.config import Config
 from nuswide.data.prepare import prepare
 from nuswide.training import folds
-from nuswide.training.folds import mean_and_deviation, train_folds
+from nuswide.training.folds import mean_and_deviation, note, train_folds
 
 TINY = ("--backbone", "resnet18", "--image_size_px", "32", "--epochs", "2", "--batch_size", "8")
 
@@ -26,6 +26,16 @@ def test_the_mean_and_the_sample_deviation_are_over_all_folds_or_undefined() -> 
     assert np.isnan(mean_and_deviation(metrics, "val/lrap")).all()
     assert mean_and_deviation({0: {"val/map": 0.5}}, "val/map")[0] == 0.5
     assert np.isnan(mean_and_deviation({}, "val/map")).all()
+
+
+def test_a_page_begins_with_the_means() -> None:
+    """MLflow's page shows 150 px, of which the upper 60 clearly: three lines."""
+    metrics = {fold: {"val/map": 0.5 + fold / 10, "test/micro/f1": 0.25} for fold in range(3)}
+    first, val, test, *_ = note(metrics, n_folds=3).split("\n\n")
+    assert first == "**Mean ± standard deviation of 3 folds**"
+    assert val.startswith("**On val: map 0.600 ± 0.100  micro/f1 – ± –  ")
+    assert "micro/f1 0.250 ± 0.000" in test
+    assert "of 3 of 5 folds so far**" in note(metrics, n_folds=5)
 
 
 @pytest.mark.parametrize("changes", [{"fold": 1}, {"resume": "auto"}])
@@ -132,7 +142,7 @@ def test_folds_that_are_stopped_go_on_and_their_mean_is_the_parents(
 
     monkeypatch.setattr(folds, "train_and_register", train)
     done = workspace.in_process(*command)
-    assert "fold 1 of 2 is trained already" in done.stdout and "resuming run" in done.stdout
+    assert "fold=0 of folds=2 is trained already" in done.stdout and "resuming run" in done.stdout
     parent, children = runs_of(workspace)
     ids = {fold: run.info.run_id for fold, run in children.items()}
     assert ids == {fold: run.info.run_id for fold, run in stopped.items()}
@@ -146,8 +156,12 @@ def test_folds_that_are_stopped_go_on_and_their_mean_is_the_parents(
     assert len(tests) == 1 and len(vals) == 2
     table = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/folds.json")
     assert [row[:2] for row in table["data"]] == [[str(f), ids[f]] for f in (0, 1)]
+    names = [children[fold].info.run_name for fold in (0, 1)]
+    assert names == ["fold=0 of folds=2", "fold=1 of folds=2"]
+    title = "train backbone=resnet18 image_size_px=32 epochs=2 batch_size=8"
+    assert parent.info.run_name == f"2 folds of tiny: {title}"
     assert not mlflow.MlflowClient().search_registered_models()
 
     again = workspace.in_process(*command).stdout
-    assert "fold 2 of 2 is trained already" in again and f"run {parent.info.run_id}" in again
+    assert "fold=1 of folds=2 is trained already" in again and f"run {parent.info.run_id}" in again
     assert runs_of(workspace)[0].data.metrics == parent.data.metrics
