@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import mlflow
@@ -22,7 +23,7 @@ from serving import JPEG, Server, serving
 from test_serve_limits import photo, scores_of
 
 from nuswide.cli import main
-from nuswide.deployment.serve.server import _listen, read_key
+from nuswide.deployment.serve.server import Supervisor, _listen, read_key
 from nuswide.deployment.serve.settings import Settings
 from nuswide.tagger import Tagger
 
@@ -172,6 +173,18 @@ def test_sigterm_under_load_leaves_no_accepted_request_unanswered(
     assert len(before) > 30
     statuses = [one.answer.split(b" ")[1] if one.answer else None for one in before]
     assert set(statuses) == {b"200"}, statuses
+
+
+def test_a_stop_while_workers_start_is_no_failed_start() -> None:
+    supervisor = Supervisor(None, None)  # type: ignore[arg-type]
+
+    def stop(timeout: float) -> bool:
+        supervisor._stopping = True
+        return False
+
+    supervisor._ready = SimpleNamespace(acquire=stop)
+    supervisor._workers = [SimpleNamespace(exitcode=0)]  # type: ignore[list-item]
+    supervisor._wait_until_ready()
 
 
 def test_workers_end_when_their_parent_is_killed(registered: Registered) -> None:

@@ -192,55 +192,63 @@ class GracefulServer(uvicorn.Server):
         self._captured_signals.clear()
 
 
-def limited_protocol(settings: Settings) -> type[H11Protocol]:
-    """Return uvicorn's HTTP protocol with limits on connections and on the headers' time."""
+class LimitedProtocol(H11Protocol):
+    """uvicorn's HTTP protocol with limits on connections and on the headers' time."""
 
-    class LimitedProtocol(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
+    limits: Settings  # set by limited_protocol
+    _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > settings.connections:
-                transport.abort()
-            else:
-                self._start_timer()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse a connection beyond the limit."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            transport.abort()
+        else:
             self._start_timer()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.conn.their_state is h11.SEND_BODY:  # the rest will not be read
-                self.transport.close()
-            if self.transport.is_closing():
-                self._abort_later()
+    def data_received(self, data: bytes) -> None:
+        """Time headers that are incomplete."""
+        super().data_received(data)
+        self._start_timer()
 
-        def timeout_keep_alive_handler(self) -> None:
-            super().timeout_keep_alive_handler()
+    def on_response_complete(self) -> None:
+        """Close the connection if the rest of the request will not be read."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()
+        if self.transport.is_closing():
             self._abort_later()
 
-        def _abort_later(self) -> None:
-            """Abort a closing connection whose client does not read the response."""
-            self.loop.call_later(settings.body_s, self.transport.abort)
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection."""
+        super().timeout_keep_alive_handler()
+        self._abort_later()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer."""
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _abort_later(self) -> None:
+        """Abort a closing connection whose client does not read the response."""
+        self.loop.call_later(self.limits.body_s, self.transport.abort)
+
+    def _start_timer(self) -> None:
+        """Run the timer while headers are incomplete."""
+        if self.conn.their_state is not h11.IDLE:
             self._stop_timer()
+        elif self._timer is None and self.timeout_keep_alive_task is None:
+            self._timer = self.loop.call_later(self.limits.header_s, self.transport.abort)
 
-        def _start_timer(self) -> None:
-            """Run the timer while headers are incomplete."""
-            if self.conn.their_state is not h11.IDLE:
-                self._stop_timer()
-            elif self._timer is None and self.timeout_keep_alive_task is None:
-                self._timer = self.loop.call_later(settings.header_s, self.transport.abort)
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-        def _stop_timer(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
 
-    return LimitedProtocol
+def limited_protocol(settings: Settings) -> type[LimitedProtocol]:
+    """Return the protocol with these limits, as uvicorn takes a class."""
+    return type("_LimitedProtocol", (LimitedProtocol,), {"limits": settings})
 
 
 class Supervisor:
@@ -282,7 +290,8 @@ class Supervisor:
         waiting = len(self._workers)
         while waiting and not self._stopping:
             waiting -= self._ready.acquire(timeout=0.2)
-            if any(worker.exitcode is not None for worker in self._workers):
+            died = any(worker.exitcode is not None for worker in self._workers)
+            if died and not self._stopping:  # in this order: a stop ends the workers, too
                 self._stop(signal.SIGTERM, None)
                 self._finish()
                 raise click.ClickException("a worker failed to start; its error is above")
