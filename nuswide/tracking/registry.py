@@ -233,7 +233,7 @@ def find_version(uri: str) -> ModelVersion:
         return client.get_model_version(name, number)
     except (MlflowException, ValueError):
         raise click.ClickException(
-            f"there is no model {uri}; registered models: {_model_names(client)}. `mlflow run .` "
+            f"there is no model {uri}; registered models: {_model_names(client)}. `nuswide train` "
             "makes one"
         ) from None
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
@@ -82,6 +82,13 @@ def _readable(source: str) -> str:
 def same_command(launcher: Launcher | None) -> str:
     """Return the command that started this process."""
     return launcher.command() if launcher else f"nuswide {shlex.join(sys.argv[1:])}"
+
+
+def train_command(launcher: Launcher | None, experiment: str) -> str:
+    """Return the command that trains an experiment file, in the way this process was started."""
+    if launcher is None:
+        return f"nuswide train --experiment {experiment}"
+    return replace(launcher, entry_point="main", params={}).command(experiment=experiment)
 
 
 def way_on(run_id: str, launcher: Launcher | None) -> str:

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from conftest import TINY, Workspace
 
-from nuswide.tracking.relaunch import Launcher, find_launcher, same_command, way_on
+from nuswide.tracking.relaunch import Launcher, find_launcher, same_command, train_command, way_on
 
 PROJECT = {"mlflow.project.entryPoint": "main", "mlflow.project.env": "uv"}
 
@@ -71,6 +71,15 @@ def test_another_entry_point_is_started_again_as_it_was(
     expected = f"mlflow run . -e {entry} --env-manager local -P {param}=X"
     assert same_command(find_launcher()) == expected
     assert way_on("ID", find_launcher()) == f"repeat with\n  {expected}"
+
+
+def test_a_file_is_trained_in_the_way_that_the_process_was_started(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train_command(None, "best.yaml") == "nuswide train --experiment best.yaml"
+    begin(monkeypatch, PROJECT | {"mlflow.project.entryPoint": "sweep"}, file="X", lr="1e-3")
+    command = train_command(find_launcher(), "best.yaml")
+    assert command == "mlflow run . --env-manager uv -P experiment=best.yaml"
 
 
 @pytest.mark.parametrize(

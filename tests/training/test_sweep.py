@@ -184,6 +184,8 @@ def test_a_sweep_shows_nothing_of_test_and_registers_nothing(tracked: Swept) -> 
     note = tracked.parent.data.tags["mlflow.note.content"]
     shown = tracked.output + artifact(tracked.parent, "trials.json") + note + tracked.best_yaml
     assert "test/" not in shown and "on test" not in shown
+    for text in (tracked.output, tracked.best_yaml):
+        assert "  nuswide train --experiment best.yaml\n" in text and "mlflow run" not in text
     assert not [name for name in tracked.parent.data.metrics if "test" in name]
     pruned = tracked.child_of["pruned"].data.metrics
     assert "val/map" in pruned and not [name for name in pruned if name.startswith("test/")]

@@ -34,12 +34,14 @@ def record_progress(run: SweepRun, plan: Plan, trials: Sequence[Trial]) -> None:
         run.log_metric(f"best/{VALUE}", best.value, step=done)
 
 
-def record_outcome(run: SweepRun, plan: Plan, trials: Sequence[Trial], study: optuna.Study) -> None:
-    """Record the plots, and the best trial as an experiment file."""
+def record_outcome(
+    run: SweepRun, plan: Plan, trials: Sequence[Trial], study: optuna.Study, to_train: str
+) -> None:
+    """Record the plots, and the best trial as an experiment file; to_train: as in best_yaml."""
     for name, image in draw(plan, trials, study).items():
         run.log_picture(image, f"{name}.png")
     if best := best_of(trials):
-        run.log_text(best_yaml(plan, best, trials, study.study_name), "best.yaml")
+        run.log_text(best_yaml(plan, best, trials, study.study_name, to_train), "best.yaml")
 
 
 def draw(plan: Plan, trials: Sequence[Trial], study: optuna.Study) -> dict[str, Image.Image]:
@@ -89,14 +91,14 @@ def _axis(dimension: Dimension, trials: Sequence[Trial]) -> plots.SearchAxis:
     return plots.SearchAxis(dimension.name, indices, ticks)
 
 
-def best_yaml(plan: Plan, best: Trial, trials: Sequence[Trial], name: str) -> str:
-    """Return the best trial as the text of an experiment file."""
+def best_yaml(plan: Plan, best: Trial, trials: Sequence[Trial], name: str, to_train: str) -> str:
+    """Return the best trial as the text of an experiment file. to_train: its command."""
     n_complete = len([trial for trial in trials if trial.state == "complete"])
     header = (
         f"# The best of {counted(n_complete, 'complete trial')} of the sweep {name}: "
         f"trial {best.index + 1}, run {best.run}.\n# mAP {best.value:.4f} on val. "
         "It was chosen by this value, which is therefore optimistic.\n#\n"
-        "#   mlflow run . -P experiment=best.yaml\n#\n"
+        f"#   {to_train}\n#\n"
         f"# Written {time.strftime('%Y-%m-%d')}.\n"
     )
     return header + yaml.safe_dump(plan.changed(best.params), sort_keys=False)

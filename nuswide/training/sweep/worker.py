@@ -28,13 +28,14 @@ from nuswide.config import Config
 from nuswide.core import distributed
 from nuswide.core.wording import counted
 from nuswide.data.dataset import load_manifest
-from nuswide.tracking.relaunch import find_launcher, same_command
+from nuswide.tracking.relaunch import find_launcher, same_command, train_command
 from nuswide.tracking.run import EndedEarly
 from nuswide.tracking.store import open_store
 from nuswide.tracking.sweep_run import SweepRun, default_storage
 from nuswide.training import run_folder
 from nuswide.training.checkpoint import Diverged
 from nuswide.training.pipeline import train_and_register
+from nuswide.training.starting_point import unused_fractions
 from nuswide.training.sweep.plan import Params, Plan
 from nuswide.training.sweep.record import (
     VALUE,
@@ -62,10 +63,11 @@ def run_sweep(plan: Plan, *, name: str, storage: str | None) -> None:
         raise click.ClickException("a sweep's workers are started one by one, not by torchrun")
     _quieten()
     open_store()
-    again = f"continue with\n  {same_command(find_launcher())}"
+    launcher = find_launcher()  # before its run is joined
+    again = f"continue with\n  {same_command(launcher)}"
     store = StudyStorage(storage or default_storage(), name=name, heartbeat_s=plan.heartbeat_s)
     try:
-        worker = Worker(plan, store)
+        worker = Worker(plan, store, train_command(launcher, "best.yaml"))
         with worker.end_parent_on_failure(again):
             while not worker.conclude():
                 if not worker.run_next():
@@ -96,12 +98,12 @@ def _reason(error: BaseException) -> str:
 class Worker:
     """One process that runs trials of a study. study: Optuna's. parent: its run in MLflow."""
 
-    def __init__(self, plan: Plan, store: StudyStorage) -> None:
-        """Join the study, or create it.
+    def __init__(self, plan: Plan, store: StudyStorage, to_train: str) -> None:
+        """Join the study, or create it. to_train: the command that trains the best experiment.
 
         Raises click.UsageError if it was begun with another plan or data.
         """
-        self.plan, self.store = plan, store
+        self.plan, self.store, self._to_train = plan, store, to_train
         self._is_waiting = self._is_given_up = False
         with store.exclusive_lock():
             config = plan.config(plan.corner)
@@ -121,6 +123,8 @@ class Worker:
             f"pruner {self.plan.pruner}, in {store}{done}\n"
             f"run {self.parent.id}\n{self.parent.address}"
         )
+        for line in unused_fractions(config, manifest):
+            click.echo(line)
 
     @contextmanager
     def end_parent_on_failure(self, again: str) -> Iterator[None]:
@@ -183,16 +187,16 @@ class Worker:
                 return False
             if self.parent.status != "FINISHED":
                 record_progress(self.parent, self.plan, trials)
-                record_outcome(self.parent, self.plan, trials, self.study)
+                record_outcome(self.parent, self.plan, trials, self.study, self._to_train)
                 self.parent.end_abandoned_trials()
                 self.parent.set_status("FINISHED")
         click.echo(f"\n{to_text(self.plan, trials)}\n")
         if best := best_of(trials):
             click.echo(
-                f"{best_yaml(self.plan, best, trials, self.store.name)}\n"
+                f"{best_yaml(self.plan, best, trials, self.store.name, self._to_train)}\n"
                 "Download it, train it, and register its model:\n"
                 f"  mlflow artifacts download -r {self.parent.id} -a best.yaml -d .\n"
-                f"  mlflow run . -P experiment=best.yaml"
+                f"  {self._to_train}"
             )
         click.echo(f"run {self.parent.id}\n{self.parent.address}")
         return True
@@ -205,7 +209,7 @@ class Worker:
                 if any(trial.state == "running" for trial in trials):
                     return
                 record_progress(self.parent, self.plan, trials)
-                record_outcome(self.parent, self.plan, trials, self.study)
+                record_outcome(self.parent, self.plan, trials, self.study, self._to_train)
                 self.parent.end_abandoned_trials()
                 self.parent.set_status(status)
         except Exception as error:  # must not hide the reason for leaving
