@@ -17,9 +17,10 @@ import sqlite3
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 import mlflow
 import numpy as np
 import pandas as pd
@@ -31,14 +32,16 @@ from deployment.test_serve_limits import JPEG, as_text, ask
 from safetensors.torch import load_file
 
 from nuswide.cli import main
-from nuswide.config import Config
+from nuswide.config import IMAGENET_MEAN, Config
 from nuswide.deployment.serve.server import WorkerConfig
 from nuswide.deployment.serve.settings import Settings
 from nuswide.metrics import NINE
 from nuswide.models.networks import create_model
+from nuswide.models.preprocessing import resolve_preprocessing
 from nuswide.tracking.registry import fetch_bundle, find_version
 from nuswide.tracking.score_file import SavedScores
 from nuswide.training.checkpoint import load
+from nuswide.training.starting_point import weights_here
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +111,19 @@ def test_a_registered_model_is_evaluated_to_its_recorded_metrics(
     for name in ("map", *NINE):
         key = f"{split}/{name}"
         assert metrics[key] == pytest.approx(earlier.metrics[key], abs=1e-4), key
+
+
+def test_weights_of_a_version_are_trained_at_the_size_of_its_bundle(earlier: Earlier) -> None:
+    """The pretrained weights of its backbone are for 160 px."""
+    start = Config(backbone=OPTIONS["backbone"], weights=MODEL, image_size_px=0)
+    with weights_here(start) as local:
+        config, source = resolve_preprocessing(local)
+    assert (config.image_size_px, config.mean, source) == (32, IMAGENET_MEAN, "the initial weights")
+    with (
+        pytest.raises(click.UsageError, match="start_size_px=64 is no multiple of 32 up to"),
+        weights_here(replace(start, start_size_px=64)),
+    ):
+        pass
 
 
 def test_recorded_runs_are_compared(earlier: Earlier) -> None:

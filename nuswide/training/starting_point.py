@@ -3,6 +3,7 @@
 Owns opening and building them as the config says. Never trains.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,12 +13,13 @@ import click
 
 from nuswide.config import Config
 from nuswide.core import distributed
+from nuswide.core.wording import counted
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset
 from nuswide.data.label_stats import TrainLabels
 from nuswide.data.manifest import Manifest
 from nuswide.models.networks import TaggerNet, create_model
 from nuswide.models.preprocessing import preprocessing_of, resolve_preprocessing
-from nuswide.models.weights import weights_digest
+from nuswide.models.weights import read_metadata, weights_digest
 from nuswide.tracking import reader, registry
 from nuswide.tracking.run import scratch_folder
 
@@ -29,6 +31,22 @@ def starting_point(config: Config) -> dict[str, str]:
         manifest = load_manifest(config.data, skip_rejected=config.skip_rejected)
         data = open_data(local, manifest)
         return digests(data, create_network(local, data.manifest))
+
+
+def unused_fractions(config: Config, manifest: Manifest) -> Iterator[str]:
+    """Yield a line for each fraction that is not the default and that the data leaves unused.
+
+    manifest: before any split is held out.
+    """
+    for split, default in (("val", Config.val_fraction), ("test", Config.test_fraction)):
+        fraction, n_own = getattr(config, f"{split}_fraction"), len(manifest.indices(split))
+        if fraction in (0, default):
+            continue
+        if split == "val" and config.folds:
+            yield f"val_fraction={fraction:g} is not used, as val is a fold of folds={config.folds}"
+        elif n_own:
+            own = counted(n_own, f"{split} image")
+            yield f"{split}_fraction={fraction:g} is not used, as the data has {own} of its own"
 
 
 def require_same_images(data: Dataset, tags: Mapping[str, str]) -> None:
@@ -58,7 +76,12 @@ def digests(data: Dataset, model: TaggerNet) -> dict[str, str]:
 
 
 def open_data(config: Config, manifest: Manifest) -> Dataset:
-    """Decode and open the images, and split val off train. config: resolved."""
+    """Decode and open the images, and split val off train. config: resolved.
+
+    Fractions that the data leaves unused are named in a line.
+    """
+    for line in unused_fractions(config, manifest):
+        distributed.say(line)
     data = open_dataset(
         manifest,
         preprocessing_of(config),
@@ -96,4 +119,19 @@ def weights_here(config: Config) -> Iterator[Config]:
         return
     with scratch_folder() as folder:
         weights = reader.fetch_weights(registry.find_version(config.weights), folder)
-        yield replace(config, weights=str(weights))
+        yield replace(_with_recorded_size(config, weights), weights=str(weights))
+
+
+def _with_recorded_size(config: Config, weights: Path) -> Config:
+    """Take image_size_px=0 from the bundle of a version whose weights do not state it.
+
+    These are the weights of version 0.2.0 and earlier.
+    """
+    if config.image_size_px or read_metadata(weights).get("preprocessing"):
+        return config
+    bundle = registry.fetch_bundle(registry.find_version(config.weights))
+    settings = json.loads((bundle / "tagger.json").read_text("utf-8"))
+    try:
+        return replace(config, image_size_px=settings["image_size_px"])
+    except ValueError as error:
+        raise click.UsageError(f"with the image size of {config.weights}: {error}") from error

@@ -3,14 +3,17 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
 from nuswide.config import Config
+from nuswide.data.dataset import read_manifest
 from nuswide.data.sample.scenes import LABELS
 from nuswide.models.networks import create_model
-from nuswide.training.starting_point import starting_point
+from nuswide.training.starting_point import starting_point, unused_fractions
 
 
 @pytest.fixture
@@ -71,3 +74,35 @@ def test_rejected_images_are_left_out_as_in_training(config: Config) -> None:
     (Path(config.data) / "images" / "0000.jpg").unlink()
     without = starting_point(replace(config, skip_rejected=True))
     assert differing(without, before) == {"data.digest", "data.images_digest"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, []),
+        ({"test_fraction": 0.3}, ["test_fraction=0.3 is not used, as the data has 8 test images"]),
+        ({"val_fraction": 0.3}, ["val_fraction=0.3 is not used, as the data has 1 val image"]),
+        (
+            {"val_fraction": 0.3, "folds": 2},
+            ["val_fraction=0.3 is not used, as val is a fold of folds=2"],
+        ),
+    ],
+)
+def test_a_fraction_that_the_data_leaves_unused_is_named(
+    given: dict[str, Any], expected: list[str], tiny_data: Path
+) -> None:
+    manifest = read_manifest(str(tiny_data))
+    splits = manifest.splits.astype("U5")
+    splits[0] = "val"
+    lines = unused_fractions(Config(**given), replace(manifest, splits=splits))
+    assert [line.removesuffix(" of its own") for line in lines] == expected
+    without = replace(manifest, splits=np.full(len(manifest), "train"))
+    assert given.get("folds") or not list(unused_fractions(Config(**given), without))
+
+
+def test_opening_the_data_names_an_unused_fraction(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starting_point(replace(config, test_fraction=0.3))
+    out = capsys.readouterr().out
+    assert "test_fraction=0.3 is not used, as the data has 8 test images of its own\n" in out
