@@ -15,8 +15,8 @@ from nuswide.data.label_stats import TrainLabels
 from nuswide.data.transforms import Normalization
 from nuswide.models.backbones import count_features, create_backbone
 from nuswide.models.heads import HEADS
+from nuswide.models.initial_weights import load_weights
 from nuswide.models.preprocessing import normalization_of, resolve_preprocessing
-from nuswide.models.weights import load_weights
 
 
 class TaggerNet(nn.Module):
