@@ -117,14 +117,14 @@ class Config:
     backbone: str = _field(
         "resnext50_32x4d",
         "resnet18, resnet50, resnet101, resnext50_32x4d, resnext101_32x8d, convnext_tiny, "
-        "efficientnet_v2_s, mobilenet_v3_large, mobilenet_v3_small, swin_t, or timm/NAME.",
+        "efficientnet_v2_s, mobilenet_v3_large, mobilenet_v3_small, swin_t, or timm/NAME[.TAG].",
     )
     head: str = _field("linear", "linear, max_pool, csra, gcn or ml_decoder.")
     dropout: float = _field(0.2, "Dropout before the last layer.", low=0, high=0.95)
     weights: str = _field(
         "none",
-        "Initial weights: none, imagenet (torchvision's IMAGENET1K_V1 or timm's), "
-        "models:/NAME@ALIAS or /VERSION, or a .safetensors or .pth file.",
+        "Initial weights: none, imagenet (torchvision's IMAGENET1K_V1 or timm's), imagenet_v2 "
+        "(torchvision's), models:/NAME@ALIAS or /VERSION, or a .safetensors or .pth file.",
     )
     csra_heads: int = _field(1, "csra: attention heads, one temperature each.", low=1, high=8)
     csra_lambda: float = _field(0.1, "Weight of the attention term in csra's logits.", low=0)

@@ -17,7 +17,14 @@ import torchvision
 from torch import nn
 
 from nuswide.config import Config, lookup
-from nuswide.models.timm_backbone import TIMM, TimmBackbone, create_timm, first_line, is_timms
+from nuswide.models.timm_backbone import (
+    IMAGENET_V2,
+    TIMM,
+    TimmBackbone,
+    create_timm,
+    first_line,
+    timm_names,
+)
 
 
 def create_backbone(config: Config) -> nn.Module:
@@ -31,9 +38,26 @@ def create_backbone(config: Config) -> nn.Module:
     return BACKBONES[config.backbone]()
 
 
+def imagenet_weights(backbone: str, weights: str) -> Any:
+    """Return torchvision's entry for weights=imagenet or imagenet_v2: its file and preprocessing.
+
+    For other weights it is that of `imagenet`. Raises click.UsageError where there is none.
+    """
+    check_name(backbone)
+    name = "IMAGENET1K_V2" if weights == IMAGENET_V2 else "IMAGENET1K_V1"
+    known = {b: torchvision.models.get_model_weights(b).__members__ for b in BACKBONES}
+    if name not in known[backbone]:
+        there = [b for b in BACKBONES if name in known[b]]
+        raise click.UsageError(
+            f"torchvision has no weights={weights} for backbone={backbone}, but imagenet; "
+            f"{weights} is for {', '.join(there)}"
+        )
+    return known[backbone][name]
+
+
 def check_name(backbone: str) -> None:
     """Raise click.UsageError if this is none of BACKBONES."""
-    if backbone not in BACKBONES and is_timms(backbone):
+    if backbone not in BACKBONES and backbone.partition(".")[0] in timm_names():
         raise click.UsageError(f"unknown backbone {backbone!r}; did you mean {TIMM}{backbone}?")
     lookup(BACKBONES, "backbone", backbone)
 

@@ -3,6 +3,7 @@
 Owns fitting them to the network's names and shapes.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -10,12 +11,13 @@ from pathlib import Path
 from urllib.error import URLError
 
 import click
-import torchvision
 from torch import nn
 
 from nuswide.config import Config
-from nuswide.models.timm_backbone import TIMM, TimmBackbone
-from nuswide.models.weights import StateDict, read_weights
+from nuswide.models.backbones import imagenet_weights
+from nuswide.models.nearest import find_backbone
+from nuswide.models.timm_backbone import IMAGENET, IMAGENET_V2, TIMM, TimmBackbone
+from nuswide.models.weights import StateDict, choose_network, read_weights
 
 _UNUSED = "num_batches_tracked"  # which torch before 0.4.1 did not save
 _CLASSIFIERS = ("fc", "classifier", "head")  # of torchvision and timm, which our heads replace
@@ -29,23 +31,25 @@ def load_weights(model: nn.Module, config: Config, labels: Sequence[str] | None)
     or do not fit the backbone.
     """
     is_timm = config.backbone.startswith(TIMM)
-    if config.weights == "none" or (config.weights == "imagenet" and is_timm):
+    if config.weights == "none" or (config.weights == IMAGENET and is_timm):
         return  # timm's backbones are created with theirs
-    if config.weights == "imagenet":
-        state = _download_imagenet(config.backbone)
+    if config.weights in (IMAGENET, IMAGENET_V2):
+        state = _download_imagenet(config)
     else:
         state = read_weights(Path(config.weights), labels)
-    prefix = "backbone.network." if is_timm else "backbone."
     own = model.state_dict()
-    state = _with_own_names(state, own, prefix, config)
-    if isinstance(model.backbone, TimmBackbone):
-        state = model.backbone.fit(state, prefix)
-    _require_fitting(state, own, prefix, config)
+    try:
+        state = _fit(state, own, Path(config.weights), model.backbone)
+    except _MisfitError as error:
+        raise click.ClickException(
+            f"weights={config.weights} do not fit backbone={config.backbone}: {error}; "
+            f"{_way_out(state, config)}"
+        ) from error
     model.load_state_dict(_fitting(state, own), strict=False)
 
 
-def _download_imagenet(backbone: str) -> StateDict:
-    weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
+def _download_imagenet(config: Config) -> StateDict:
+    weights = imagenet_weights(config.backbone, config.weights)
     try:
         state: StateDict = weights.get_state_dict(check_hash=True, weights_only=True)
     except (URLError, OSError) as error:
@@ -56,27 +60,59 @@ def _download_imagenet(backbone: str) -> StateDict:
     return state
 
 
-def _with_own_names(state: StateDict, own: StateDict, backbone: str, config: Config) -> StateDict:
+class _MisfitError(Exception):
+    """The tensors of a file are not those of a backbone."""
+
+
+def _fit(
+    state: StateDict, own: StateDict, path: Path, backbone: nn.Module | None = None
+) -> StateDict:
+    """Return a file's tensors under the names of a network, whose backbone they fit.
+
+    own: the network's. backbone: of the network, where one of timm adapts some tensors itself.
+    Raises _MisfitError, click.ClickException for a file of several such networks.
+    """
+    prefix = "backbone.network." if isinstance(backbone, TimmBackbone) else "backbone."
+    state = _with_own_names(state, own, prefix, path)
+    if isinstance(backbone, TimmBackbone):
+        state = backbone.fit(state, prefix)
+    _require_fitting(state, own, prefix)
+    return state
+
+
+def _way_out(state: StateDict, config: Config) -> str:
+    """Return what to do about weights of another network, by the backbone that they fit."""
+
+    def fits(shapes: StateDict) -> bool:
+        try:
+            _fit(state, {f"backbone.{name}": value for name, value in shapes.items()}, path)
+        except _MisfitError:
+            return False
+        return True
+
+    path = Path(config.weights)
+    if name := find_backbone(config.backbone, re.split("[.-]", path.name)[0], fits):
+        return f"they fit backbone={name}"
+    return "give the backbone they were trained with, or rename their tensors"
+
+
+def _with_own_names(state: StateDict, own: StateDict, backbone: str, path: Path) -> StateDict:
     """Rename the tensors of a file to the network's names.
 
     own: the network's. backbone: begins the names of its backbone. In the file they may begin by
-    anything, such as `module.` of a network trained in parallel, or by nothing. Raises
-    click.ClickException if the file has none of them.
+    anything, such as `module.` of a network trained in parallel, or by nothing; of several networks
+    the moving average is taken. Raises _MisfitError if the file has none of the names.
     """
     names = [name.removeprefix(backbone) for name in own if name.startswith(backbone)]
     counts = _prefixes(state, set(names))
     if not counts:
-        raise click.ClickException(
-            f"weights={config.weights} do not fit backbone={config.backbone}: the file names its "
-            f"tensors {_first(state)}, the backbone {_first(names)}; "
-            "rename them, or give the backbone they were trained with"
+        raise _MisfitError(
+            f"the file names its tensors {_first(state)}, the backbone {_first(names)}"
         )
-    (prefix, n_most), *others = counts.most_common(2)
-    if others and others[0][1] == n_most == len(names):
-        raise click.ClickException(
-            f"weights={config.weights} hold several networks ({prefix}* and {others[0][0]}*); "
-            "save the one to start from alone"
-        )
+    (prefix, n_most), *_ = counts.most_common(1)
+    if n_most == len(names):
+        whole = [f"{name}*" for name, n in counts.items() if n == n_most]
+        prefix = choose_network(path, whole).removesuffix("*")
     if prefix.endswith(backbone):  # of a whole network of ours
         prefix, backbone = prefix.removesuffix(backbone), ""
     return {f"{backbone}{k.removeprefix(prefix)}": v for k, v in state.items()
@@ -96,8 +132,8 @@ def _first(names: Iterable[str]) -> str:
     return ", ".join([*islice(names, 3), "..."])
 
 
-def _require_fitting(state: StateDict, own: StateDict, backbone: str, config: Config) -> None:
-    """Raise click.ClickException unless the backbone's tensors are all there, and no others."""
+def _require_fitting(state: StateDict, own: StateDict, backbone: str) -> None:
+    """Raise _MisfitError unless the backbone's tensors are all there, and no others."""
     wanted = {name: value for name, value in own.items() if name.startswith(backbone)}
     lost = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
     if all(k.endswith(_UNUSED) for k in lost):
@@ -110,11 +146,7 @@ def _require_fitting(state: StateDict, own: StateDict, backbone: str, config: Co
         reason = f"{len(surplus)} of the file's {len(state)} tensors are of a larger one"
     else:
         return
-    raise click.ClickException(
-        f"weights={config.weights} do not fit backbone={config.backbone}: {reason}, "
-        f"{(lost or surplus)[0].removeprefix(backbone)} first; give the backbone they were trained "
-        "with"
-    )
+    raise _MisfitError(f"{reason}, {(lost or surplus)[0].removeprefix(backbone)} first")
 
 
 def _part(name: str, backbone: str) -> str | None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torchvision
 from safetensors import SafetensorError
 
 from nuswide.config import IMAGENET_MEAN, IMAGENET_STD, Config, with_defaults
 from nuswide.data.transforms import Normalization
-from nuswide.models.backbones import check_name
+from nuswide.models.backbones import imagenet_weights
 from nuswide.models.timm_backbone import TIMM, timm_settings
 from nuswide.models.weights import checkpoint_fields, read_metadata
 from nuswide.tagger import Preprocessing
@@ -37,7 +36,7 @@ def resolve_preprocessing(config: Config) -> tuple[Config, str]:
     wanted = [name for name in _AUTOMATIC if getattr(config, name) == "auto"]
     if not wanted and config.image_size_px:
         return config, "the experiment"
-    found, source = of_backbone(config.backbone), config.backbone
+    found, source = of_backbone(config.backbone, config.weights), config.backbone
     if own := _of_file(Path(config.weights)):
         found, source = {**found, **own}, "the initial weights"
     if not config.image_size_px:
@@ -70,16 +69,18 @@ def metadata_of(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in (*_AUTOMATIC, "image_size_px")}
 
 
-def of_backbone(backbone: str) -> dict[str, Any]:
-    """Return the values for `auto` and image_size_px=0 by the backbone's pretrained weights."""
+def of_backbone(backbone: str, weights: str = "none") -> dict[str, Any]:
+    """Return the values for `auto` and image_size_px=0 by the backbone's pretrained weights.
+
+    weights: `imagenet_v2`, or others for those of `imagenet`.
+    """
     if backbone.startswith(TIMM):
         _, settings = timm_settings(backbone)
         if settings is None:
             return _values((IMAGENET_MEAN, IMAGENET_STD), "bilinear", 224)
         constants = tuple(",".join(map(str, c)) for c in (settings.mean, settings.std))
         return _values(constants, settings.interpolation, settings.input_size[-1])
-    check_name(backbone)
-    preset = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.transforms()
+    preset = imagenet_weights(backbone, weights).transforms()
     constants = tuple(",".join(map(str, c)) for c in (preset.mean, preset.std))
     return _values(constants, preset.interpolation.value, preset.crop_size[0])
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nuswide.config import Config, unknown_name
 
 TIMM = "timm/"
+IMAGENET, IMAGENET_V2 = "imagenet", "imagenet_v2"  # the weights that are downloaded
 _PATIENCE_S = 10.0  # for the first answer of the hub that timm loads weights from
 
 
@@ -93,6 +94,11 @@ def create_timm(config: Config) -> TimmBackbone:
     the network cannot be built, does not take the size, or has no feature map.
     """
     name, _ = timm_settings(config.backbone)
+    if config.weights == IMAGENET_V2:
+        raise click.UsageError(
+            f"weights={IMAGENET_V2} is torchvision's; for backbone={config.backbone} give "
+            f"weights={IMAGENET}, and choose among timm's weights by a tag: {TIMM}NAME.TAG"
+        )
     network = remove_classifier(_build(name, config)).eval()
     way = _find_way(network, config)
     unused = _unused(network, way, config.image_size_px)
@@ -102,7 +108,8 @@ def create_timm(config: Config) -> TimmBackbone:
 def timm_settings(backbone: str) -> tuple[str, Any]:
     """Return the name of timm/NAME, and timm's PretrainedCfg or None.
 
-    Raises click.UsageError for an unknown name, click.ClickException if timm is not installed.
+    NAME may end in a tag of pretrained weights, as in resnet50.a1_in1k. Raises click.UsageError for
+    an unknown name or tag, click.ClickException if timm is not installed.
     """
     name = backbone.removeprefix(TIMM)
     try:
@@ -111,19 +118,32 @@ def timm_settings(backbone: str) -> tuple[str, Any]:
         raise click.ClickException(
             f"backbone={backbone} needs timm; install it with pip install 'nuswide[timm]'"
         ) from error
-    if not timm.is_model(name):
+    network, is_tagged, tag = name.partition(".")
+    if not timm.is_model(network):
         known = {known: None for known in timm.list_models()}
         raise click.UsageError(unknown_name("timm backbone", name, known))
+    if is_tagged and name not in (there := timm.list_pretrained(f"{network}.*")):
+        tags = ", ".join(one.partition(".")[2] for one in there) or "none"
+        raise click.UsageError(
+            f"timm has no weights {tag!r} for backbone={TIMM}{network}; its tags: {tags}"
+        )
     return name, timm.get_pretrained_cfg(name)
 
 
-def is_timms(name: str) -> bool:
-    """Return whether timm is installed and has a network of this name."""
+def timm_names() -> list[str]:
+    """Return the names of timm's networks; none if timm is not installed."""
     try:
         import timm
     except ImportError:
-        return False
-    return bool(timm.is_model(name))
+        return []
+    return list(timm.list_models())
+
+
+def untrained(name: str) -> Any:
+    """Return timm's network of this name at its own size, without classifier and weights."""
+    import timm
+
+    return remove_classifier(timm.create_model(name))
 
 
 def remove_classifier(network: Any) -> Any:
@@ -162,7 +182,7 @@ def _build(name: str, config: Config) -> Any:
     options: dict[str, Any] = {}
     if settings and settings.fixed_input_size and config.image_size_px != native_size_px(name):
         options["img_size"] = config.image_size_px
-    is_pretrained = config.weights == "imagenet"
+    is_pretrained = config.weights == IMAGENET
     try:
         with _without_retries() if is_pretrained else nullcontext():
             return timm.create_model(name, pretrained=is_pretrained, **options)

@@ -3,10 +3,13 @@
 Owns reading them. Nothing in a file is executed.
 """
 
+import argparse
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nuswide.core import distributed
 from nuswide.models.timm_backbone import first_line
 
 StateDict = dict[str, Tensor]
 # The only key, because safetensors writes several in any order, and the digest names a version.
 METADATA = "nuswide"
 _WRAPPERS = ("state_dict", "model")  # what training programs call the network in their checkpoints
+_AVERAGE = re.compile(r"(^|[._])ema([._]|$)")  # in what they call its moving average
+# timm and torchvision save their options as one, which is attributes and no more.
+_HARMLESS = [argparse.Namespace]
+_MOST_NAMED = 3
 _CHECKPOINT = {"progress", "best", "ema", "model"}  # of a checkpoint of ours
 
 
@@ -61,18 +69,30 @@ def read_weights(path: Path, labels: Sequence[str] | None) -> StateDict:
     try:
         if _is_safetensors(path):
             return _read_safetensors(path, labels)
-        with path.open("rb") as file:  # by a path, torch goes by its suffix
+        with path.open("rb") as file, torch.serialization.safe_globals(_HARMLESS):
+            # By a path, torch goes by its suffix.
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors and torch raise many types for other files
         is_pickle = isinstance(error, pickle.UnpicklingError)  # torch advises to execute it
-        reason = "it holds more than tensors, or is damaged" if is_pickle else first_line(error)
+        reason = _why_unread(path) if is_pickle else first_line(error)
         raise click.ClickException(
-            f"cannot read weights={path} ({reason}); give none, imagenet, or a .safetensors or "
-            ".pth file of a state dict: torch.save(model.state_dict(), FILE)"
+            f"cannot read weights={path} ({reason}); give none, imagenet, imagenet_v2, or a "
+            ".safetensors or .pth file of a state dict: torch.save(model.state_dict(), FILE)"
         ) from error
     if isinstance(state, dict) and _CHECKPOINT <= state.keys():  # its best weights, else its last
         state = state["best"]["weights"] if state["best"] else state["ema"] or state["model"]
     return _unwrap(state, path)
+
+
+def _why_unread(path: Path) -> str:
+    """Return what a pickle holds besides tensors, as far as it is known without executing it."""
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of another format, or damaged
+        names = []
+    shown = ", ".join(sorted(n for n in names if n.isprintable())[:_MOST_NAMED])
+    return f"it holds more than tensors{f': {shown}' if shown else ', or is damaged'}"
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -82,20 +102,44 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _unwrap(content: Any, path: Path) -> StateDict:
-    """Return the state dict that a torch file is, or the one that it holds among other things."""
+    """Return the state dict that a torch file is, or the one that it holds among other things.
+
+    A moving average takes precedence, as in timm: it is what was evaluated.
+    """
     if _is_state_dict(content):
         return dict(content)
     items = content.items() if isinstance(content, dict) else ()
-    inside = {name: value for name, value in items if value and _is_state_dict(value)}
-    names = [name for name in _WRAPPERS if name in inside] or list(inside)
+    inside = {str(name): value for name, value in items if value and _is_state_dict(value)}
+    wrappers = [name for name in _WRAPPERS if name in inside][:1]
+    names = [*wrappers, *filter(_AVERAGE.search, inside)] if wrappers else list(inside)
     if not names:
         raise click.ClickException(f"weights={path} holds no state dict of tensors")
-    if names[0] not in _WRAPPERS and len(names) > 1:
+    return dict(inside[choose_network(path, names)])
+
+
+def choose_network(path: Path, names: Sequence[str]) -> str:
+    """Return which of a file's networks to start from: of several, their one moving average.
+
+    That is printed. Raises click.ClickException for several networks of another kind.
+    """
+    if len(names) == 1:
+        return names[0]
+    averages = list(filter(_AVERAGE.search, names))
+    if len(averages) != 1:
         raise click.ClickException(
-            f"weights={path} holds several state dicts ({', '.join(map(str, names))}); "
-            "save the one to start from alone"
+            f"weights={path} holds several networks ({', '.join(names)}); save the one to start "
+            "from alone"
         )
-    return dict(inside[names[0]])
+    others = ", ".join(name for name in names if name not in averages)
+    _print_once(f"weights={path}: from {averages[0]}, the moving average, not from {others}")
+    return averages[0]
+
+
+@cache
+def _print_once(line: str) -> None:
+    """Print a line, in one process: a run reads its initial weights several times."""
+    if distributed.is_main():
+        click.echo(line)
 
 
 def _is_state_dict(content: Any) -> bool:

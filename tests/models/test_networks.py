@@ -251,7 +251,7 @@ def test_weights_of_another_backbone_are_refused(ours: Path, theirs: Path) -> No
     for path in (ours, theirs):
         message = error_of(backbone="resnet50", weights=str(path))
         assert f"weights={path} do not fit backbone=resnet50: 221 of its 318 tensors" in message
-        assert "layer1.0.conv1.weight first; give the backbone they were trained with" in message
+        assert "layer1.0.conv1.weight first; they fit backbone=resnet18" in message
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "timm/test_vit"])
@@ -367,7 +367,9 @@ def test_a_head_that_fits_in_part_starts_afresh(tmp_path: Path, ours: Path) -> N
 def test_what_is_no_weights_file_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    assert "give none, imagenet, or a .safetensors or .pth file" in error_of(weights=str(path))
+    assert "give none, imagenet, imagenet_v2, or a .safetensors or .pth file" in error_of(
+        weights=str(path)
+    )
 
 
 def test_cut_off_weights_are_refused(tmp_path: Path, ours: Path, theirs: Path) -> None:

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from conftest import REAL, ROOT, needs_real
+from safetensors.torch import load_file
 from torch import Tensor
+from weight_forms import FORMS, expected
 
 from nuswide.config import Config
 from nuswide.data.dataset import load_manifest
@@ -65,3 +68,20 @@ def test_the_backbone_has_these_features_with_its_own_normalization(
     theirs, _ = answers(pretrained.open_network(weights), inputs)
     torch.testing.assert_close(model.backbone(inputs), theirs, rtol=0, atol=1e-4)
     assert model.normalize.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_weights_are_read_in_each_form(weights: Path, tmp_path: Path, form: str) -> None:
+    state = load_file(weights)
+    FORMS[form](state, path := tmp_path / "weights")
+    config = Config(backbone=f"timm/{pretrained.NAME}", image_size_px=32, weights=str(path))
+    own = create_model(config, n_labels=2).backbone.network.state_dict()
+    wanted = expected(form, state)
+    assert {n for n in wanted if not n.startswith("classifier.")} == own.keys()
+    assert all(torch.equal(own[name], wanted[name]) for name in own)
+
+
+def test_another_network_of_the_family_is_refused_with_the_one_that_fits(weights: Path) -> None:
+    name = pretrained.NAME.replace("lite0", "lite1")
+    with pytest.raises(click.ClickException, match=f"they fit backbone=timm/{pretrained.NAME}$"):
+        create_model(Config(backbone=f"timm/{name}", weights=str(weights)), n_labels=2)
