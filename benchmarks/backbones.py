@@ -22,7 +22,7 @@ from nuswide.config import Config
 from nuswide.deployment.export import write_bundle
 from nuswide.evaluation.evaluate import Decision, torch_score
 from nuswide.models.networks import TaggerNet, create_model
-from nuswide.models.timm_backbone import native_size_px
+from nuswide.models.timm_networks import native_size_px
 from nuswide.tagger import Tagger
 
 LABELS = ["sky", "sea"]

@@ -32,7 +32,7 @@ from nuswide.config import Config
 from nuswide.evaluation.evaluate import Decision, torch_score
 from nuswide.evaluation.model_card import without_labels
 from nuswide.models.networks import Scorer, TaggerNet
-from nuswide.models.timm_backbone import TIMM, first_line
+from nuswide.models.timm_networks import TIMM, first_line
 from nuswide.models.weights import METADATA
 from nuswide.tagger import Tagger
 from nuswide.tracking.reader import WEIGHTS_TAG, file_digest

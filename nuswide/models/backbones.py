@@ -17,14 +17,8 @@ import torchvision
 from torch import nn
 
 from nuswide.config import Config, lookup
-from nuswide.models.timm_backbone import (
-    IMAGENET_V2,
-    TIMM,
-    TimmBackbone,
-    create_timm,
-    first_line,
-    timm_names,
-)
+from nuswide.models.timm_backbone import TimmBackbone, create_timm
+from nuswide.models.timm_networks import IMAGENET_V2, TIMM, first_line, timm_names
 
 
 def create_backbone(config: Config) -> nn.Module:

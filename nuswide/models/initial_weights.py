@@ -16,7 +16,8 @@ from torch import nn
 from nuswide.config import Config
 from nuswide.models.backbones import imagenet_weights
 from nuswide.models.nearest import find_backbone
-from nuswide.models.timm_backbone import IMAGENET, IMAGENET_V2, TIMM, TimmBackbone
+from nuswide.models.timm_backbone import TimmBackbone
+from nuswide.models.timm_networks import IMAGENET, IMAGENET_V2, TIMM
 from nuswide.models.weights import StateDict, choose_network, read_weights
 
 _UNUSED = "num_batches_tracked"  # which torch before 0.4.1 did not save

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nuswide.models.backbones import BACKBONES
-from nuswide.models.timm_backbone import TIMM, timm_names, untrained
+from nuswide.models.timm_networks import TIMM, timm_names, untrained
 
 _DIGITS = re.compile(r"\d+")
 _MOST_BUILT = 20  # for a hint, of timm's 1,300; one takes about a tenth of a second

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from nuswide.config import IMAGENET_MEAN, IMAGENET_STD, Config, with_defaults
 from nuswide.data.transforms import Normalization
 from nuswide.models.backbones import imagenet_weights
-from nuswide.models.timm_backbone import TIMM, timm_settings
+from nuswide.models.timm_networks import TIMM, timm_settings
 from nuswide.models.weights import checkpoint_fields, read_metadata
 from nuswide.tagger import Preprocessing
 from nuswide.values import read_channels

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nuswide.core import distributed
-from nuswide.models.timm_backbone import first_line
+from nuswide.models.timm_networks import first_line
 
 StateDict = dict[str, Tensor]
 # The only key, because safetensors writes several in any order, and the digest names a version.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from nuswide.config import Config, known_fields, load_config, may_differ
-from nuswide.models.timm_backbone import TIMM
+from nuswide.models.timm_networks import TIMM
 from nuswide.reporting.table import Column, make_table, to_text
 from nuswide.tracking import reader
 from nuswide.tracking.environment import CHANGES_TAG, COMMIT_TAG, PATCH_TAG, environment

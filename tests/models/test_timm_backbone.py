@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nuswide.config import Config
 from nuswide.models import timm_backbone
 from nuswide.models.networks import TaggerNet, create_model
-from nuswide.models.timm_backbone import TimmBackbone, create_timm, remove_classifier
+from nuswide.models.timm_backbone import TimmBackbone, create_timm
+from nuswide.models.timm_networks import remove_classifier
 
 
 def build(name: str, size_px: int = 64, **fields: Any) -> TaggerNet:
