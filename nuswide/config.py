@@ -79,11 +79,9 @@ class Config:
         False, "Leave out images that cannot be decoded, and count them.", role="data"
     )
     image_size_px: int = _field(
-        256,
-        "Side of the square images, in pixels; 0: that of the backbone's pretrained weights.",
-        low=0,
-        high=1024,
-    )
+        256, "Side of the square images, in pixels; 0: that of the backbone's pretrained weights.",
+        low=0, high=1024,
+    )  # fmt: skip
     fit: Literal["squash", "crop", "pad"] = _field(
         "squash",
         "How an image becomes a square: squash, regardless of its aspect ratio; crop, its centre; "
@@ -126,6 +124,7 @@ class Config:
         "Initial weights: none, imagenet (torchvision's IMAGENET1K_V1 or timm's), imagenet_v2 "
         "(torchvision's), models:/NAME@ALIAS or /VERSION, or a .safetensors or .pth file.",
     )
+    drop_path: float = _field(-1.0, "Stochastic depth; -1: the backbone's own.", low=-1, high=0.9)
     csra_heads: int = _field(1, "csra: attention heads, one temperature each.", low=1, high=8)
     csra_lambda: float = _field(0.1, "Weight of the attention term in csra's logits.", low=0)
     gcn_vectors: str = _field(
@@ -204,6 +203,7 @@ class Config:
         "and no compilation.",
         role="hardware",
     )
+    grad_checkpointing: bool = _field(False, "Recompute activations: less memory.", role="hardware")
     sync_batchnorm: bool = _field(False, "Synchronize batch normalization; needs GPUs.")
     feed: Literal["auto", "resident", "blocks"] = _field(
         "auto",
@@ -294,6 +294,8 @@ class Config:
             )
         if 0 < self.image_size_px < 32:
             raise ValueError(f"image_size_px={self.image_size_px} must be 0 or at least 32")
+        if -1 < self.drop_path < 0:
+            raise ValueError(f"drop_path={self.drop_path} must be -1 or at least 0")
         check_goal(self.threshold_goal)
         _check_uses_of_val(self)
         _check_start_size(self.start_size_px, self.image_size_px)

@@ -17,6 +17,8 @@ import torchvision
 from torch import nn
 
 from nuswide.config import Config, lookup
+from nuswide.models.checkpointing import with_checkpointing
+from nuswide.models.drop_path import set_drop_path
 from nuswide.models.timm_backbone import TimmBackbone, create_timm
 from nuswide.models.timm_networks import IMAGENET_V2, TIMM, first_line, timm_names
 
@@ -24,12 +26,16 @@ from nuswide.models.timm_networks import IMAGENET_V2, TIMM, first_line, timm_nam
 def create_backbone(config: Config) -> nn.Module:
     """Build the backbone that the config names; one of timm's has its ImageNet weights if asked.
 
-    Raises click.UsageError for an unknown name, click.ClickException if timm cannot build it.
+    Raises click.UsageError for an unknown name or an option that it does not have,
+    click.ClickException if timm cannot build it.
     """
     if config.backbone.startswith(TIMM):
-        return create_timm(config)
-    check_name(config.backbone)
-    return BACKBONES[config.backbone]()
+        backbone: nn.Module = create_timm(config)
+    else:
+        check_name(config.backbone)
+        backbone = BACKBONES[config.backbone]()
+    set_drop_path(backbone, config)
+    return with_checkpointing(backbone, config) if config.grad_checkpointing else backbone
 
 
 def imagenet_weights(backbone: str, weights: str) -> Any:

@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, config: Config, labels: Sequence[str] | None)
         state = read_weights(Path(config.weights), labels)
     own = model.state_dict()
     try:
-        state = _fit(state, own, Path(config.weights), model.backbone)
+        state = _fit(state, own, Path(config.weights), model.get_submodule("backbone"))
     except _MisfitError as error:
         raise click.ClickException(
             f"weights={config.weights} do not fit backbone={config.backbone}: {error}; "

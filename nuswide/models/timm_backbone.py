@@ -39,6 +39,7 @@ class TimmBackbone(nn.Module):
         self.network = network
         self.way = way
         self.unused = unused
+        self.is_checkpointed = False
         self.requires_grad_()
         self._register_load_state_dict_pre_hook(
             lambda state, prefix, *_: self._rename_earlier(state, f"{prefix}network.")
@@ -53,6 +54,22 @@ class TimmBackbone(nn.Module):
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(requires_grad and name not in self.unused)
         return self
+
+    def enable_checkpointing(self) -> None:
+        """Compute activations again in the backward pass of training, by timm's own blocks.
+
+        Raises AssertionError or AttributeError if the network cannot.
+        """
+        network: Any = self.network
+        network.set_grad_checkpointing(self.training)
+        self.is_checkpointed = True
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; there is nothing to compute again in evaluation and export."""
+        if self.is_checkpointed:
+            network: Any = self.network
+            network.set_grad_checkpointing(mode)
+        return super().train(mode)
 
     def layer_indices(self) -> dict[str, int]:
         """Return the layer of each parameter by timm's own grouping, counted from the images."""

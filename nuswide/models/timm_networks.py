@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import click
 
 from nuswide.config import Config, unknown_name
+from nuswide.models.drop_path import no_drop_path
 
 TIMM = "timm/"
 IMAGENET, IMAGENET_V2 = "imagenet", "imagenet_v2"  # the weights that are downloaded
@@ -95,6 +96,8 @@ def build_timm(name: str, config: Config) -> Any:
     options: dict[str, Any] = {}
     if settings and settings.fixed_input_size and config.image_size_px != native_size_px(name):
         options["img_size"] = config.image_size_px
+    if config.drop_path > 0:
+        options["drop_path_rate"] = config.drop_path
     is_pretrained = config.weights == IMAGENET
     try:
         with _without_retries() if is_pretrained else nullcontext():
@@ -105,6 +108,8 @@ def build_timm(name: str, config: Config) -> Any:
                 f"backbone={config.backbone} takes image_size_px={native_size_px(name)} alone, not "
                 f"{config.image_size_px}; give this, or another backbone"
             ) from error
+        if "unexpected keyword argument 'drop_path_rate'" in str(error):
+            raise click.UsageError(no_drop_path(config)) from error
         way_out = "; fetch the weights elsewhere and use weights=FILE" if is_pretrained else ""
         raise click.ClickException(
             f"cannot build backbone={config.backbone} with weights={config.weights} at "

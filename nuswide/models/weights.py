@@ -28,7 +28,7 @@ METADATA = "nuswide"
 _WRAPPERS = ("state_dict", "model")  # what training programs call the network in their checkpoints
 _AVERAGE = re.compile(r"(^|[._])ema([._]|$)")  # in what they call its moving average
 # timm and torchvision save their options as one, which is attributes and no more.
-_HARMLESS = [argparse.Namespace]
+_HARMLESS: list[Any] = [argparse.Namespace]
 _MOST_NAMED = 3
 _CHECKPOINT = {"progress", "best", "ema", "model"}  # of a checkpoint of ours
 

@@ -216,6 +216,8 @@ def prepare_epoch(config: Config, state: State) -> None:
 
 
 def _wants_compiling(config: Config, state: State) -> bool:
+    if config.grad_checkpointing:
+        return False
     if config.compile != "auto":
         return config.compile == "on"
     many = config.epochs * state.steps_per_epoch >= _WORTH_COMPILING
