@@ -54,25 +54,26 @@ def three_best(score: Array, known: Array) -> Array:
     return np.isin(np.arange(len(score)), best_first[:3])
 
 
+def of_kinds(true: Array, predicted: Array, average: str) -> dict[str, float]:
+    """Precision, recall and F1 of one average, at once, as scikit-learn computes them."""
+    both = padded(true, predicted)
+    values = sk.precision_recall_fscore_support(*both, average=average, zero_division=0)
+    scale = (true.shape[1] + 1) / true.shape[1] if average == "macro" else 1.0
+    return {kind: value * scale for kind, value in zip(KINDS, values[:3], strict=True)}
+
+
 def oracle_of_decisions(true: Array, scores: Array, thresholds: Array, known: Array) -> Any:
     predicted = (scores >= thresholds) & known
-    both = padded(true, predicted)
-    scale = {"micro": 1.0, "samples": 1.0, "macro": (true.shape[1] + 1) / true.shape[1]}
-    functions = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
     metrics = {
-        f"{average}/{kind}": functions[kind](*both, average=average, zero_division=0)
-        * scale[average]
+        f"{average}/{kind}": value
         for average in AVERAGES
-        for kind in KINDS
+        for kind, value in of_kinds(true, predicted, average).items()
     }
     three = np.array([three_best(s, k) for s, k in zip(scores, known, strict=True)])
     for prefix, chosen in (("", predicted), ("top3/", three), ("top3_passing/", three & predicted)):
         for letter, average in (("c", "macro"), ("o", "micro")):
-            both = padded(true, chosen)
-            p, r = (
-                functions[kind](*both, average=average, zero_division=0) * scale[average]
-                for kind in ("precision", "recall")
-            )
+            kinds = of_kinds(true, chosen, average)
+            p, r = kinds["precision"], kinds["recall"]
             named = {f"{letter}p": p, f"{letter}r": r, f"{letter}f1": harmonic(p, r)}
             metrics |= {prefix + name: value for name, value in named.items()}
     f1 = sk.f1_score(*padded(true, predicted), average=None, zero_division=0)[:-1]
