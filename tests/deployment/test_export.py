@@ -1,5 +1,6 @@
 import copy
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,11 +42,26 @@ def model() -> TaggerNet:
     return create_model(Config(backbone="resnet18", image_size_px=32), n_labels=3)
 
 
-def test_a_bundle_scores_any_number_of_images_as_torch_does(
-    model: TaggerNet, tmp_path: Path
-) -> None:
-    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
-    tagger = Tagger.load(tmp_path / "bundle")
+@pytest.fixture(scope="module")
+def bundle(model: TaggerNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network's bundle, which no test changes."""
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    write_bundle(folder, model, SETTINGS, DECISION, IMAGES)
+    return folder
+
+
+@pytest.fixture
+def exported_before(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have write_bundle take the network from that bundle instead of exporting it again."""
+
+    def copy_network(model: TaggerNet, path: Path, image_size_px: int) -> None:
+        shutil.copy(bundle / "model.onnx", path)
+
+    monkeypatch.setattr(export, "_export_onnx", copy_network)
+
+
+def test_a_bundle_scores_any_number_of_images_as_torch_does(model: TaggerNet, bundle: Path) -> None:
+    tagger = Tagger.load(bundle)
     assert (tagger.labels, tagger.preprocessing) == (["a", "b", "c"], Preprocessing(32))
     assert (tagger.thresholds == DECISION.thresholds).all()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in
@@ -79,18 +95,19 @@ def test_a_bundle_with_test_flips_scores_both_ways_round_as_torch_does(
     assert sizes[1] < 1.01 * sizes[0]  # the network is stored once
 
 
-def test_a_bundle_is_one_network_file_and_one_text_file(model: TaggerNet, tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
-    assert sorted(p.name for p in (tmp_path / "bundle").iterdir()) == ["model.onnx", "tagger.json"]
-    onnx.checker.check_model(tmp_path / "bundle" / "model.onnx")
+def test_a_bundle_is_one_network_file_and_one_text_file(bundle: Path) -> None:
+    assert sorted(p.name for p in bundle.iterdir()) == ["model.onnx", "tagger.json"]
+    onnx.checker.check_model(bundle / "model.onnx")
 
 
-def test_a_bundle_calibrates_as_its_evaluation_did(model: TaggerNet, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("exported_before")
+def test_a_bundle_calibrates_as_its_evaluation_did(
+    model: TaggerNet, bundle: Path, tmp_path: Path
+) -> None:
     calibration = Calibration(np.array([2.0, 1.0, 0.5]), np.array([-1.0, 0.0, 3.0]))
     decision = Decision(DECISION.thresholds, calibration)
-    write_bundle(tmp_path / "plain", model, SETTINGS, DECISION, IMAGES)
     write_bundle(tmp_path / "bundle", model, SETTINGS, decision, IMAGES)
-    raw = Tagger.load(tmp_path / "plain").score(IMAGES)
+    raw = Tagger.load(bundle).score(IMAGES)
     calibrated = Tagger.load(tmp_path / "bundle").score(IMAGES)
     np.testing.assert_allclose(calibrated, decision.calibrate(raw), atol=1e-6)
     assert np.abs(calibrated - raw)[:, [0, 2]].min() > 0.01
@@ -147,6 +164,7 @@ def test_every_backbone_is_exported(backbone: str, head: str, tmp_path: Path) ->
         np.testing.assert_allclose(tagger.score(images[:n]), score(images[:n]), atol=1e-5)
 
 
+@pytest.mark.usefixtures("exported_before")
 def test_an_export_whose_scores_differ_is_refused(
     model: TaggerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,14 +192,13 @@ def test_the_served_model_asks_for_few_packages() -> None:
 
 
 def test_a_version_that_was_cut_off_before_its_description_gets_it_on_resuming(
-    model: TaggerNet, tmp_path: Path
+    bundle: Path, tmp_path: Path
 ) -> None:
-    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
     card = "What it is.\n\n## Labels\n\nsky"
     with Workspace(tmp_path).tracked("export"):
         client = mlflow.MlflowClient()
         with mlflow.start_run() as run:
-            arguments = (tmp_path / "bundle", IMAGES[0], "cut", run.info.run_id, card, "digest")
+            arguments = (bundle, IMAGES[0], "cut", run.info.run_id, card, "digest")
             version = log_bundle(*arguments).version
             assert client.get_model_version("cut", str(version)).description == "What it is."
             for before, after in (("", "What it is."), ("Champion: 1", "Champion: 1")):
@@ -191,14 +208,13 @@ def test_a_version_that_was_cut_off_before_its_description_gets_it_on_resuming(
 
 
 def test_a_run_registers_one_version_of_its_weights_however_often_it_is_resumed(
-    model: TaggerNet, tmp_path: Path
+    bundle: Path, tmp_path: Path
 ) -> None:
-    write_bundle(tmp_path / "bundle", model, SETTINGS, DECISION, IMAGES)
     name = "o'brien"  # a quote would end a text in a filter
     with Workspace(tmp_path).tracked("export"):
         client = mlflow.MlflowClient()
         with mlflow.start_run() as run:
-            arguments = (tmp_path / "bundle", IMAGES[0], name, run.info.run_id, "A card.")
+            arguments = (bundle, IMAGES[0], name, run.info.run_id, "A card.")
             first = log_bundle(*arguments, "one").version
         assert mlflow.get_run(run.info.run_id).info.end_time  # which it keeps when it is resumed
         with mlflow.start_run(run_id=run.info.run_id):
