@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def assert_equal_outcomes(one: str, other: str) -> None:
 def test_a_killed_run_ends_as_one_that_was_not(workspace: Workspace, tiny_data: Path) -> None:
     often = {"epochs": "3", "checkpoint_minutes": "0.001"}
     often |= {"sampling": "class_aware", "auto_augment": "randaugment"}
-    whole = run_id_of(workspace.nuswide(*command(tiny_data, **often, checkpoints="whole")))
+    whole = run_id_of(workspace.in_process(*command(tiny_data, **often, checkpoints="whole")))
     folder = workspace.folder / "killed"
     for steps in (2, 6):
         arguments = command(tiny_data, **often, checkpoints=str(folder), resume="auto")
@@ -102,7 +103,8 @@ def test_a_killed_run_ends_as_one_that_was_not(workspace: Workspace, tiny_data: 
         process.kill()
         process.communicate()
         assert mlflow.get_run(run_id).info.status == "RUNNING"
-    done = workspace.nuswide(*command(tiny_data, **often, checkpoints=str(folder), resume="auto"))
+    arguments = command(tiny_data, **often, checkpoints=str(folder), resume="auto")
+    done = workspace.in_process(*arguments)
     assert f"resuming run {run_id}" in done.stdout
     assert_equal_outcomes(whole, run_id)
 
@@ -132,6 +134,22 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
     steps = torch.load(folder / run_id / "last.pt", weights_only=True)["progress"]["steps"]
     recorded = mlflow.MlflowClient().get_metric_history(run_id, "train/loss")
     assert sorted(m.step for m in recorded) == list(range(steps))
+
+
+@contextmanager
+def stopped_before_training() -> Iterator[None]:
+    """Stop a command once it has begun its run or joined one, which is what its test is about."""
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nuswide.training.pipeline.fit", stop)
+        yield
+
+
+def latest_run() -> str:
+    return str(mlflow.search_runs(search_all_experiments=True, output_format="list")[0].info.run_id)
 
 
 def test_a_run_that_is_stopped_while_it_records_its_end_registers_one_version(
@@ -216,7 +234,10 @@ def test_a_run_that_ended_is_not_gone_on_with_by_itself(
     about = workspace.folder / "ended" / run_id / "about.json"
     assert json.loads(about.read_text())["recorded"]
     about.write_text(about.read_text().replace('"recorded": true', '"recorded": false'))
-    assert run_id_of(workspace.in_process(*arguments)) != run_id
+    with stopped_before_training():
+        done = workspace.in_process(*arguments, check=False)
+    assert "interrupted; " in done.stdout and "resuming" not in done.stdout
+    assert latest_run() != run_id
 
 
 def test_an_unfinished_run_of_another_store_is_left_alone(
@@ -230,8 +251,10 @@ def test_an_unfinished_run_of_another_store_is_left_alone(
     text = about.read_text().replace('"recorded": true', '"recorded": false')
     (foreign / "about.json").write_text(text)
     for resume in ("none", "auto"):
-        done = workspace.in_process(*arguments, "--resume", resume)
-        assert run_id_of(done) not in (run_id, foreign.name)
+        with stopped_before_training():
+            done = workspace.in_process(*arguments, "--resume", resume, check=False)
+        assert "interrupted; " in done.stdout and "resuming" not in done.stdout
+        assert latest_run() not in (run_id, foreign.name)
 
 
 def test_a_run_that_is_nowhere_is_an_error(workspace: Workspace, tiny_data: Path) -> None:
