@@ -75,6 +75,12 @@ class Config:
         0, "Seed that selects the val and test images, independent of `seed`.", role="split", low=0
     )
     cache: str = _field("data/cache", "Folder of the cache of decoded images.", role="data")
+    cache_features: bool = _field(
+        True,
+        "With freeze=backbone and images that do not change, run the backbone once and cache its "
+        "feature maps.",
+        role="hardware",
+    )
     skip_rejected: bool = _field(
         False, "Leave out images that cannot be decoded, and count them.", role="data"
     )

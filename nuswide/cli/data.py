@@ -69,8 +69,8 @@ def audit(data: str, out: Path, pictures: bool, cache: Path) -> None:
 @cache_option
 @option("--remove", metavar="KEY", help="Remove this cache; `all` removes every one.")
 def cache(cache: Path, remove: str | None) -> None:
-    """List the caches of decoded images, or remove one."""
-    from nuswide.data.cache import list_caches, remove_cache
+    """List the caches of decoded images and feature maps, or remove one."""
+    from nuswide.data.cache_list import list_caches, remove_cache
 
     found = list_caches(cache)
     for info in found:

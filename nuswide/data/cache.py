@@ -1,7 +1,6 @@
 """The cache of decoded images: a data set's images as uint8 pixels in one file, decoded once.
 
-Owns the choice of a cache for a manifest, and the listing and removal of caches. Knows nothing of
-labels.
+Owns the choice of a cache for a manifest, and its lock. Knows nothing of labels.
 
     >>> cache = open_cache(manifest, Preprocessing(32), folder=folder)
     >>> cache.images[[3, 1]].shape
@@ -10,53 +9,20 @@ labels.
 
 import errno
 import hashlib
-import json
 import os
-import shutil
-import time
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import numpy as np
 
-from nuswide.core.files import exclusive_lock, temporary_path
+from nuswide.core.files import exclusive_lock
 from nuswide.core.wording import counted
-from nuswide.data.cache_build import (
-    ABOUT,
-    IMAGES,
-    REJECTED,
-    Cache,
-    CacheBuilder,
-    StoredImages,
-    file_size,
-)
+from nuswide.data.cache_build import REJECTED, Cache, CacheBuilder
 from nuswide.data.manifest import Manifest
 from nuswide.tagger import DECODER_VERSION, Preprocessing
 
 _LOCK = "lock"
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """A cache as `nuswide cache` lists it; str() of it is a line for the terminal."""
-
-    key: str
-    source: str
-    images: int
-    decoded: int
-    size_px: int
-    size_bytes: int
-    last_used: float
-
-    def __str__(self) -> str:
-        state = "complete" if self.decoded == self.images else f"{self.decoded:,} decoded"
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.last_used))
-        return (
-            f"{self.key}  {self.images:>8,} images, {self.size_px:4d} px  "
-            f"{self.size_bytes / 1e9:7.2f} GB  {state}, used {used}  {self.source}"
-        )
 
 
 def open_cache(
@@ -68,12 +34,8 @@ def open_cache(
     if the disk is too small, or, unless `skip_rejected`, if files cannot be decoded.
     """
     path = folder / cache_key(manifest, preprocessing)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with _exclusive_lock(path):
-            cache = CacheBuilder(manifest, preprocessing, path).build()
-    except OSError as error:
-        raise click.ClickException(_disk_error(error, folder)) from error
+    with cache_folder(path, "decoded images"):
+        cache = CacheBuilder(manifest, preprocessing, path).build()
     if cache.rejected and not skip_rejected:
         shown = "; ".join(f"{manifest.names[row]}: {why}" for row, why in cache.rejected[:3])
         raise click.ClickException(
@@ -97,51 +59,21 @@ def cache_key(manifest: Manifest, preprocessing: Preprocessing) -> str:
     return "-".join(parts)
 
 
-def _exclusive_lock(cache: Path) -> AbstractContextManager[None]:
-    """Hold the lock of a cache; wait while another process holds it."""
-    busy = f"another process is decoding into {cache}; waiting for it"
-    return exclusive_lock(cache / _LOCK, busy=busy, wait=True)
+@contextmanager
+def cache_folder(path: Path, content: str) -> Iterator[None]:
+    """Make the folder of a cache and hold its lock; wait while another process holds it.
 
-
-def _disk_error(error: OSError, folder: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for decoded images in {folder}; free some, and start again"
-    return f"cannot write decoded images into {folder}: {error.strerror}; give cache=DIR"
-
-
-def list_caches(folder: Path) -> list[CacheInfo]:
-    """Return the caches in a folder, the one used last first."""
-    found = [_describe(about) for about in folder.glob(f"*/{ABOUT}")]
-    return sorted(found, key=lambda info: -info.last_used)
-
-
-def _describe(about: Path) -> CacheInfo:
+    Raises click.ClickException, which names the content, for an OSError inside.
+    """
     try:
-        content = json.loads(about.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = {}
-    images, size_px = content.get("images", 0), content.get("size_px", 0)
-    path = about.with_name(IMAGES)
-    files = (
-        StoredImages.open(p, images, 3 * size_px**2, "r") for p in (path, temporary_path(path))
-    )
-    stored = next(filter(None, files), None)
-    return CacheInfo(
-        key=about.parent.name,
-        source=content.get("source", f"{ABOUT} is damaged"),
-        images=images,
-        decoded=0 if stored is None else int(np.count_nonzero(stored.states[:, 0])),
-        size_px=size_px,
-        size_bytes=sum(map(file_size, about.parent.iterdir())),
-        last_used=about.stat().st_mtime,
-    )
-
-
-def remove_cache(folder: Path, key: str) -> None:
-    """Remove a cache; raises click.ClickException if there is none of that name."""
-    if key not in {info.key for info in list_caches(folder)}:
-        raise click.ClickException(
-            f"there is no cache {key} in {folder}; `nuswide cache` lists them"
-        )
-    with _exclusive_lock(folder / key):
-        shutil.rmtree(folder / key)
+        path.mkdir(parents=True, exist_ok=True)
+        busy = f"another process is writing into {path}; waiting for it"
+        with exclusive_lock(path / _LOCK, busy=busy, wait=True):
+            yield
+    except OSError as error:
+        folder = path.parent
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"no space left for {content} in {folder}; free some, and start again"
+        else:
+            reason = f"cannot write {content} into {folder}: {error.strerror}; give cache=DIR"
+        raise click.ClickException(reason) from error

@@ -43,12 +43,13 @@ class Cache:
 
     images: (N, 3, S, S) uint8 on disk, read-only; zeros where a file was rejected. contents: (N,)
     uint64, a digest of each file's content, 0 where it was rejected. rejected: (row, reason) of
-    each file that cannot be decoded.
+    each file that cannot be decoded. folder: of the cache.
     """
 
     images: NDArray[np.uint8]
     contents: NDArray[np.uint64]
     rejected: tuple[tuple[int, str], ...]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,8 @@ class CacheBuilder:
         contents = np.array(stored.states[:, 1])
         shape = (len(self.manifest), 3, self.size_px, self.size_px)
         rejected = np.flatnonzero(contents == 0).tolist()
-        return Cache(
-            stored.images.reshape(shape), contents, tuple((i, self.reasons[i]) for i in rejected)
-        )
+        reasons = tuple((i, self.reasons[i]) for i in rejected)
+        return Cache(stored.images.reshape(shape), contents, reasons, self.folder)
 
     def _open(self, path: Path, mode: Literal["r", "r+"]) -> StoredImages | None:
         return StoredImages.open(path, len(self.manifest), self.image_bytes, mode)

@@ -35,6 +35,9 @@ class Dataset:
     images: (M, 3, S, S) uint8, on disk, M >= N. rows: (N,) the row of images of each sample.
     rejected: (name, reason) of each image that was left out.
     contents: (M,) uint64, a digest of each image file, if there are files.
+    folder: of the cache of the images, if they are in one.
+    features: (M, F, h, w) float32, on disk, the frozen backbone's map of each image where it was
+    computed once; what the head trains on in place of the images.
     """
 
     manifest: Manifest
@@ -42,6 +45,8 @@ class Dataset:
     rows: NDArray[np.int64]
     rejected: tuple[tuple[str, str], ...] = ()
     contents: NDArray[np.uint64] | None = None
+    folder: Path | None = None
+    features: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -64,9 +69,18 @@ class Dataset:
         rows = sorted(f"{n}\0{c:016x}" for n, c in zip(names, contents, strict=True))
         return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:16]
 
+    @property
+    def inputs(self) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """What the trained part of the network takes: (M, ...), feature maps or else images."""
+        return self.images if self.features is None else self.features
+
     def gather(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Read the images of some samples into memory; (len(indices), 3, S, S)."""
         return self.images[self.rows[indices]]
+
+    def gather_inputs(self, indices: NDArray[np.int64]) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """Read the inputs of some samples into memory."""
+        return self.inputs[self.rows[indices]]
 
     def hold_out(
         self,
@@ -137,4 +151,4 @@ def open_dataset(
     rows = np.setdiff1d(np.arange(len(manifest)), rejected)
     kept = replace(manifest.take(rows), rejected=manifest.rejected + len(rejected))
     reasons = tuple((manifest.names[row], why) for row, why in cache.rejected)
-    return Dataset(kept, cache.images, rows, reasons, cache.contents)
+    return Dataset(kept, cache.images, rows, reasons, cache.contents, cache.folder)

@@ -1,4 +1,4 @@
-"""Loaders, which bring uint8 images from the cache to the device.
+"""Loaders, which bring uint8 images, or their feature maps, from the cache to the device.
 
 Owns ResidentLoader, which holds a data set's images on the device, and BlockLoader, which reads
 batches ahead. Never augments.
@@ -23,10 +23,10 @@ _COPIED = 1024  # images copied to the device at once
 
 
 class Loader(Protocol):
-    """Yields the images of batches of a data set, on the device."""
+    """Yields the inputs of batches of a data set, on the device."""
 
     def batches(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
-        """Yield (len(indices), 3, S, S) uint8 for each batch of indices, in order."""
+        """Yield (len(indices), ...) for each batch of indices, in order; see Dataset.inputs."""
 
 
 def create_loader(data: Dataset, rows: Indices, device: torch.device, kind: str) -> Loader:
@@ -42,7 +42,7 @@ def _fits(data: Dataset, rows: Indices, device: torch.device) -> bool:
     if device.type != "cuda":
         return False  # mps shares the machine's memory, so that little is gained by copying all
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return len(rows) * int(np.prod(data.images.shape[1:])) <= _FREE_SHARE * free_bytes
+    return len(rows) * data.inputs[:1].nbytes <= _FREE_SHARE * free_bytes
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -65,20 +65,23 @@ class ResidentLoader:
             return
         self.position = torch.zeros(len(data), dtype=torch.int64, device=device)
         self.position[torch.from_numpy(rows)] = torch.arange(len(rows), device=device)
-        shape = (len(rows), *data.images.shape[1:])
-        self.images = torch.empty(shape, dtype=torch.uint8, device=device)
+        shape, example = (
+            (len(rows), *data.inputs.shape[1:]),
+            torch.from_numpy(data.gather_inputs(rows[:1])),
+        )
+        self.inputs = torch.empty(shape, dtype=example.dtype, device=device)
         for start in range(0, len(rows), _COPIED):
             block = rows[start : start + _COPIED]
-            copied = torch.from_numpy(data.gather(block)).to(device)
-            self.images[start : start + len(block)] = copied
+            copied = torch.from_numpy(data.gather_inputs(block)).to(device)
+            self.inputs[start : start + len(block)] = copied
 
     def batches(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
-        """Yield the images of each batch."""
+        """Yield the inputs of each batch."""
         for batch in batches:
             if self.device.type == "cpu":
-                yield torch.from_numpy(self.data.gather(batch))
+                yield torch.from_numpy(self.data.gather_inputs(batch))
             else:
-                yield self.images[self.position[to_device(batch, self.device)]]
+                yield self.inputs[self.position[to_device(batch, self.device)]]
 
 
 class BlockLoader:
@@ -88,7 +91,7 @@ class BlockLoader:
         self.data, self.device = data, device
 
     def batches(self, batches: Iterable[Indices]) -> Iterator[Tensor]:
-        """Yield the images of each batch."""
+        """Yield the inputs of each batch."""
         waiting: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(1) as reader:
             try:
@@ -103,4 +106,4 @@ class BlockLoader:
                     future.cancel()
 
     def _read(self, batch: Indices) -> Tensor:
-        return pin_memory(self.data.gather(batch), self.device)
+        return pin_memory(self.data.gather_inputs(batch), self.device)

@@ -54,6 +54,19 @@ class Normalization:
 IMAGENET = Normalization()
 
 
+# The fields that change an image in training, with the value by which they do not.
+_NEUTRAL = {
+    "start_size_px": 0, "hflip": 0, "rotate_deg": 0, "translate": 0, "scale_min": 1,
+    "scale_max": 1, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "erase": 0,
+    "mixup": 0, "cutmix": 0, "auto_augment": "none",
+}  # fmt: skip
+
+
+def fields_that_change_images(config: Config) -> list[str]:
+    """Return the names of the fields by which an image differs between epochs."""
+    return [name for name, neutral in _NEUTRAL.items() if getattr(config, name) != neutral]
+
+
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
     """One number per channel, (1, 3, 1, 1), filled on the device: a copy would synchronize."""
     filled = [torch.full((1, 1, 1, 1), value, device=device) for value in values]

@@ -38,7 +38,8 @@ from nuswide.reporting import plots
 from nuswide.tracking.run import Run, scratch_folder
 from nuswide.tracking.score_file import FILE, SavedScores
 
-Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# From inputs (N, ...), see Dataset.inputs, to scores (N, C).
+Score = Callable[[NDArray[Any]], NDArray[np.float32]]
 # Shown in one line, in tables of runs, and as tags of a registered version.
 SUMMARY = ("map", "micro/f1", "macro/f1", "samples/f1")
 CURVES = (*NINE, "map")
@@ -51,16 +52,19 @@ def torch_score(
 ) -> Score:
     """Return a function that scores uint8 images (N, 3, S, S) with a network, in eval mode.
 
-    dtype: of the arithmetic inside.
+    It also scores float feature maps (N, F, h, w), with the head alone. dtype: of the arithmetic
+    inside.
     """
     scorer = Scorer(model)
 
-    def score(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def score(inputs: NDArray[Any]) -> NDArray[np.float32]:
         was_training = {module: module.training for module in model.modules()}
         scorer.eval()
         autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         with torch.inference_mode(), autocast:
-            scores: NDArray[np.float32] = scorer(torch.from_numpy(images).to(device)).cpu().numpy()
+            batch = torch.from_numpy(inputs).to(device)
+            found = scorer(batch) if batch.dtype == torch.uint8 else scorer.of_features(batch)
+            scores: NDArray[np.float32] = found.cpu().numpy()
         for module, training in was_training.items():
             module.training = training
         return scores
@@ -77,7 +81,7 @@ def predict(score: Score, data: Dataset) -> NDArray[np.float32]:
     own = batches[distributed.rank() :: distributed.world_size()]
     quiet = None if distributed.is_main() else True
     progress = tqdm(own, "scoring", unit="batch", disable=quiet, leave=False)
-    scores = [score(data.gather(batch)) for batch in progress]
+    scores = [score(data.gather_inputs(batch)) for batch in progress]
     return np.concatenate(distributed.gather_batches(scores, len(batches)))
 
 

@@ -64,6 +64,11 @@ class Scorer(nn.Module):
         scores = torch.sigmoid(self.model(self.model.normalize(images)).float())
         return scores.unflatten(0, (2, -1)).mean(0) if self.test_flips else scores
 
+    def of_features(self, features: Tensor) -> Tensor:
+        """Return the scores (N, C) of the backbone's maps (N, F, h, w) of images."""
+        scores: Tensor = torch.sigmoid(self.model.head(features).float())
+        return scores
+
 
 def create_model(config: Config, *, n_labels: int, train: TrainLabels | None = None) -> TaggerNet:
     """Build the network that the config names, from its seed, and load its initial weights.

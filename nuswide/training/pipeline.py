@@ -40,6 +40,7 @@ from nuswide.tracking.run import NullRun, Run, scratch_folder, send_outbox, star
 from nuswide.tracking.store import open_store
 from nuswide.training import checkpoint, run_folder
 from nuswide.training.checkpoint import LAST, CheckpointWriter
+from nuswide.training.features import with_features
 from nuswide.training.loop import AfterEpoch, fit, global_batch_size, is_complete
 from nuswide.training.starting_point import (
     create_network,
@@ -116,7 +117,8 @@ def _open(config: Config) -> tuple[Config, Dataset, TaggerNet]:
             click.echo(f"{_preprocessing_text(config)} (auto: from {source})")
         data = open_data(config, manifest)
         _require_enough(config, data.manifest)  # now that rejected images are left out, too
-        return config, data, create_network(local, data.manifest)  # val is split off now
+        network = create_network(local, data.manifest)  # val is split off now
+        return config, with_features(local, network, data), network
 
 
 def _choice(

@@ -58,8 +58,10 @@ class Best:
 class State:
     """All that changes during training.
 
-    network: the model as a step calls it: wrapped for several processes, compiled or captured.
+    network: the model as a step calls it: wrapped for several processes, compiled or captured;
+    the head alone if it trains on feature maps.
     counts: of train's labels, for each epoch's criterion. dtype: of the network under autocast.
+    map_shape: (F, h, w) of the feature maps that a step takes in place of images, if it does.
     """
 
     model: TaggerNet
@@ -72,6 +74,7 @@ class State:
     device: torch.device
     dtype: torch.dtype
     steps_per_epoch: int
+    map_shape: tuple[int, ...] | None = None
     progress: Progress = field(default_factory=Progress)
     best: Best | None = None
     is_head_only: bool | None = None  # None before the first epoch
@@ -155,8 +158,9 @@ def create_state(
     *,
     steps_per_epoch: int,
     train: TrainLabels,
+    map_shape: tuple[int, ...] | None = None,
 ) -> State:
-    """Move a model to its device, and create all else that training needs."""
+    """Move a model to its device, and create all else that training needs; see State."""
     if config.sync_batchnorm:
         if device.type != "cuda":
             raise click.ClickException(
@@ -181,6 +185,7 @@ def create_state(
         device=device,
         dtype=dtype,
         steps_per_epoch=steps_per_epoch,
+        map_shape=map_shape,
     )
 
 
@@ -208,7 +213,8 @@ def prepare_epoch(config: Config, state: State) -> None:
     state.model.backbone.requires_grad_(not head_only)
     for layer in frozen:
         layer.requires_grad_(False)
-    state.network = distributed.wrap(state.model, state.device)
+    trained = state.model.head if state.map_shape else state.model
+    state.network = distributed.wrap(trained, state.device)
     if _wants_compiling(config, state):
         state.network = _compile(config, state)
     elif _can_capture(config, state):
@@ -292,8 +298,9 @@ def _capture(config: Config, state: State) -> nn.Module:
 
 
 def _example(config: Config, state: State, side: int) -> Tensor:
-    images = torch.zeros(config.batch_size, 3, side, side, device=state.device)
-    return images.contiguous(memory_format=torch.channels_last)
+    shape = state.map_shape or (3, side, side)
+    inputs = torch.zeros(config.batch_size, *shape, device=state.device)
+    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager
@@ -321,7 +328,8 @@ MicroBatch = tuple[Tensor, Tensor, Tensor | None, Tensor]
 def train_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]) -> Tensor:
     """Take one optimizer step; return its counts, see step_metrics.step_counts.
 
-    micro_batches: `accumulate` times uint8 images, targets and known on the device, and draws.
+    micro_batches: `accumulate` times uint8 images or feature maps, targets and known on the
+    device, and draws.
     Randomness inside the network follows from seed, step and process, so that resuming needs no
     state of it.
     """
@@ -351,11 +359,12 @@ def train_step(config: Config, state: State, micro_batches: Iterable[MicroBatch]
 
 
 def _forward(config: Config, state: State, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Augment, run the network, and return the loss with the batch's counts."""
-    images, targets, known, draws = micro_batch
-    images = transforms.resize(images, transforms.side_px(config, epoch=state.progress.epoch))
-    inputs = transforms.augment(images, draws, config, state.model.normalize)
-    inputs, targets, known = transforms.mix(inputs, targets, known, draws, config)
+    """Augment images, run the network, and return the loss with the batch's counts."""
+    inputs, targets, known, draws = micro_batch
+    if not state.map_shape:
+        images = transforms.resize(inputs, transforms.side_px(config, epoch=state.progress.epoch))
+        inputs = transforms.augment(images, draws, config, state.model.normalize)
+        inputs, targets, known = transforms.mix(inputs, targets, known, draws, config)
     with _autocast(state):
         logits = state.network(inputs.contiguous(memory_format=torch.channels_last))
     loss = state.criterion(logits.float(), targets, known)

@@ -1,0 +1,89 @@
+"""The list of caches, of images and of feature maps, and their removal.
+
+Owns what `nuswide cache` shows.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from nuswide.core.files import temporary_path
+from nuswide.data.cache import cache_folder
+from nuswide.data.cache_build import ABOUT, IMAGES, StoredImages, file_size
+from nuswide.data.feature_cache import FEATURES, StoredFeatures
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """A cache as `nuswide cache` lists it; str() of it is a line for the terminal."""
+
+    key: str
+    source: str
+    images: int
+    ready: int
+    content: str
+    size_bytes: int
+    last_used: float
+
+    def __str__(self) -> str:
+        state = "complete" if self.ready == self.images else f"{self.ready:,} ready"
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.last_used))
+        return (
+            f"{self.key}  {self.images:>8,} images, {self.content:>12s}  "
+            f"{self.size_bytes / 1e9:7.2f} GB  {state}, used {used}  {self.source}"
+        )
+
+
+def list_caches(folder: Path) -> list[CacheInfo]:
+    """Return the caches in a folder, the one used last first."""
+    found = [_describe(about) for about in folder.glob(f"*/{ABOUT}")]
+    return sorted(found, key=lambda info: -info.last_used)
+
+
+def _describe(about: Path) -> CacheInfo:
+    try:
+        content = json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    images, size_px = content.get("images", 0), content.get("size_px", 0)
+    shape = tuple(content.get("features", ()))
+    return CacheInfo(
+        key=about.parent.name,
+        source=content.get("source", f"{ABOUT} is damaged"),
+        images=images,
+        ready=_ready_maps(about, images, shape) if shape else _ready_images(about, images, size_px),
+        content="x".join(map(str, shape)) or f"{size_px} px",
+        size_bytes=sum(map(file_size, about.parent.iterdir())),
+        last_used=about.stat().st_mtime,
+    )
+
+
+def _ready_images(about: Path, n: int, size_px: int) -> int:
+    path = about.with_name(IMAGES)
+    files = (StoredImages.open(p, n, 3 * size_px**2, "r") for p in (path, temporary_path(path)))
+    stored = next(filter(None, files), None)
+    return 0 if stored is None else int(np.count_nonzero(stored.states[:, 0]))
+
+
+def _ready_maps(about: Path, n: int, shape: tuple[int, int, int]) -> int:
+    """Count the maps; once the file is complete, images that were rejected need none."""
+    path = about.with_name(FEATURES)
+    if StoredFeatures.open(path, n, shape, "r"):
+        return n
+    stored = StoredFeatures.open(temporary_path(path), n, shape, "r")
+    return 0 if stored is None else int(np.count_nonzero(stored.digests))
+
+
+def remove_cache(folder: Path, key: str) -> None:
+    """Remove a cache; raises click.ClickException if there is none of that name."""
+    if key not in {info.key for info in list_caches(folder)}:
+        raise click.ClickException(
+            f"there is no cache {key} in {folder}; `nuswide cache` lists them"
+        )
+    with cache_folder(folder / key, "caches"):
+        shutil.rmtree(folder / key)

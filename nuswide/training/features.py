@@ -1,0 +1,69 @@
+"""The frozen backbone's feature maps, computed once in place of in each epoch.
+
+Owns when that changes nothing but the time, and the name of the maps' cache.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nuswide.config import Config
+from nuswide.core import distributed
+from nuswide.data.dataset import Dataset
+from nuswide.data.feature_cache import Shape, open_features
+from nuswide.data.transforms import fields_that_change_images
+from nuswide.models.networks import TaggerNet
+from nuswide.models.weights import weights_digest
+from nuswide.training.step import choose_device
+
+
+def with_features(config: Config, model: TaggerNet, data: Dataset) -> Dataset:
+    """Return the data set with the feature maps on which the head can train, if it can.
+
+    It can if the backbone is frozen and always sees the same pixels of an image. config: resolved.
+    """
+    if config.freeze != "backbone" or not config.cache_features or data.folder is None:
+        return data
+    changing = fields_that_change_images(config)
+    if config.test_flips:
+        changing.append("test_flips")
+    if changing:
+        distributed.say(
+            f"the frozen backbone runs in every epoch, because images change by "
+            f"{', '.join(changing)}; experiments/probe.yaml turns all of that off"
+        )
+        return data
+    return open_features(data, _key(config, model), _shape(config, model), _Compute(config, model))
+
+
+def _key(config: Config, model: TaggerNet) -> str:
+    """Return what maps depend on besides the pixels; 16 hex digits."""
+    parts = (config.backbone, config.mean, config.std, weights_digest(model.backbone))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _shape(config: Config, model: TaggerNet) -> Shape:
+    compute = _Compute(config, model)
+    _, n_features, height, width = compute(
+        np.zeros((1, 3, config.image_size_px, config.image_size_px), np.uint8)
+    ).shape
+    return n_features, height, width
+
+
+class _Compute:
+    """Runs the backbone on uint8 images, in eval mode and in single precision."""
+
+    def __init__(self, config: Config, model: TaggerNet) -> None:
+        self.device = choose_device(config.device)
+        self.model = model.to(self.device)
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the maps (N, F, h, w) of images (N, 3, S, S)."""
+        self.model.eval()
+        with torch.inference_mode():
+            inputs = self.model.normalize(torch.from_numpy(images).to(self.device))
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            maps: NDArray[np.float32] = self.model.backbone(inputs).float().cpu().numpy()
+        return maps
