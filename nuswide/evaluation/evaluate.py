@@ -197,6 +197,8 @@ class Evaluation:
 
     def record_pictures(self, run: Run, data: Dataset, *, step: int) -> None:
         """Record a few images, always the same, with their true and predicted labels."""
+        if run.is_trial:
+            return
         samples = self.samples
         count = min(_SHOWN, len(samples))
         chosen = np.sort(np.random.default_rng(0).choice(len(samples), count, replace=False))

@@ -41,7 +41,9 @@ def record_baselines(run: Run, train: Manifest, test: Evaluation) -> Rows:
     columns = {k: [round(v[k], 4) for v in rows.values()] for k in SUMMARY}
     run.log_table({"on test": list(rows)} | columns, "test/baselines.json")
     bars = {name: {k: values[k] for k in SUMMARY} for name, values in rows.items()}
-    run.log_picture(plots.to_image(plots.metric_bars(bars, "on test")), "test/baselines.png")
+    if not run.is_trial:
+        plot = plots.metric_bars(bars, "on test")
+        run.log_picture(plots.to_image(plot), "test/baselines.png")
     return {f"{name}, test": values for name, values in rows.items() if name != _OWN}
 
 

@@ -70,9 +70,15 @@ class Run:
     """One active MLflow run; metrics that are not finite are not recorded."""
 
     def __init__(
-        self, active: mlflow.ActiveRun, outbox: Outbox, *, is_extended: bool = False
+        self,
+        active: mlflow.ActiveRun,
+        outbox: Outbox,
+        *,
+        is_extended: bool = False,
+        is_trial: bool = False,
     ) -> None:
         self.is_extended = is_extended  # it was finished before, and is resumed with more epochs
+        self.is_trial = is_trial  # of a sweep: nothing is drawn or exported
         self.id: str = active.info.run_id
         self.name: str = active.info.run_name
         self.experiment_id: str = active.info.experiment_id
@@ -206,7 +212,13 @@ class NullRun:
 
 @contextmanager
 def start_run(
-    job: str, name: str, *, run_id: str | None = None, outbox: Path | None = None, mark: int = 0
+    job: str,
+    name: str,
+    *,
+    run_id: str | None = None,
+    outbox: Path | None = None,
+    mark: int = 0,
+    is_trial: bool = False,
 ) -> Iterator[Run]:
     """Begin a run, or join the one that `mlflow run` has begun, and end it in any case.
 
@@ -214,7 +226,7 @@ def start_run(
     outbox is sent.
     name: replaces a name that MLflow generated, but not one that the user gave. run_id: an earlier
     run to resume. outbox: the folder of outboxes. mark: the end of what a checkpoint covers.
-    Raises TrackingUnavailable if the server does not answer at the end.
+    is_trial: see Run. Raises TrackingUnavailable if the server does not answer at the end.
     """
     open_store()
     is_extended = _is_finished(run_id) if run_id else False
@@ -222,7 +234,7 @@ def start_run(
     status = RunStatus.FAILED
     with scratch_folder() as scratch:
         own_outbox = _open_outbox(outbox or scratch, active.info.run_id, mark)
-        run = Run(active, own_outbox, is_extended=is_extended)
+        run = Run(active, own_outbox, is_extended=is_extended, is_trial=is_trial)
         try:
             _name(run, active, name)
             run.set_tags({JOB_TAG: job, **environment()})

@@ -19,7 +19,8 @@ from PIL import Image
 
 from nuswide.data import cache as cache_module
 from nuswide.data import cache_build
-from nuswide.data.cache import cache_key, list_caches, open_cache, remove_cache
+from nuswide.data.cache import cache_key, open_cache
+from nuswide.data.cache_list import list_caches, remove_cache
 from nuswide.data.manifest import Manifest
 from nuswide.tagger import Preprocessing, decode_image
 
@@ -285,7 +286,7 @@ def start_build(folder: Path, pause: float) -> subprocess.Popen[str]:
 
 def count_decoded(folder: Path) -> int:
     found = list_caches(folder / "cache") if (folder / "cache").exists() else []
-    return found[0].decoded if found else 0
+    return found[0].ready if found else 0
 
 
 def wait_until_decoded(folder: Path, process: subprocess.Popen[str], n: int) -> None:
@@ -326,10 +327,10 @@ def test_a_second_builder_says_that_it_waits_and_goes_on_when_it_may(tmp_path: P
     manifest = draw_manifest(tmp_path / "pictures", 3)
     place = tmp_path / "cache" / cache_key(manifest, Preprocessing(SIZE))
     place.mkdir(parents=True)
-    with cache_module._exclusive_lock(place):
+    with cache_module.cache_folder(place, "decoded images"):
         builder = start_build(tmp_path, pause=0)
         assert builder.stdout is not None
-        assert "another process is decoding into" in builder.stdout.readline()
+        assert "another process is writing into" in builder.stdout.readline()
         assert not list(place.glob("*images.u8*"))
     assert builder.wait() == 0 and count_decoded(tmp_path) == 3
 
@@ -368,7 +369,7 @@ def test_caches_are_listed_with_size_and_source(tmp_path: Path) -> None:
     open_in(tmp_path, manifest)
     (info,) = list_caches(tmp_path / "cache")
     assert info.key == cache_key(manifest, Preprocessing(SIZE))
-    assert (info.images, info.decoded, info.size_px) == (5, 5, SIZE)
+    assert (info.images, info.ready, info.content) == (5, 5, f"{SIZE} px")
     assert info.size_bytes >= 5 * 3 * SIZE**2 and info.source == str(manifest.root)
 
 
@@ -380,7 +381,7 @@ def test_a_cache_with_a_damaged_description_is_listed_removed_and_mended(tmp_pat
     (info,) = list_caches(tmp_path / "cache")
     assert "cache.json is damaged" in str(info)
     open_in(tmp_path, manifest)
-    assert list_caches(tmp_path / "cache")[0].decoded == 2
+    assert list_caches(tmp_path / "cache")[0].ready == 2
     about.write_text("")
     remove_cache(tmp_path / "cache", info.key)
     assert not list_caches(tmp_path / "cache")
@@ -391,7 +392,7 @@ def test_a_cache_is_removed_by_its_key_alone(tmp_path: Path) -> None:
     open_in(tmp_path, manifest)
     open_cache(manifest, Preprocessing(64), folder=tmp_path / "cache")
     remove_cache(tmp_path / "cache", cache_key(manifest, Preprocessing(SIZE)))
-    assert [info.size_px for info in list_caches(tmp_path / "cache")] == [64]
+    assert [info.content for info in list_caches(tmp_path / "cache")] == ["64 px"]
 
 
 @pytest.mark.parametrize("key", ["..", "../pictures", "", "/"])

@@ -37,6 +37,8 @@ CONFIG = Config(
 class Recorder:
     """Takes what a Run takes, and keeps it."""
 
+    is_trial = False
+
     def __init__(self) -> None:
         self.metrics: list[tuple[str, float, int]] = []
         self.images: list[tuple[str, int]] = []

@@ -236,7 +236,7 @@ class Worker:
         try:
             with redirect_stdout(io.StringIO()):
                 train_and_register(
-                    config, name="trial", run_id=run,
+                    config, name="trial", run_id=run, is_trial=True,
                     after_epoch=lambda *so_far: _report(trial, config, *so_far),
                 )  # fmt: skip
             state = "complete"
