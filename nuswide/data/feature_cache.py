@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nuswide.core.files import atomic_write, reserve_bytes, temporary_path
+from nuswide.core.wording import counted
 from nuswide.data.cache import cache_folder
 from nuswide.data.cache_build import ABOUT, file_size
 from nuswide.data.dataset import Dataset
@@ -119,7 +120,7 @@ def _make_room(path: Path, n: int, shape: Shape) -> None:
     total, free = bytes_of(n, shape), shutil.disk_usage(path.parent).free
     if total > free:
         raise click.ClickException(
-            f"the feature maps of {n} images take {total / 1e9:.1f} GB, but only "
+            f"the feature maps of {counted(n, 'image')} take {total / 1e9:.1f} GB, but only "
             f"{free / 1e9:.1f} GB are free in {path.parent.parent}; free some (`nuswide cache` "
             "lists caches), give cache=DIR on a larger disk, or cache_features=false to compute "
             "them in each epoch"
