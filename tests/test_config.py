@@ -317,7 +317,7 @@ ROLES = {
         "val_fraction", "folds", "fold", "test_fraction", "split_seed", "select_on",
     },
     "seed": {"seed"},
-    "hardware": {"device", "compile", "cuda_graph", "feed", "grad_checkpointing"},
+    "hardware": {"device", "compile", "cache_features", "cuda_graph", "feed", "grad_checkpointing"},
     "data": {"data", "cache", "skip_rejected"},
     "record": {"resume", "checkpoints", "checkpoint_minutes", "upload_minutes", "registered_model"},
 }  # fmt: skip

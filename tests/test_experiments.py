@@ -37,6 +37,16 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "article": {"val_fraction": 0.0, "weights": "imagenet", "seed": 2020, "thresholds": "fixed",
                 "select_on": "test", "test_freq": 200},
     "article_val": {"weights": "imagenet", "thresholds": "fixed"},
+    "probe": {
+        **{k: v for k, v in STRONG.items() if k not in ("ema_epochs", "rotate_deg", "translate")},
+        "freeze": "backbone", "hflip": 0.0, "rotate_deg": 0.0, "translate": 0.0,
+        "scale_min": 1.0, "scale_max": 1.0, "epochs": 20,
+    },
+    "foundation": STRONG | {
+        "backbone": "timm/vit_small_patch14_dinov2.lvd142m", "image_size_px": 224, "epochs": 10,
+        "lr": 5e-4, "warmup_epochs": 1.0, "schedule": "cosine", "layer_decay": 0.7,
+        "drop_path": 0.1, "clip_norm": 1.0,
+    },
     **{name: STRONG | own for name, own in ON_STRONG.items()},
 }  # fmt: skip
 

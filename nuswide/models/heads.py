@@ -193,6 +193,9 @@ def _gcn(n_features: int, n_labels: int, config: Config, train: TrainLabels | No
     return GcnHead(n_features, train, vectors=config.gcn_vectors, threshold=config.gcn_threshold)
 
 
+# Those that are made from train's labels, and so only once val is split off.
+MADE_FROM_TRAIN = frozenset({"gcn"})
+
 HEADS: dict[str, Callable[[int, int, Config, TrainLabels | None], nn.Module]] = {
     "linear": lambda f, c, config, train: LinearHead(f, c, config.dropout),
     "max_pool": lambda f, c, config, train: MaxPoolHead(f, c, config.dropout),

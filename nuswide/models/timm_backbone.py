@@ -107,6 +107,10 @@ class TimmBackbone(nn.Module):
                 state[prefix + new] = state.pop(prefix + old)
 
 
+# By name and image size: the way to the map, and the parameters on which it does not depend.
+_INSPECTED: dict[tuple[str, int], tuple[str, frozenset[str]]] = {}
+
+
 def create_timm(config: Config) -> TimmBackbone:
     """Build timm/NAME, with timm's own weights for weights=imagenet.
 
@@ -120,9 +124,11 @@ def create_timm(config: Config) -> TimmBackbone:
             f"weights={IMAGENET}, and choose among timm's weights by a tag: {TIMM}NAME.TAG"
         )
     network = remove_classifier(build_timm(name, config)).eval()
-    way = _find_way(network, config)
-    unused = _unused(network, way, config.image_size_px)
-    return TimmBackbone(network.train(), way, unused)
+    key = (name, config.image_size_px)
+    if key not in _INSPECTED:  # which takes longer than building
+        way = _find_way(network, config)
+        _INSPECTED[key] = way, _unused(network, way, config.image_size_px)
+    return TimmBackbone(network.train(), *_INSPECTED[key])
 
 
 @torch.no_grad()

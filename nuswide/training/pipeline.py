@@ -20,6 +20,7 @@ from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_mani
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.data.splits import splits_csv
 from nuswide.deployment import export
+from nuswide.models.heads import MADE_FROM_TRAIN
 from nuswide.models.networks import TaggerNet
 from nuswide.models.preprocessing import (
     as_recorded,
@@ -118,7 +119,8 @@ def _open(config: Config) -> tuple[Config, Dataset, TaggerNet]:
             click.echo(f"{preprocessing_text(config)} (auto: from {source})")
         data = open_data(config, manifest)
         _require_enough(config, data.manifest)  # now that rejected images are left out, too
-        network = create_network(local, data.manifest)  # val is split off now
+        if config.head in MADE_FROM_TRAIN:
+            network = create_network(local, data.manifest)
         return config, with_features(local, network, data), network
 
 
