@@ -108,7 +108,7 @@ def build_timm(name: str, config: Config) -> Any:
                 f"backbone={config.backbone} takes image_size_px={native_size_px(name)} alone, not "
                 f"{config.image_size_px}; give this, or another backbone"
             ) from error
-        if "unexpected keyword argument 'drop_path_rate'" in str(error):
+        if "unexpected keyword" in str(error) and "drop_path_rate" in str(error):
             raise click.UsageError(no_drop_path(config)) from error
         way_out = "; fetch the weights elsewhere and use weights=FILE" if is_pretrained else ""
         raise click.ClickException(

@@ -100,7 +100,9 @@ def test_blocks_are_skipped_in_training_alone_and_never_of_a_frozen_backbone() -
             assert torch.equal(model.backbone(images), model.backbone(images))
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "timm/vgg11"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "mobilenet_v3_small", "timm/vgg11", "timm/hrnet_w18_small"]
+)
 def test_a_network_without_stochastic_depth_is_refused(backbone: str) -> None:
     message = error_of(backbone=backbone, drop_path=0.1)
     assert (
