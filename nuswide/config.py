@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 import click
 
 from nuswide.experiment_file import build_on, read_yaml
-from nuswide.values import check_goal, check_range, convert, read_channels
+from nuswide.values import check_goal, check_range, check_start_size, convert, read_channels
 
 T = TypeVar("T")
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
@@ -304,7 +304,7 @@ class Config:
             raise ValueError(f"drop_path={self.drop_path} must be -1 or at least 0")
         check_goal(self.threshold_goal)
         _check_uses_of_val(self)
-        _check_start_size(self.start_size_px, self.image_size_px)
+        check_start_size(self.start_size_px, self.image_size_px)
         for name in ("mean", "std"):
             if (value := getattr(self, name)) != "auto":
                 read_channels(name, value)
@@ -334,14 +334,6 @@ def _check_uses_of_val(config: Config) -> None:
         raise ValueError(
             f"patience_epochs={config.patience_epochs} waits for a better mAP on val, but "
             f"select_on={config.select_on}; give select_on=val, or patience_epochs=0"
-        )
-
-
-def _check_start_size(start_px: int, full_px: int) -> None:
-    if start_px % 32 or start_px > full_px > 0:  # 0: not known yet
-        raise ValueError(
-            f"start_size_px={start_px} is no multiple of 32 up to image_size_px={full_px}; give "
-            f"e.g. {max(32, full_px // 64 * 32)}, or 0 to use image_size_px throughout"
         )
 
 

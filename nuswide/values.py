@@ -93,3 +93,12 @@ def check_goal(goal: str) -> None:
             f"threshold_goal={goal!r} is neither an F-beta nor a precision; give e.g. f1, f2, f0.5 "
             "or precision:0.9"
         )
+
+
+def check_start_size(start_px: int, full_px: int) -> None:
+    """Check that images can grow from start_size_px to image_size_px, which may be 0 so far."""
+    if start_px % 32 or start_px > full_px > 0:
+        raise ValueError(
+            f"start_size_px={start_px} is no multiple of 32 up to image_size_px={full_px}; give "
+            f"e.g. {max(32, full_px // 64 * 32)}, or 0 to use image_size_px throughout"
+        )
