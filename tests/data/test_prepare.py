@@ -83,6 +83,7 @@ def test_hashnets_lists_pass_their_protocol(tmp_path: Path) -> None:
 
 
 @needs_real("nuswide")
+@pytest.mark.slow
 def test_the_articles_subset_is_taken_from_the_whole(tmp_path: Path) -> None:
     for name in ("train.json.gz", "test.json.gz"):
         (tmp_path / name).symlink_to(NUSWIDE / name)

@@ -287,6 +287,7 @@ def test_versions_are_compared_by_the_runs_that_made_or_evaluated_them(
         find_entrants("models:/tagger/7", pool_seeds=True)
 
 
+@pytest.mark.slow
 def test_the_command_records_page_tables_and_drawings(
     ids: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -362,6 +363,7 @@ def test_a_name_that_is_cut_keeps_its_number_of_seeds(whole: Comparison) -> None
     assert any(re.search(r"… +3  ", line) for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_what_costs_the_same_everywhere_is_not_drawn(whole: Comparison) -> None:
     assert not [name for name in plots.draw_all(whole) if name.startswith("cost/")]
     assert "train/images_per_s" in report.to_html(whole, plots.draw_all(whole))

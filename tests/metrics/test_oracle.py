@@ -156,14 +156,25 @@ def oracle(problem: Problem) -> dict[str, float]:
         }
 
 
-@settings(max_examples=200, deadline=None)
-@given(problems())
-def test_all_metrics_equal_the_oracles(problem: Problem) -> None:
+def assert_all_metrics_equal_the_oracles(problem: Problem) -> None:
     targets, scores, thresholds, known, train = problem
     metrics = all_metrics(targets, scores, thresholds, known, train_positives=train)
     expected = oracle(problem)
     assert set(metrics) == set(expected)
     assert metrics == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(problems())
+def test_all_metrics_equal_the_oracles(problem: Problem) -> None:
+    assert_all_metrics_equal_the_oracles(problem)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(problems())
+def test_all_metrics_equal_the_oracles_on_many_problems(problem: Problem) -> None:
+    assert_all_metrics_equal_the_oracles(problem)
 
 
 @pytest.mark.parametrize("seed", range(3))

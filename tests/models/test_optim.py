@@ -93,6 +93,7 @@ def test_without_scales_the_groups_are_those_of_version_0_2_0() -> None:
     assert all(one is two for one, two in zip(matrices["params"], expected, strict=True))
 
 
+@pytest.mark.slow
 def test_the_average_follows_its_definition_and_its_memory_fits_the_epochs() -> None:
     config = Config(backbone="resnet18")
     model = create_model(config, n_labels=2)

@@ -330,6 +330,7 @@ def test_every_picture_says_what_is_seen(whole: tuple[Report, str]) -> None:
     assert all(len(alt) > 20 for alt in alts)
 
 
+@pytest.mark.slow
 def test_the_pieces_are_there_as_pictures_and_columns(whole: tuple[Report, str]) -> None:
     report, _ = whole
     assert set(report.images) == {
