@@ -425,7 +425,7 @@ def test_a_missing_model_is_one_clear_error(
     settings = (registered.bundle / "tagger.json").read_bytes()
     (tmp_path / "damaged" / "tagger.json").write_bytes(settings)
     address = str(tmp_path / model) if model == "damaged" else model
-    done = registered.workspace.nuswide(
+    done = registered.workspace.in_process(
         "tag", address, str(photos), "--out", str(tmp_path / "out"), check=False
     )
     assert done.returncode == 1

@@ -98,7 +98,7 @@ def test_too_great_a_loss_on_val_registers_nothing(
 def test_data_that_the_model_was_not_trained_on_is_refused(
     quantized: tuple[str, str], trained: Trained, tmp_path: Path
 ) -> None:
-    refused = trained.workspace.nuswide(
+    refused = trained.workspace.in_process(
         "quantize", "--model", SOURCE, "--data", "sample", "--cache", str(tmp_path), check=False
     )
     assert refused.returncode == 1

@@ -165,14 +165,14 @@ def test_scores_of_another_program_are_judged_by_the_same_rules(
     lines += [",".join([name, *map(repr, scores)]) for name, scores in pairs]
     (tmp_path / "theirs.csv").write_text("\n".join(lines))
     evaluate = ("evaluate", "--data", str(trained.data), "--scores", str(tmp_path / "theirs.csv"))
-    again = mlflow.get_run(run_id_of(trained.workspace.nuswide(*evaluate)))
+    again = mlflow.get_run(run_id_of(trained.workspace.in_process(*evaluate)))
     assert again.data.metrics["test/map"] == pytest.approx(run.data.metrics["test/map"])
     table = mlflow.artifacts.load_dict(f"runs:/{trained.run_id}/test/figures.json")
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
     for name in NINE:
         at_half = rows[name]["at threshold 0.5"]
         assert again.data.metrics[f"test/{name}"] == pytest.approx(at_half, abs=1e-4), name
-    refused = trained.workspace.nuswide(*evaluate, "--thresholds", "label", check=False)
+    refused = trained.workspace.in_process(*evaluate, "--thresholds", "label", check=False)
     assert refused.returncode == 1 and "has no val split" in refused.stderr
 
 
@@ -204,7 +204,7 @@ def test_the_served_network_scores_as_the_trained_one(trained: Trained) -> None:
 def test_compare_puts_two_runs_side_by_side(trained: Trained) -> None:
     changed = TINY | {"lr": "1e-5", "seed": "5", "data": str(trained.data)}
     options = [x for k, v in changed.items() for x in (f"--{k}", v)]
-    other = run_id_of(trained.workspace.nuswide("train", *options))
+    other = run_id_of(trained.workspace.in_process("train", *options))
     digests = {mlflow.get_run(i).data.tags["data.val_digest"] for i in (trained.run_id, other)}
     assert len(digests) == 1  # another seed, but the same val images
     done = trained.workspace.mlflow_run("compare", runs=f"{trained.run_id},{other}")
@@ -215,7 +215,7 @@ def test_compare_puts_two_runs_side_by_side(trained: Trained) -> None:
     table = {line.split(",")[0]: line.split(",")[1:] for line in lines}
     assert {"1e-3", "1e-05"} <= set(table["lr"])
     assert "epochs" not in table and all(0 <= float(cell) <= 1 for cell in table["test/map"])
-    by_name = trained.workspace.nuswide("compare", "--runs", "Default").stdout
+    by_name = trained.workspace.in_process("compare", "--runs", "Default").stdout
     assert "macro/f1" in by_name and "always the same few" in by_name
 
 
@@ -356,7 +356,7 @@ def test_weights_that_the_run_has_no_more_are_refused(trained: Trained) -> None:
     try:
         options = [x for k, v in TINY.items() for x in (f"--{k}", v)]
         data = ("--data", str(trained.data), "--weights", "models:/nuswide-tagger/1")
-        refused = trained.workspace.nuswide("train", *options, *data, check=False)
+        refused = trained.workspace.in_process("train", *options, *data, check=False)
     finally:
         client.set_model_version_tag("nuswide-tagger", "1", WEIGHTS_TAG, digest)
     assert refused.returncode == 1 and "was trained further" in refused.stderr

@@ -51,7 +51,7 @@ def test_other_data_are_told_and_so_are_the_figures_that_differ(
     before = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(before)
-    done = trained.workspace.nuswide("reproduce", trained.run_id, "--data", str(folder))
+    done = trained.workspace.in_process("reproduce", trained.run_id, "--data", str(folder))
     assert "DIFFERS      data digest" in done.stdout
     assert "metrics differ" in done.stdout
     assert "not as recorded: data digest, image files." in done.stdout
@@ -59,7 +59,7 @@ def test_other_data_are_told_and_so_are_the_figures_that_differ(
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "nothing"])
 def test_a_run_that_is_not_there_is_told_in_one_line(trained: Trained, run_id: str) -> None:
-    done = trained.workspace.nuswide("reproduce", run_id, check=False)
+    done = trained.workspace.in_process("reproduce", run_id, check=False)
     assert done.returncode == 1 and f"no run {run_id}" in done.stderr
     assert "Traceback" not in done.stderr
 
