@@ -203,7 +203,7 @@ def test_the_best_trials_file_trains_to_the_same_figure(tracked: Swept) -> None:
     path.write_text(tracked.best_yaml)
     config = load_config(path, {})
     assert (config.lr, config.epochs, config.registered_model) == (1e-3, 4, "nuswide-tagger")
-    again = tracked.workspace.nuswide(
+    again = tracked.workspace.in_process(
         "train", "--experiment", str(path), "--registered_model", "none"
     )
     best = tracked.child_of["complete"].data.metrics["val/map"]
@@ -213,7 +213,7 @@ def test_the_best_trials_file_trains_to_the_same_figure(tracked: Swept) -> None:
 def test_another_search_of_the_same_name_is_refused(swept: Swept) -> None:
     other = {"lr": [*SEARCH["lr"], 1.0]}
     write(swept.workspace, swept.data, {"epochs": 4}, **PLAN, search=other)
-    refused = swept.workspace.nuswide("sweep", "tiny.yaml", check=False)
+    refused = swept.workspace.in_process("sweep", "tiny.yaml", check=False)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "search lr was 0.001, 0.1, 1e+30, 0.003, is 0.001, 0.1" in refused.stderr
 
