@@ -6,6 +6,8 @@
 Trains each recipe of experiments/ that has a place in the study, with each seed, into the MLflow
 experiment `study`, or that of another --name, such as `study_images`: from scratch, with resnet18
 at 64 px and in few epochs, which two cores can do in an hour, unless FIELD=VALUE says otherwise.
+`study_probe` trains heads on the feature maps of EfficientNet-Lite0 at 128 px, whose ImageNet
+weights it fetches as pretrained.py does.
 What differs from the files is in the params. What is there already is not trained again, so that
 the study can be interrupted, and be done by several processes with different --seeds.
 
@@ -20,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+from pretrained import NAME, fetch
 
 from nuswide.config import load_config
 from nuswide.evaluation.compare import compare_runs
@@ -36,10 +39,12 @@ OWN = {
     "article_val": {"epochs": "10"},
     "growing_sizes": {"start_size_px": "32"},  # half of the size, as in its file
 }
+LITE0 = Path("data/efficientnet_lite0.safetensors")
 PLACES = {
     "study": ("article_val.yaml", "strong.yaml", "losses/*.yaml", "heads/*.yaml",
               "combination.yaml"),
     "study_images": ("strong.yaml", "images/*.yaml"),
+    "study_probe": ("probe.yaml", "probe/*.yaml"),
 }  # fmt: skip
 
 
@@ -48,6 +53,16 @@ def recipes(study: str) -> dict[str, Path]:
     places = PLACES.get(study, PLACES["study"])
     found = (path for place in places for path in sorted(EXPERIMENTS.glob(place)))
     return {path.stem: path for path in found}
+
+
+def shared_fields(study: str) -> dict[str, str]:
+    """The fields of all recipes of a study."""
+    if study != "study_probe":
+        return SMALL
+    if not LITE0.exists():
+        LITE0.parent.mkdir(parents=True, exist_ok=True)
+        fetch(LITE0)
+    return {"backbone": f"timm/{NAME}", "weights": str(LITE0), "image_size_px": "128"}
 
 
 def left_to_do(study: str, names: list[str], seeds: list[str]) -> Iterator[tuple[str, str]]:
@@ -69,11 +84,13 @@ def train(
 ) -> None:
     """Train what is not in the record yet."""
     mlflow.set_experiment(study)
+    shared = shared_fields(study)
     for name, seed in left_to_do(study, names, seeds):
-        fields = {**SMALL, **OWN.get(name, {}), **changes}
+        fields = {**shared, **OWN.get(name, {}), **changes}
         fields |= {"data": str(data), "seed": seed, "registered_model": "none"}
         config = load_config(recipes(study)[name], fields)
-        train_and_register(config, name=f"{name} seed={seed}", tags={"study.recipe": name})
+        tags = {"study.recipe": name}
+        train_and_register(config, name=f"{name} seed={seed}", tags=tags, is_trial=True)
 
 
 def update_docs(study: str) -> None:

@@ -31,17 +31,26 @@ ON_STRONG: dict[str, dict[str, Any]] = {
     **{f"images/{name}": {"auto_augment": name} for name in ("randaugment", "trivialaugment")},
     "images/growing_sizes": {"start_size_px": 128}, "images/test_flips": {"test_flips": True},
 }  # fmt: skip
+PROBE: dict[str, Any] = {
+    "weights": "imagenet", "freeze": "backbone", "optimizer": "adamw", "lr": 3e-3,
+    "weight_decay": 0.05, "schedule": "one_cycle", "thresholds": "label", "epochs": 20,
+    "hflip": 0.0, "rotate_deg": 0.0, "translate": 0.0, "scale_min": 1.0, "scale_max": 1.0,
+}  # fmt: skip
+ON_PROBE: dict[str, dict[str, Any]] = {
+    **{name: {"loss": name} for name in ("asl", "two_way", "zlpr")},
+    **{name: {"head": name} for name in ("csra", "max_pool")},
+    "imagenet_preprocessing": {
+        "mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225", "interpolation": "bilinear",
+    },
+}  # fmt: skip
 DIFFERENCES: dict[str, dict[str, Any]] = {
     "sample": {"image_size_px": 64, "epochs": 10, "batch_size": 8, "rotate_deg": 5.0,
                "translate": 0.05, "scale_min": 0.9, "scale_max": 1.1},
     "article": {"val_fraction": 0.0, "weights": "imagenet", "seed": 2020, "thresholds": "fixed",
                 "select_on": "test", "test_freq": 200},
     "article_val": {"weights": "imagenet", "thresholds": "fixed"},
-    "probe": {
-        **{k: v for k, v in STRONG.items() if k not in ("ema_epochs", "rotate_deg", "translate")},
-        "freeze": "backbone", "hflip": 0.0, "rotate_deg": 0.0, "translate": 0.0,
-        "scale_min": 1.0, "scale_max": 1.0, "epochs": 20,
-    },
+    "probe": PROBE,
+    **{f"probe/{name}": PROBE | own for name, own in ON_PROBE.items()},
     "foundation": STRONG | {
         "backbone": "timm/vit_small_patch14_dinov2.lvd142m", "image_size_px": 224, "epochs": 10,
         "lr": 5e-4, "warmup_epochs": 1.0, "schedule": "cosine", "layer_decay": 0.7,
