@@ -38,6 +38,7 @@ OWN = {
     # The article's recipe gets more passes, so that no other is better by more steps.
     "article_val": {"epochs": "10"},
     "growing_sizes": {"start_size_px": "32"},  # half of the size, as in its file
+    "native_size": {"image_size_px": "0"},
 }
 LITE0 = Path("data/efficientnet_lite0.safetensors")
 PLACES = {

@@ -39,6 +39,8 @@ PROBE: dict[str, Any] = {
 ON_PROBE: dict[str, dict[str, Any]] = {
     **{name: {"loss": name} for name in ("asl", "two_way", "zlpr")},
     **{name: {"head": name} for name in ("csra", "max_pool")},
+    "combination": {"loss": "two_way", "head": "csra"},
+    "native_size": {"loss": "two_way", "head": "csra", "image_size_px": 0},
     "imagenet_preprocessing": {
         "mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225", "interpolation": "bilinear",
     },
