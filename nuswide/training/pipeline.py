@@ -16,6 +16,7 @@ import yaml
 
 from nuswide.config import Config, known_fields
 from nuswide.core import distributed
+from nuswide.core.wording import counted
 from nuswide.data.dataset import Dataset, load_manifest, open_dataset, read_manifest
 from nuswide.data.manifest import SPLITS, Manifest
 from nuswide.data.splits import splits_csv
@@ -195,7 +196,7 @@ def _require_enough(config: Config, manifest: Manifest) -> None:
         said = " and ".join(f"{n} are held out as {split}" for split, n in to_carve.items())
         carved = f" once {said}" if said else ""
         raise click.ClickException(
-            f"train has {left} images{carved}, fewer than the {size} of a step; lower "
+            f"train has {counted(left, 'image')}{carved}, fewer than the {size} of a step; lower "
             f"batch_size={config.batch_size}"
         )
     if not sizes["test"] + to_test:
@@ -212,7 +213,9 @@ def _record_splits(run: Run, manifest: Manifest) -> None:
             run.log_dataset(samples, split)
             labels = samples.targets.sum(dtype=np.int64) / len(samples)
             nothing = "" if labels else ": mAP is undefined and chooses nothing"
-            click.echo(f"{split:5s}  {len(samples)} images, {labels:.2f} labels each{nothing}")
+            click.echo(
+                f"{split:5s}  {counted(len(samples), 'image')}, {labels:.2f} labels each{nothing}"
+            )
 
 
 def _record_data(run: Run, data: Dataset) -> None:
