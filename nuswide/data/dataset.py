@@ -70,6 +70,11 @@ class Dataset:
         return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:16]
 
     @property
+    def map_shape(self) -> tuple[int, ...] | None:
+        """(F, h, w) of the feature maps, if there are any."""
+        return None if self.features is None else self.features.shape[1:]
+
+    @property
     def inputs(self) -> NDArray[np.uint8] | NDArray[np.float32]:
         """What the trained part of the network takes: (M, ...), feature maps or else images."""
         return self.images if self.features is None else self.features

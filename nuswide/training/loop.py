@@ -73,10 +73,9 @@ def fit(
     """
     device = choose_device(config.device)
     steps_per_epoch = len(data.manifest.indices("train")) // global_batch_size(config)
-    train = TrainLabels.of(data.manifest)
     state = create_state(
-        config, model, device, steps_per_epoch=steps_per_epoch, train=train,
-        map_shape=None if data.features is None else data.features.shape[1:],
+        config, model, device, steps_per_epoch=steps_per_epoch,
+        train=TrainLabels.of(data.manifest), map_shape=data.map_shape,
     )  # fmt: skip
     if resumed:
         state.load_state_dict(resumed)
