@@ -34,7 +34,7 @@ class CacheInfo:
         state = "complete" if self.ready == self.images else f"{self.ready:,} ready"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.last_used))
         return (
-            f"{self.key}  {self.images:>8,} images, {self.content:>12s}  "
+            f"{self.key}  {self.images:>8,} images, {self.content:>7s}  "
             f"{self.size_bytes / 1e9:7.2f} GB  {state}, used {used}  {self.source}"
         )
 
