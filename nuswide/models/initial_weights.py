@@ -17,7 +17,7 @@ from nuswide.config import Config
 from nuswide.models.backbones import imagenet_weights
 from nuswide.models.nearest import find_backbone
 from nuswide.models.timm_backbone import TimmBackbone
-from nuswide.models.timm_networks import IMAGENET, IMAGENET_V2, TIMM
+from nuswide.models.timm_networks import IMAGENET, IMAGENET_V2, TIMM, native_size_px
 from nuswide.models.weights import StateDict, choose_network, read_weights
 
 _UNUSED = "num_batches_tracked"  # which torch before 0.4.1 did not save
@@ -93,6 +93,8 @@ def _way_out(state: StateDict, config: Config) -> str:
 
     path = Path(config.weights)
     if name := find_backbone(config.backbone, re.split("[.-]", path.name)[0], fits):
+        if name == config.backbone.partition(".")[0]:  # which was tried at its own size
+            return f"they fit it at image_size_px={native_size_px(name.removeprefix(TIMM))}"
         return f"they fit backbone={name}"
     return "give the backbone they were trained with, or rename their tensors"
 

@@ -30,7 +30,8 @@ _AVERAGE = re.compile(r"(^|[._])ema([._]|$)")  # in what they call its moving av
 # timm and torchvision save their options as one, which is attributes and no more.
 _HARMLESS: list[Any] = [argparse.Namespace]
 _MOST_NAMED = 3
-_CHECKPOINT = {"progress", "best", "ema", "model"}  # of a checkpoint of ours
+# Of a checkpoint of ours.
+_CHECKPOINT = {"config", "digest", "world_size", "progress", "best", "ema", "model"}
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _unwrap(content: Any, path: Path) -> StateDict:
     if _is_state_dict(content):
         return dict(content)
     items = content.items() if isinstance(content, dict) else ()
-    inside = {str(name): value for name, value in items if value and _is_state_dict(value)}
+    inside = {str(name): value for name, value in items if _is_state_dict(value) and value}
     wrappers = [name for name in _WRAPPERS if name in inside][:1]
     names = [*wrappers, *filter(_AVERAGE.search, inside)] if wrappers else list(inside)
     if not names:

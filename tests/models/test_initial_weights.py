@@ -116,6 +116,22 @@ def test_options_beside_the_weights_cannot_execute_anything(
     assert not victim.exists()
 
 
+def test_tensors_beside_the_weights_are_left_alone(tmp_path: Path, state: StateDict) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": state, "class_weights": torch.ones(3)}, path)
+    assert_backbone_is(build(weights=str(path)), state)
+    torch.save({**state, "epoch": 3}, path)
+    assert f"weights={path} holds no state dict of tensors" in error_of(weights=str(path))
+
+
+def test_a_checkpoint_with_entries_named_like_ours_is_no_checkpoint_of_ours(
+    tmp_path: Path, state: StateDict
+) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"progress": 1, "best": 0.8, "ema": state, "model": state}, path)
+    assert_backbone_is(build(weights=str(path)), state)
+
+
 def test_what_a_file_holds_besides_tensors_is_named(tmp_path: Path, state: StateDict) -> None:
     torch.save({"state_dict": state, "best": Path("a")}, tmp_path / "w.pth")
     assert "(it holds more than tensors: pathlib." in error_of(weights=str(tmp_path / "w.pth"))
@@ -152,6 +168,13 @@ def test_the_backbone_of_another_name_is_found_by_that_of_the_asked_one(tmp_path
     FORMS["timm's .pth.tar"](timm.create_model("test_vit3").state_dict(), path)
     message = error_of(backbone="timm/test_vit2", weights=str(path))
     assert message.endswith("; they fit backbone=timm/test_vit3")
+
+
+@pytest.mark.slow
+def test_weights_that_fit_at_another_size_are_refused_with_that_size(tmp_path: Path) -> None:
+    torch.save(timm.create_model("mixer_s32_224").state_dict(), path := tmp_path / "w.pth")
+    message = error_of(backbone="timm/mixer_s32_224", weights=str(path))
+    assert message.endswith("; they fit it at image_size_px=224")
 
 
 def test_weights_that_fit_nothing_known_are_refused_with_the_names_of_both(
