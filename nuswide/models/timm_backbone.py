@@ -47,6 +47,9 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map."""
+        if self.is_checkpointed:  # in evaluation and export there is nothing to compute again
+            network: Any = self.network
+            network.set_grad_checkpointing(self.training)
         return _WAYS[self.way](self.network, images)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -63,13 +66,6 @@ class TimmBackbone(nn.Module):
         network: Any = self.network
         network.set_grad_checkpointing(self.training)
         self.is_checkpointed = True
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; there is nothing to compute again in evaluation and export."""
-        if self.is_checkpointed:
-            network: Any = self.network
-            network.set_grad_checkpointing(mode)
-        return super().train(mode)
 
     def layer_indices(self) -> dict[str, int]:
         """Return the layer of each parameter by timm's own grouping, counted from the images."""

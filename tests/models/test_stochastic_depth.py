@@ -180,6 +180,14 @@ def bytes_kept(model: nn.Module) -> int:
     return sum(sizes.values())
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/test_vit"])
+def test_activations_are_not_kept_after_an_evaluation_within_an_epoch(backbone: str) -> None:
+    model = prepare(config_of(backbone=backbone, grad_checkpointing=True)).model
+    before = bytes_kept(model)
+    torch_score(model, torch.device("cpu"))(np.zeros((1, 3, 64, 64), np.uint8))
+    assert bytes_kept(model) == before
+
+
 @pytest.mark.parametrize("fields", [{"freeze": "norms"}, {"freeze": "backbone"}, {"accumulate": 2}])
 def test_it_goes_with_other_options(fields: dict[str, Any]) -> None:
     found = []
