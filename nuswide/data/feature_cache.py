@@ -93,6 +93,7 @@ def _complete(
         stored = StoredFeatures.open(path, len(data.contents), shape, "r+")
         assert stored is not None
     todo = np.flatnonzero(_missing(stored, data.contents))
+    stored.digests[todo] = 0  # until their maps are on disk, even if an image is as it was before
     if before is not None:
         kept = todo[~_missing(before, data.contents)[todo]]
         for start in range(0, len(kept), _BATCH):

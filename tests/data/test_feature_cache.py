@@ -109,6 +109,33 @@ def test_a_killed_build_continues(
     assert "complete" in str(list_caches(tmp_path / "cache")[0])
 
 
+def test_a_map_that_was_not_saved_does_not_count_once_its_image_is_as_before(
+    data, compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "_BATCH", 2)
+    monkeypatch.setattr(feature_cache, "_SAVE_S", 0.0)
+
+    def killed_at(stop: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+        calls = iter(range(stop))
+
+        def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return compute(images)
+
+        return run
+
+    with pytest.raises(KeyboardInterrupt):
+        open_features(data, "k", SHAPE, killed_at(1))  # rows 0 and 1 are saved
+    draw(tmp_path, 1, 200)
+    monkeypatch.setattr(feature_cache, "_save", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):  # after row 1 has the map of its new image
+        open_features(open_images(tmp_path), "k", SHAPE, killed_at(1))
+    monkeypatch.undo()
+    draw(tmp_path, 1, 10)
+    assert grays(open_features(open_images(tmp_path), "k", SHAPE, compute)) == [0, 10, 20, 30, 40]
+
+
 def test_a_disk_that_is_too_small_is_named_before_anything_is_computed(
     data, compute, computed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
