@@ -16,14 +16,20 @@ from nuswide.data.feature_cache import Shape, open_features
 from nuswide.data.transforms import fields_that_change_images
 from nuswide.models.networks import TaggerNet
 from nuswide.models.weights import weights_digest
+from nuswide.training.checkpoint import State
 from nuswide.training.step import choose_device
 
 
-def with_features(config: Config, model: TaggerNet, data: Dataset) -> Dataset:
+def with_features(
+    config: Config, model: TaggerNet, data: Dataset, resumed: State | None = None
+) -> Dataset:
     """Return the data set with the feature maps on which the head can train, if it can.
 
     It can if the backbone is frozen and always sees the same pixels of an image. config: resolved.
+    resumed: the checkpoint whose weights the model takes.
     """
+    if resumed:  # a file of initial weights may have changed since
+        model.load_state_dict(resumed["model"])
     if config.freeze != "backbone" or not config.cache_features or data.folder is None:
         return data
     changing = fields_that_change_images(config)

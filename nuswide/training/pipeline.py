@@ -83,12 +83,13 @@ def train_and_register(
         config, data, model = _open(with_numbered_weights(config))
         require_same_images(data, same_images or {})
         found = _choose(config, data, run_id)
+        resumed = found[1] if found else None
+        data = with_features(config, model, data, resumed)
         is_managed = run_id is not None
         with _begin(config, data, name, found, is_managed=is_managed, is_trial=is_trial) as (
             run,
             folder,
         ):
-            resumed = found[1] if found else None
             run.set_tags({**(tags or {}), **({} if resumed else digests(data, model))})
             run.log_params({"model.parameters": sum(p.numel() for p in model.parameters())})
             with CheckpointWriter(folder / LAST) as writer:
@@ -122,7 +123,7 @@ def _open(config: Config) -> tuple[Config, Dataset, TaggerNet]:
         _require_enough(config, data.manifest)  # now that rejected images are left out, too
         if config.head in MADE_FROM_TRAIN:
             network = create_network(local, data.manifest)
-        return config, with_features(local, network, data), network
+        return config, data, network
 
 
 def _choose(config: Config, data: Dataset, run_id: str | None) -> Found | None:

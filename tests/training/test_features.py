@@ -88,6 +88,15 @@ def test_training_on_maps_goes_on_from_any_step_bit_for_bit(
         assert whole.metrics[: saved["mark"]] + rest.metrics == whole.metrics
 
 
+def test_a_resumed_run_has_the_maps_of_its_own_backbone(tiny_data: Path, tmp_path: Path) -> None:
+    config = configure(tiny_data, tmp_path / "cache")
+    data, own = open_both(config)
+    changed = create_model(replace(config, seed=1), n_labels=len(data.manifest.labels))
+    plain = replace(data, features=None)
+    maps = with_features(config, changed, plain, {"model": own.state_dict()}).features
+    assert np.array_equal(maps, data.features)
+
+
 def test_maps_belong_to_weights_and_preprocessing(tiny_data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for changes in ({}, {"seed": 1}, {"mean": "0.5,0.5,0.5"}, {"fit": "crop"}, {"head": "csra"}):
