@@ -46,7 +46,8 @@ def with_features(
 
 def _key(config: Config, model: TaggerNet) -> str:
     """Return what maps depend on besides the pixels; 16 hex digits."""
-    parts = (config.backbone, config.mean, config.std, weights_digest(model.backbone))
+    device = choose_device(config.device).type  # a GPU rounds differently
+    parts = (config.backbone, config.mean, config.std, weights_digest(model.backbone), device)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
