@@ -103,6 +103,7 @@ def test_what_another_programs_file_of_weights_states_is_not_ours(
 def test_a_checkpoint_of_ours_has_the_preprocessing_of_its_run(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     state = {"progress": {}, "best": None, "ema": None, "model": {}}
+    state |= {"digest": "d", "world_size": 1}
     torch.save({**state, "config": {"mean": "0.3,0.3,0.3", "image_size_px": 96}}, path)
     config = resolve(backbone=LITE, weights=str(path), image_size_px=0)
     assert (config.mean, config.std, config.image_size_px) == ("0.3,0.3,0.3", IMAGENET_STD, 96)
