@@ -88,6 +88,7 @@ def test_a_table_of_scores_may_have_any_name(tmp_path: Path) -> None:
         ("a,b\n".encode("utf-16"), "is not a UTF-8 text file"),
         (gzip.compress(b"a,b\n")[:-4], "cannot read"),
     ],
+    ids=["short_row", "open_quote", "utf16", "cut_gzip"],  # gzip holds the time
 )
 def test_a_damaged_table_is_one_line_that_names_it(
     tmp_path: Path, content: bytes, reason: str
