@@ -14,25 +14,23 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nuswide.core.files import atomic_write, reserve_bytes, sync_data, temporary_path
+from nuswide.core.files import atomic_write, sync_data, temporary_path
 from nuswide.core.machine import available_cores
+from nuswide.core.wording import counted
 from nuswide.data.manifest import Manifest
+from nuswide.data.row_file import RowFile, Rows
 from nuswide.tagger import Preprocessing, decode_image
 
 IMAGES, REJECTED, ABOUT = "images.u8", "rejected.csv", "cache.json"
-_STATE_BYTES = 16  # of an image: two uint64
 _BLOCK = 32  # images that a thread decodes at a time
 _SAVE_S = 0.5  # between saves: the work that a killed build repeats
 
@@ -52,24 +50,9 @@ class Cache:
     folder: Path
 
 
-@dataclass(frozen=True)
-class StoredImages:
-    """The file of a cache of N images of B bytes.
-
-    images: (N, B) uint8. states: (N, 2) uint64, the fingerprint of each image's file and the digest
-    of its content.
-    """
-
-    images: "np.memmap[Any, np.dtype[np.uint8]]"
-    states: "np.memmap[Any, np.dtype[np.uint64]]"
-
-    @classmethod
-    def open(cls, path: Path, n: int, image_bytes: int, mode: Literal["r", "r+"]) -> Self | None:
-        """Map a file into memory; None if there is none of this size."""
-        if n == 0 or file_size(path) != n * (image_bytes + _STATE_BYTES):
-            return None
-        images = np.memmap(path, np.uint8, mode, shape=(n, image_bytes))
-        return cls(images, np.memmap(path, np.uint64, mode, n * image_bytes, (n, 2)))
+def layout_of_images(n: int, size_px: int) -> RowFile:
+    """Return the layout of the file of n images, whose pixels are one row each."""
+    return RowFile((n, 3 * size_px**2), np.uint8, n_states=2)
 
 
 class CacheBuilder:
@@ -81,6 +64,8 @@ class CacheBuilder:
         self.size_px = preprocessing.size_px
         self.folder = folder
         self.image_bytes = 3 * self.size_px**2
+        # The states are the fingerprint of an image's file, and the digest of its content.
+        self.file = layout_of_images(len(manifest), self.size_px)
         self.fingerprints = _fingerprints(manifest)
         self.reasons = self._read_reasons()
 
@@ -88,22 +73,19 @@ class CacheBuilder:
         """Decode what is missing, and open the result."""
         self._write_about()
         path = self.folder / IMAGES
-        self.before = self._open(path, "r")
+        self.before = self.file.open(path, "r")
         if self.before is None or not self._is_decoded(self.before).all():
             self._complete(temporary_path(path))
             temporary_path(path).replace(path)
-        stored = self._open(path, "r")
+        stored = self.file.open(path, "r")
         assert stored is not None
         contents = np.array(stored.states[:, 1])
         shape = (len(self.manifest), 3, self.size_px, self.size_px)
         rejected = np.flatnonzero(contents == 0).tolist()
         reasons = tuple((i, self.reasons[i]) for i in rejected)
-        return Cache(stored.images.reshape(shape), contents, reasons, self.folder)
+        return Cache(stored.values.reshape(shape), contents, reasons, self.folder)
 
-    def _open(self, path: Path, mode: Literal["r", "r+"]) -> StoredImages | None:
-        return StoredImages.open(path, len(self.manifest), self.image_bytes, mode)
-
-    def _is_decoded(self, stored: StoredImages) -> NDArray[np.bool_]:
+    def _is_decoded(self, stored: Rows) -> NDArray[np.bool_]:
         """Return which images are decoded, or rejected for a known reason; (N,)."""
         is_explained = np.zeros(len(self.manifest), bool)
         is_explained[list(self.reasons)] = True
@@ -112,10 +94,9 @@ class CacheBuilder:
 
     def _complete(self, path: Path) -> None:
         """Complete a file that nobody reads yet."""
-        if (stored := self._open(path, "r+")) is None:
-            self._make_room(path)
-            stored = self._open(path, "r+")
-            assert stored is not None
+        images = counted(len(self.manifest), "decoded image")
+        what = f"{images} of {self.size_px} px"
+        stored = self.file.open_new(path, what=what, way_out="a smaller image_size_px")
         self.is_kept = np.zeros(len(self.manifest), bool)  # has its pixels in the file before
         if self.before is not None:
             self.is_kept = self._is_decoded(self.before)
@@ -133,22 +114,7 @@ class CacheBuilder:
         with atomic_write(self.folder / ABOUT) as file:
             json.dump(about, file)
 
-    def _make_room(self, path: Path) -> None:
-        """Reserve disk space for all pixels, so that decoding cannot run out of it."""
-        total = len(self.manifest) * (self.image_bytes + _STATE_BYTES)
-        path.unlink(missing_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if total > free:
-            raise click.ClickException(
-                f"{len(self.manifest)} decoded images of {self.size_px} px take "
-                f"{total / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
-                f"{self.folder.parent}; free some (`nuswide cache` lists caches), give cache=DIR "
-                "on a larger disk, or a smaller image_size_px"
-            )
-        with path.open("wb") as file:
-            reserve_bytes(file, total)
-
-    def _decode(self, todo: NDArray[np.int64], path: Path, stored: StoredImages) -> None:
+    def _decode(self, todo: NDArray[np.int64], path: Path, stored: Rows) -> None:
         blocks = np.array_split(todo, range(_BLOCK, len(todo), _BLOCK))
         with (
             path.open("r+b", buffering=0) as file,
@@ -177,7 +143,7 @@ class CacheBuilder:
         found: dict[int, int | str] = {}
         for row in rows.tolist():
             if self.before is not None and self.is_kept[row]:
-                image = self.before.images[row]
+                image = self.before.values[row]
                 found[row] = int(self.before.states[row, 1]) or self.reasons[row]
             else:
                 path = self.manifest.root / self.manifest.names[row]
@@ -189,7 +155,7 @@ class CacheBuilder:
             os.pwrite(file, image.data, row * self.image_bytes)
         return found
 
-    def _save(self, file: int, stored: StoredImages, found: dict[int, int | str]) -> None:
+    def _save(self, file: int, stored: Rows, found: dict[int, int | str]) -> None:
         """Write the pixels to disk, then mark their rows as decoded."""
         sync_data(file)
         for row, content in found.items():
@@ -249,11 +215,3 @@ def _fingerprints(manifest: Manifest) -> NDArray[np.uint64]:
 def _number(content: bytes) -> int:
     """Return a digest of 64 bits that is never 0."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) or 1
-
-
-def file_size(path: Path) -> int:
-    """Return the bytes of a file, 0 if it is gone."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

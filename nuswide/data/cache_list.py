@@ -14,8 +14,9 @@ import numpy as np
 
 from nuswide.core.files import temporary_path
 from nuswide.data.cache import cache_folder
-from nuswide.data.cache_build import ABOUT, IMAGES, StoredImages, file_size
-from nuswide.data.feature_cache import FEATURES, StoredFeatures
+from nuswide.data.cache_build import ABOUT, IMAGES, layout_of_images
+from nuswide.data.feature_cache import FEATURES, layout_of_maps
+from nuswide.data.row_file import RowFile, file_size
 
 
 @dataclass(frozen=True)
@@ -51,32 +52,27 @@ def _describe(about: Path) -> CacheInfo:
     except (OSError, ValueError):
         content = {}
     images, size_px = content.get("images", 0), content.get("size_px", 0)
-    shape = tuple(content.get("features", ()))
+    if shape := tuple(content.get("features", ())):
+        path, file = about.with_name(FEATURES), layout_of_maps(images, shape)
+    else:
+        path, file = about.with_name(IMAGES), layout_of_images(images, size_px)
     return CacheInfo(
         key=about.parent.name,
         source=content.get("source", f"{ABOUT} is damaged"),
         images=images,
-        ready=_ready_maps(about, images, shape) if shape else _ready_images(about, images, size_px),
+        ready=_count_ready(file, path),
         content="x".join(map(str, shape)) or f"{size_px} px",
         size_bytes=sum(map(file_size, about.parent.iterdir())),
         last_used=about.stat().st_mtime,
     )
 
 
-def _ready_images(about: Path, n: int, size_px: int) -> int:
-    path = about.with_name(IMAGES)
-    files = (StoredImages.open(p, n, 3 * size_px**2, "r") for p in (path, temporary_path(path)))
-    stored = next(filter(None, files), None)
+def _count_ready(file: RowFile, path: Path) -> int:
+    """Count the rows that are on disk: all of a complete file, whose rejected images need none."""
+    if file.open(path, "r"):
+        return file.shape[0]
+    stored = file.open(temporary_path(path), "r")
     return 0 if stored is None else int(np.count_nonzero(stored.states[:, 0]))
-
-
-def _ready_maps(about: Path, n: int, shape: tuple[int, int, int]) -> int:
-    """Count the maps; once the file is complete, images that were rejected need none."""
-    path = about.with_name(FEATURES)
-    if StoredFeatures.open(path, n, shape, "r"):
-        return n
-    stored = StoredFeatures.open(temporary_path(path), n, shape, "r")
-    return 0 if stored is None else int(np.count_nonzero(stored.digests))
 
 
 def remove_cache(folder: Path, key: str) -> None:

@@ -9,23 +9,21 @@ in use; maps of images that have changed are computed again. A killed build cont
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nuswide.core.files import atomic_write, reserve_bytes, temporary_path
+from nuswide.core.files import atomic_write, temporary_path
 from nuswide.core.wording import counted
 from nuswide.data.cache import cache_folder
-from nuswide.data.cache_build import ABOUT, file_size
+from nuswide.data.cache_build import ABOUT
 from nuswide.data.dataset import Dataset
+from nuswide.data.row_file import RowFile, Rows
 
 FEATURES = "features.f32"
 _BATCH = 64  # images of which maps are computed at once
@@ -36,25 +34,9 @@ Shape = tuple[int, int, int]
 Compute = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
-class StoredFeatures:
-    """The file of M feature maps: maps (M, F, h, w), and digests (M,) of their images."""
-
-    maps: "np.memmap[Any, np.dtype[np.float32]]"
-    digests: "np.memmap[Any, np.dtype[np.uint64]]"
-
-    @classmethod
-    def open(cls, path: Path, n: int, shape: Shape, mode: Literal["r", "r+"]) -> Self | None:
-        """Map a file into memory; None if there is none of this size."""
-        if n == 0 or file_size(path) != bytes_of(n, shape):
-            return None
-        maps = np.memmap(path, np.float32, mode, shape=(n, *shape))
-        return cls(maps, np.memmap(path, np.uint64, mode, maps.nbytes, (n,)))
-
-
-def bytes_of(n: int, shape: Shape) -> int:
-    """Return the bytes of the file of n maps."""
-    return n * (4 * int(np.prod(shape)) + 8)
+def layout_of_maps(n: int, shape: Shape) -> RowFile:
+    """Return the layout of the file of n maps, with the digests of their images."""
+    return RowFile((n, *shape), np.float32, n_states=1)
 
 
 def open_features(data: Dataset, key: str, shape: Shape, compute: Compute) -> Dataset:
@@ -67,38 +49,38 @@ def open_features(data: Dataset, key: str, shape: Shape, compute: Compute) -> Da
     folder = data.folder.with_name(f"{data.folder.name}-features-{key}")
     with cache_folder(folder, "feature maps"):
         about = {"source": str(data.manifest.root), "images": len(data.contents), "features": shape}
-        with atomic_write(folder / ABOUT) as file:
-            json.dump(about, file)
-        stored = StoredFeatures.open(folder / FEATURES, len(data.contents), shape, "r")
+        with atomic_write(folder / ABOUT) as described:
+            json.dump(about, described)
+        file = layout_of_maps(len(data.contents), shape)
+        stored = file.open(folder / FEATURES, "r")
         if stored is None or _missing(stored, data.contents).any():
-            _complete(folder, data, stored, shape, compute)
-            stored = StoredFeatures.open(folder / FEATURES, len(data.contents), shape, "r")
+            _complete(file, folder, data, stored, compute)
+            stored = file.open(folder / FEATURES, "r")
     assert stored is not None
-    return replace(data, features=stored.maps)
+    return replace(data, features=stored.values)
 
 
-def _missing(stored: StoredFeatures, contents: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def _missing(stored: Rows, contents: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Return of which images a map is missing; those that were rejected have none. (M,)."""
-    return np.asarray((stored.digests != contents) & (contents != 0))
+    return np.asarray((stored.states[:, 0] != contents) & (contents != 0))
 
 
 def _complete(
-    folder: Path, data: Dataset, before: StoredFeatures | None, shape: Shape, compute: Compute
+    file: RowFile, folder: Path, data: Dataset, before: Rows | None, compute: Compute
 ) -> None:
     """Build the file under another name, from the one before where images are the same."""
     path = temporary_path(folder / FEATURES)
     assert data.contents is not None
-    if (stored := StoredFeatures.open(path, len(data.contents), shape, "r+")) is None:
-        _make_room(path, len(data.contents), shape)
-        stored = StoredFeatures.open(path, len(data.contents), shape, "r+")
-        assert stored is not None
+    what = f"the feature maps of {counted(len(data.contents), 'image')}"
+    way_out = "cache_features=false to compute them in each epoch"
+    stored = file.open_new(path, what=what, way_out=way_out)
     todo = np.flatnonzero(_missing(stored, data.contents))
-    stored.digests[todo] = 0  # until their maps are on disk, even if an image is as it was before
+    stored.states[todo] = 0  # until their maps are on disk, even if an image is as it was before
     if before is not None:
         kept = todo[~_missing(before, data.contents)[todo]]
         for start in range(0, len(kept), _BATCH):
             rows = kept[start : start + _BATCH]
-            stored.maps[rows] = before.maps[rows]
+            stored.values[rows] = before.values[rows]
         todo = np.setdiff1d(todo, kept)
         _save(stored, kept, data.contents)
     waiting: list[NDArray[np.int64]] = []
@@ -106,7 +88,7 @@ def _complete(
     with tqdm(total=len(todo), desc="features", unit="image", disable=None, leave=False) as bar:
         for start in range(0, len(todo), _BATCH):
             rows = todo[start : start + _BATCH]
-            stored.maps[rows] = compute(data.images[rows])
+            stored.values[rows] = compute(data.images[rows])
             waiting.append(rows)
             bar.update(len(rows))
             if time.monotonic() - saved_at > _SAVE_S or start + _BATCH >= len(todo):
@@ -115,23 +97,8 @@ def _complete(
     path.replace(folder / FEATURES)
 
 
-def _make_room(path: Path, n: int, shape: Shape) -> None:
-    """Reserve disk space for all maps, so that computing cannot run out of it."""
-    path.unlink(missing_ok=True)
-    total, free = bytes_of(n, shape), shutil.disk_usage(path.parent).free
-    if total > free:
-        raise click.ClickException(
-            f"the feature maps of {counted(n, 'image')} take {total / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB are free in {path.parent.parent}; free some (`nuswide cache` "
-            "lists caches), give cache=DIR on a larger disk, or cache_features=false to compute "
-            "them in each epoch"
-        )
-    with path.open("wb") as file:
-        reserve_bytes(file, total)
-
-
-def _save(stored: StoredFeatures, rows: NDArray[np.int64], contents: NDArray[np.uint64]) -> None:
+def _save(stored: Rows, rows: NDArray[np.int64], contents: NDArray[np.uint64]) -> None:
     """Write maps to disk, then mark their rows as computed."""
-    stored.maps.flush()
-    stored.digests[rows] = contents[rows]
-    stored.digests.flush()
+    stored.values.flush()
+    stored.states[rows, 0] = contents[rows]
+    stored.states.flush()

@@ -1,5 +1,6 @@
 """The cache of feature maps, computed by a stand-in for a network."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_computed(
     data, compute, computed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 7})
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(click.ClickException) as caught:
         open_features(data, "k", SHAPE, compute)
     assert "cache_features=false" in caught.value.message and not computed
