@@ -13,7 +13,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,16 +21,13 @@ from nuswide.config import Config, load_config
 from nuswide.data.dataset import Dataset, load_manifest
 from nuswide.evaluation.evaluate import predict, torch_score
 from nuswide.models.preprocessing import resolve_preprocessing
+from nuswide.tracking.run import NullRun
 from nuswide.training.checkpoint import LAST, CheckpointWriter
 from nuswide.training.features import with_features
 from nuswide.training.loop import fit
 from nuswide.training.starting_point import create_network, open_data
 
 PROBE = Path(__file__).resolve().parent.parent / "experiments" / "probe.yaml"
-NOTHING = SimpleNamespace(
-    is_trial=True, log_metrics=lambda *args, **options: None, mark=lambda: 0,
-    commit=lambda *args: None,
-)  # fmt: skip
 
 
 def train(config: Config, data: Dataset, folder: Path) -> tuple[float, np.ndarray, np.ndarray]:
@@ -40,7 +36,7 @@ def train(config: Config, data: Dataset, folder: Path) -> tuple[float, np.ndarra
     start = time.perf_counter()
     with_maps = with_features(config, model, data)
     with CheckpointWriter(folder / LAST) as writer:
-        best, state = fit(config, model, with_maps, NOTHING, writer)
+        best, state = fit(config, model, with_maps, NullRun(), writer)
     seconds = time.perf_counter() - start
     model.load_state_dict(best.weights)
     score, test = torch_score(model, state.device), with_maps.of("test")

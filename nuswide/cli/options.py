@@ -53,12 +53,9 @@ def config_options(*left_out: str) -> Callable[[Command], Command]:
     """Return a decorator that adds an option for each config field, under the field's own name."""
 
     def add_options(command: Command) -> Command:
-        for f in reversed(fields(Config)):
+        for f in reversed([f for f in fields(Config) if f.name not in left_out]):
             text = f"{f.metadata['help']}  [{f.default}]"
-            if f.name not in left_out:
-                command = click.option(f"--{f.name}", default=None, metavar="VALUE", help=text)(
-                    command
-                )
+            command = click.option(f"--{f.name}", default=None, metavar="VALUE", help=text)(command)
         return command
 
     return add_options

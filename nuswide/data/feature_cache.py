@@ -29,7 +29,7 @@ FEATURES = "features.f32"
 _BATCH = 64  # images of which maps are computed at once
 _SAVE_S = 5.0  # between saves: the work that a killed build repeats
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (F, h, w)
 # From uint8 images (N, 3, S, S) to feature maps (N, F, h, w).
 Compute = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 

@@ -65,11 +65,8 @@ class ResidentLoader:
             return
         self.position = torch.zeros(len(data), dtype=torch.int64, device=device)
         self.position[torch.from_numpy(rows)] = torch.arange(len(rows), device=device)
-        shape, example = (
-            (len(rows), *data.inputs.shape[1:]),
-            torch.from_numpy(data.gather_inputs(rows[:1])),
-        )
-        self.inputs = torch.empty(shape, dtype=example.dtype, device=device)
+        example = torch.from_numpy(data.gather_inputs(rows[:1]))
+        self.inputs = example.new_empty((len(rows), *example.shape[1:]), device=device)
         for start in range(0, len(rows), _COPIED):
             block = rows[start : start + _COPIED]
             copied = torch.from_numpy(data.gather_inputs(block)).to(device)

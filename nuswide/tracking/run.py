@@ -78,7 +78,7 @@ class Run:
         is_trial: bool = False,
     ) -> None:
         self.is_extended = is_extended  # it was finished before, and is resumed with more epochs
-        self.is_trial = is_trial  # of a sweep: nothing is drawn or exported
+        self.is_trial = is_trial  # as of a sweep: nothing is drawn or exported
         self.id: str = active.info.run_id
         self.name: str = active.info.run_name
         self.experiment_id: str = active.info.experiment_id

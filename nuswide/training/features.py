@@ -4,6 +4,7 @@ Owns when that changes nothing but the time, and the name of the maps' cache.
 """
 
 import hashlib
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from nuswide.config import Config
 from nuswide.core import distributed
 from nuswide.data.dataset import Dataset
-from nuswide.data.feature_cache import Shape, open_features
+from nuswide.data.feature_cache import open_features
 from nuswide.data.transforms import fields_that_change_images
 from nuswide.models.networks import TaggerNet
+from nuswide.models.timm_networks import TIMM
 from nuswide.models.weights import weights_digest
 from nuswide.training.checkpoint import State
 from nuswide.training.step import choose_device
@@ -41,36 +43,27 @@ def with_features(
             f"{', '.join(changing)}; experiments/probe.yaml turns all of that off"
         )
         return data
-    return open_features(data, _key(config, model), _shape(config, model), _Compute(config, model))
+    device = choose_device(config.device)
+    model.to(device).eval()
 
-
-def _key(config: Config, model: TaggerNet) -> str:
-    """Return what maps depend on besides the pixels; 16 hex digits."""
-    device = choose_device(config.device).type  # a GPU rounds differently
-    parts = (config.backbone, config.mean, config.std, weights_digest(model.backbone), device)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _shape(config: Config, model: TaggerNet) -> Shape:
-    compute = _Compute(config, model)
-    _, n_features, height, width = compute(
-        np.zeros((1, 3, config.image_size_px, config.image_size_px), np.uint8)
-    ).shape
-    return n_features, height, width
-
-
-class _Compute:
-    """Runs the backbone on uint8 images, in eval mode and in single precision."""
-
-    def __init__(self, config: Config, model: TaggerNet) -> None:
-        self.device = choose_device(config.device)
-        self.model = model.to(self.device)
-
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the maps (N, F, h, w) of images (N, 3, S, S)."""
-        self.model.eval()
+    def compute(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            inputs = self.model.normalize(torch.from_numpy(images).to(self.device))
+            inputs = model.normalize(torch.from_numpy(images).to(device))
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-            maps: NDArray[np.float32] = self.model.backbone(inputs).float().cpu().numpy()
+            maps: NDArray[np.float32] = model.backbone(inputs).float().cpu().numpy()
         return maps
+
+    _, *shape = compute(np.zeros_like(data.images[:1])).shape
+    return open_features(data, _key(config, model, device), tuple(shape), compute)
+
+
+def _key(config: Config, model: TaggerNet, device: torch.device) -> str:
+    """Return what maps depend on besides the pixels; 16 hex digits.
+
+    Versions of the libraries and kinds of devices may round differently.
+    """
+    parts = [config.backbone, config.mean, config.std, weights_digest(model.backbone)]
+    parts += [device.type, torch.__version__]
+    if config.backbone.startswith(TIMM):
+        parts.append(version("timm"))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -23,10 +23,7 @@ from nuswide.data.splits import splits_csv
 from nuswide.deployment import export
 from nuswide.models.heads import MADE_FROM_TRAIN
 from nuswide.models.networks import TaggerNet
-from nuswide.models.preprocessing import (
-    as_recorded,
-    resolve_preprocessing,
-)
+from nuswide.models.preprocessing import as_recorded, resolve_preprocessing
 from nuswide.reporting import audit
 from nuswide.tagger import Preprocessing
 from nuswide.tracking import reader, registry
@@ -74,7 +71,7 @@ def train_and_register(
     With several processes, all train, and the main one records. tags: further ones of the run.
     run_id: of a run created for this training, used unless one is resumed. same_images: tags of a
     run on the same images. after_epoch: ends the run as KILLED by raising EndedEarly. is_trial:
-    of a sweep, which leaves no picture, page or served model. Returns the run's ID, None except in
+    as of a sweep, leaves no picture, page or served model. Returns the run's ID, None except in
     the main process.
     """
     start = time.perf_counter()

@@ -1,3 +1,5 @@
+import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from torchvision.transforms import functional as tvf
 from torchvision.transforms import transforms as tvt
 
 from nuswide.config import Config
+from nuswide.data import auto_augment, transforms
 from nuswide.data.transforms import (
     IMAGENET,
     affine,
@@ -320,3 +323,14 @@ def test_what_is_drawn_fits_the_size_of_its_epoch() -> None:
         mixed, soft, _ = mix(small, targets, None, torch.from_numpy(draws), cfg)
         own = (mixed == small).all(dim=1).float().mean(dim=(1, 2))
         torch.testing.assert_close(soft.diagonal(), own, rtol=0, atol=0.01)
+
+
+def test_each_field_that_transforms_read_counts_as_changing_images_or_is_known_not_to() -> None:
+    modules = (transforms, auto_augment)
+    read = {n for m in modules for n in re.findall(r"config\.(\w+)", inspect.getsource(m))}
+    harmless = {"seed", "epochs", "image_size_px", "growing_share"}
+    of_randaugment = {"randaugment_number", "randaugment_magnitude"}  # which auto_augment turns on
+    assert read - harmless - of_randaugment == set(transforms._NEUTRAL)
+    assert transforms.fields_that_change_images(Config()) == [
+        "hflip", "rotate_deg", "translate", "scale_min", "scale_max"
+    ]  # fmt: skip
